@@ -1,0 +1,1 @@
+"""The parts of :mod:`vmemu.config`, which is the one to import from."""

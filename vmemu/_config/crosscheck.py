@@ -1,0 +1,111 @@
+"""Checks across the mappings of a scenario, each of which may be right by itself.
+
+They work on plain data and pass over what can't be read, because the models report that: so one
+wrong field does not hide what is wrong elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from vmemu import units
+from vmemu._config import wording, yamlfile
+from vmemu._config.types import Region, parse_region
+
+Found = tuple[yamlfile.Path, str, str]
+"""Where something is wrong, what it is, and what would do."""
+
+
+def across(data: dict[str, Any]) -> list[Found]:
+    """What is wrong between the blocks, and between them and the map, of a scenario's ``data``."""
+    blocks = data.get("blocks")
+    named: dict[str, int | None] = {}
+    found: list[Found] = []
+    paths: set[str] = set()
+    for index, block in enumerate(blocks if isinstance(blocks, list) else []):
+        if not isinstance(block, dict):
+            continue
+        name, path = block.get("name"), block.get("path")
+        if isinstance(name, str) and name in named:
+            found.append(
+                (
+                    ("blocks", index, "name"),
+                    f"another block is named '{units.printable(name)}' too",
+                    "give each block a name of its own",
+                )
+            )
+        elif isinstance(name, str):
+            named[name] = _size_or_none(block.get("size"))
+        if isinstance(path, str):
+            if os.path.normpath(path) in paths:
+                found.append(
+                    (
+                        ("blocks", index, "path"),
+                        "another block is in this file too",
+                        "give each block a file of its own",
+                    )
+                )
+            paths.add(os.path.normpath(path))
+    return found + _across_map(yamlfile.value_at(data, ("guest", "trace", "map")), named)
+
+
+def _size_or_none(value: Any) -> int | None:
+    try:
+        return units.parse_size(value)
+    except units.UnitError:
+        return None
+
+
+def _across_map(mapping: Any, named: dict[str, int | None]) -> list[Found]:
+    where: yamlfile.Path = ("guest", "trace", "map")
+    if not isinstance(mapping, dict):
+        return []
+    found: list[Found] = []
+    block = mapping.get("block")
+    if isinstance(block, str) and block not in named:
+        found.append(((*where, "block"), *_unknown_block(block, named)))
+    regions = mapping.get("regions")
+    earlier: list[Region] = []
+    for index, text in enumerate(regions if isinstance(regions, list) else []):
+        try:
+            region = parse_region(text)
+        except units.UnitError:
+            continue
+        wrong = _wrong_region(region, named, earlier)
+        found += [((*where, "regions", index), *pair) for pair in wrong]
+        earlier.append(region)
+    return found
+
+
+def _unknown_block(name: str, named: dict[str, int | None]) -> tuple[str, str]:
+    return f"no block is named '{units.printable(name)}'", wording.nearest(name, named)
+
+
+def _wrong_region(
+    region: Region, named: dict[str, int | None], earlier: list[Region]
+) -> list[tuple[str, str]]:
+    found = []
+    if region.block not in named:
+        found.append(_unknown_block(region.block, named))
+    size = named.get(region.block)
+    if size is not None and region.offset + region.length > size:
+        fitting = size - region.offset
+        remedy = (
+            f"end it at {region.start + fitting:#x} or before, or enlarge the block"
+            if fitting > 0
+            else "use a smaller offset"
+        )
+        found.append(
+            (
+                f"the region needs '{units.printable(region.block)}' up to"
+                f" {region.offset + region.length:#x}, and the block ends at {size:#x}",
+                remedy,
+            )
+        )
+    found += [
+        (f"the region overlaps {units.printable(str(other), 100)}", "cut one of the two")
+        for other in earlier
+        if region.start < other.end and other.start < region.end
+    ]
+    return found

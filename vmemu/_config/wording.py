@@ -1,0 +1,261 @@
+"""From pydantic's errors to problems that a person can act on.
+
+A validator refuses a value with :func:`refuse`. pydantic's own errors are put into words here, by
+the field's annotation and the value that stands there. Each is located by its path in the YAML,
+which is pydantic's ``loc`` without the tags that unions add to it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel, Discriminator, Tag, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from vmemu._config.yamlfile import Document, Path, Unreadable, value_at
+from vmemu.errors import Problem
+from vmemu.units import printable
+
+_REFUSED = "refused"
+
+
+def refuse(what: str, remedy: str, *below: str) -> PydanticCustomError:
+    """The error to raise for a value, or for the key ``below`` it: what is wrong, what would do."""
+    return PydanticCustomError(
+        _REFUSED, "{what}; {remedy}", {"what": what, "remedy": remedy, "below": below}
+    )
+
+
+def choice(choose: Callable[[Any], str | None], what: str, remedy: str) -> Discriminator:
+    """A union's discriminator, and what is said when it finds no member to choose."""
+    return Discriminator(
+        choose,
+        custom_error_type=_REFUSED,
+        custom_error_message="{what}; {remedy}",
+        custom_error_context={"what": what, "remedy": remedy},
+    )
+
+
+def show(value: Any) -> str:
+    """``value`` in a few words of a message."""
+    if isinstance(value, str):
+        return f"'{printable(value)}'"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return "a huge number"
+    return printable(str(value))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The remedy for a ``word`` that is none of ``known``: the nearest of them, or all."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"did you mean '{printable(close[0])}'?"
+    if not known:
+        return "remove it"
+    return f"use one of {', '.join(printable(k) for k in known[:16])}"
+
+
+def problems(error: ValidationError, model: type[BaseModel], document: Document) -> list[Problem]:
+    """The problems in ``error`` of validating ``document`` as ``model``, located.
+
+    Those that only follow from an unreadable value, which is reported already, are left out.
+    """
+    found: dict[Problem, None] = {}
+    spotted = [(d, _spot(d["loc"], model)) for d in error.errors(include_url=False)]
+    meant = {_meant(spot) for details, spot in spotted if details["type"] == "extra_forbidden"}
+    for details, spot in spotted:
+        misspelt = details["type"] == "missing" and spot.path in meant
+        if not misspelt and not _follows(details, value_at(document.data, spot.path)):
+            path, what, remedy = _words(details, spot)
+            key = details["type"] == "extra_forbidden"
+            found[document.problem(path, what, remedy, key=key)] = None
+    return list(found)
+
+
+def _meant(spot: _Spot) -> Path:
+    """The path of the field that an unknown key probably means; empty if there is none."""
+    fields = spot.parent.model_fields if spot.parent else {}
+    close = difflib.get_close_matches(str(spot.path[-1]), fields, n=1)
+    return (*spot.path[:-1], close[0]) if close else ()
+
+
+def _follows(details: ErrorDetails, value: Any) -> bool:
+    """Whether an error only follows from another, which is reported by itself."""
+    if details["type"] == "extra_forbidden":
+        return False
+    if details["type"] == "default_factory_not_called":
+        return True
+    # pydantic counts only the entries that are right: a list of wrong ones is not an empty one.
+    if details["type"] == "too_short" and details["input"]:
+        return True
+    kind = value.get("kind") if isinstance(value, dict) else None
+    return isinstance(value, Unreadable) or isinstance(kind, Unreadable)
+
+
+class _Spot(NamedTuple):
+    """What a ``loc`` leads to: its path in the YAML, the model around it, the field, its type."""
+
+    path: Path
+    parent: type[BaseModel] | None
+    field: FieldInfo | None
+    annotation: Any
+
+
+def _spot(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Spot:
+    path: Path = ()
+    parent: type[BaseModel] | None = None
+    field: FieldInfo | None = None
+    annotation: Any = model
+    for item in loc:
+        annotation = _bare(annotation)
+        if _is_model(annotation):
+            path, parent = (*path, item), annotation
+            field = annotation.model_fields.get(str(item))
+            annotation = field.annotation if field else None
+        elif get_origin(annotation) is tuple:
+            path, annotation = (*path, item), get_args(annotation)[0]
+        elif (member := _members(annotation).get(str(item))) is not None:
+            annotation = member
+        else:
+            path, annotation = (*path, item), None
+    return _Spot(path, parent, field, _bare(annotation))
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _bare(annotation: Any) -> Any:
+    """``annotation`` without Annotated[...] around it and without '| None'."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [a for a in get_args(annotation) if a is not type(None)]
+        if len(rest) == 1:
+            return _bare(rest[0])
+    return annotation
+
+
+def _members(annotation: Any) -> dict[str, Any]:
+    """The members of a union by their tags."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return {}
+    return {
+        extra.tag: member
+        for member in get_args(annotation)
+        for extra in getattr(member, "__metadata__", ())
+        if isinstance(extra, Tag)
+    }
+
+
+def _words(details: ErrorDetails, spot: _Spot) -> tuple[Path, str, str]:
+    """Where, what and the remedy of one of pydantic's errors."""
+    kind, value = details["type"], details["input"]
+    if kind == _REFUSED:
+        context = details["ctx"]
+        return (*spot.path, *context.get("below", ())), context["what"], context["remedy"]
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _union(spot, value)
+    return spot.path, *_what(kind, spot, value, details["msg"])
+
+
+def _what(kind: str, spot: _Spot, value: Any, message: str) -> tuple[str, str]:
+    """What and the remedy of the errors that are about the value itself."""
+    if kind == "extra_forbidden":
+        fields = spot.parent.model_fields if spot.parent else {}
+        words = "unknown key", nearest(str(spot.path[-1]), fields)
+    elif kind == "missing":
+        words = "is missing", _add(spot)
+    elif kind == "literal_error":
+        choices = [str(choice) for choice in get_args(spot.annotation)]
+        words = f"{show(value)} is not known here", _one_of(value, choices)
+    elif kind in _WANTED:
+        words = f"{show(value)} is not {_WANTED[kind]}", _give(kind, spot, value)
+    elif kind in ("greater_than_equal", "less_than_equal", "greater_than"):
+        words = f"{show(value)} is out of range", _range(spot)
+    elif kind == "too_short":
+        words = "the list is empty", f"give at least one entry, such as {_example(spot)}"
+    else:
+        description = spot.field.description if spot.field else None
+        words = message, f"give {description or 'another value'}"
+    return words
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+}
+
+
+def _give(kind: str, spot: _Spot, value: Any) -> str:
+    """The remedy for a value of the wrong type."""
+    if kind.startswith("int"):
+        return _range(spot)
+    if kind == "bool_type":
+        return "write true or false"
+    if kind == "string_type":
+        simple = not isinstance(value, dict | list)
+        return f"put it in quotes: '{value}'" if simple and len(str(value)) < 60 else "give text"
+    if kind == "tuple_type":
+        return "write one '- ' item a line, or [item, item]"
+    fields = ", ".join(spot.annotation.model_fields) if _is_model(spot.annotation) else "key"
+    return f"write 'key: value' lines with the keys of it: {fields}"
+
+
+def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
+    """No member of a union of models could be chosen by its ``kind``."""
+    kinds = list(_members(spot.annotation))
+    if not isinstance(value, dict):
+        return spot.path, f"{show(value)} is not a mapping", f"write {{kind: {kinds[0]}}}"
+    path = (*spot.path, "kind")
+    if "kind" not in value:
+        return path, "is missing", f"add 'kind:' with one of {', '.join(kinds)}"
+    return path, f"{show(value['kind'])} is not known here", _one_of(value["kind"], kinds)
+
+
+def _one_of(value: Any, choices: list[str]) -> str:
+    close = difflib.get_close_matches(str(value)[:100], choices, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}{'use one of ' if len(choices) > 1 else 'use '}{', '.join(choices)}"
+
+
+def _example(spot: _Spot) -> str:
+    examples = spot.field.examples if spot.field else None
+    return str(examples[0]).strip("[]") if examples else "the default"
+
+
+def _add(spot: _Spot) -> str:
+    examples = spot.field.examples if spot.field else None
+    name = spot.path[-1]
+    if not examples and spot.field and get_origin(spot.annotation) is Literal:
+        examples = list(get_args(spot.annotation))
+    return f"add it, such as '{name}: {examples[0]}'" if examples else f"add '{name}:'"
+
+
+def _range(spot: _Spot) -> str:
+    limits: dict[str, Any] = {}
+    for limit in spot.field.metadata if spot.field else ():
+        limits |= {n: getattr(limit, n) for n in ("ge", "gt", "le") if hasattr(limit, n)}
+    if "gt" in limits:
+        return f"give more than {limits['gt']}"
+    if "ge" in limits and "le" in limits:
+        return f"give a whole number from {limits['ge']} to {limits['le']}"
+    return "give a whole number in digits"

@@ -1,0 +1,52 @@
+/*
+ * The destination while post-copy runs. Two threads share this:
+ *
+ *   vm_fault_loop   reads userfaultfd, asks the source for pages and, with an urgent channel of its own
+ *                   (preempt), places what comes back on it;
+ *   vm_listen_loop  places what comes on the main channel: the background push and, without preempt, the
+ *                   urgent pages too.
+ *
+ * Both end by quit_fd, an eventfd that is never read, so that it ends everybody.
+ */
+#ifndef VM_INCOMING_H
+#define VM_INCOMING_H
+
+#include <stdint.h>
+
+#include "error.h"
+#include "ram.h"
+#include "uffd.h"
+
+struct vm_fault_stats {
+    uint64_t messages;  /* page faults read from userfaultfd */
+    uint64_t requests;  /* sent to the source: one a page */
+    uint64_t shared;    /* faults on a page that was asked for already */
+    uint64_t late;      /* faults on a page that had arrived meanwhile; woken */
+    uint64_t spurious;  /* poll said there was something and there was nothing */
+    uint64_t foreign;   /* events that are no page fault, faults outside every block */
+    uint64_t deferred;  /* requests that had to wait for room in the return path */
+};
+
+struct vm_incoming {
+    struct vm_ram *ram;
+    int uffd;
+    int main_fd;   /* read end */
+    int urgent_fd; /* read end, or -1: urgent pages come on the main channel */
+    int return_fd; /* write end, non-blocking */
+    int quit_fd;   /* eventfd: end now */
+    int bell_fd;   /* eventfd that is rung when the last page is placed */
+    /* vCPU threads by the thread id of their faults; count is set last. */
+    uint32_t vcpus;
+    uint32_t *vcpu_tid;
+    uint64_t *vcpu_faults;
+    struct vm_fault_stats stats;
+    struct vm_place_stats placed_main, placed_urgent;
+    uint64_t bytes_received; /* payload, on both channels */
+};
+
+/* 0 when told to quit, -1 on failure. */
+int vm_fault_loop(struct vm_incoming *in, struct vm_error *err);
+/* 0 when the source said that all is sent or when told to quit, -1 on failure. */
+int vm_listen_loop(struct vm_incoming *in, struct vm_error *err);
+
+#endif

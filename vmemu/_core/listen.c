@@ -1,0 +1,45 @@
+#include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
+
+#include "incoming.h"
+#include "receiver.h"
+
+static int listen_until_complete(struct vm_receiver *r, struct vm_error *err)
+{
+    struct pollfd p[2] = {
+        {.fd = r->fd, .events = POLLIN},
+        {.fd = r->in->quit_fd, .events = POLLIN},
+    };
+
+    for (;;) {
+        int rc;
+
+        if (poll(p, 2, -1) < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
+            return vm_fail_errno(err, "poll of the main channel", 0);
+        }
+        if (p[1].revents) {
+            return 0;
+        }
+        rc = vm_receiver_step(r, err);
+        if (rc != VM_RECEIVED_MORE) {
+            return rc == VM_RECEIVED_COMPLETE ? 0 : -1;
+        }
+    }
+}
+
+int vm_listen_loop(struct vm_incoming *in, struct vm_error *err)
+{
+    struct vm_receiver receiver;
+    int rc;
+
+    if (vm_receiver_create(&receiver, in, in->main_fd, "main channel", 0, &in->placed_main, err) < 0) {
+        return -1;
+    }
+    rc = listen_until_complete(&receiver, err);
+    vm_receiver_destroy(&receiver);
+    return rc;
+}

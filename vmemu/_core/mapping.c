@@ -1,0 +1,49 @@
+#include "mapping.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <sys/mman.h>
+
+int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struct vm_error *err)
+{
+    int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    uint64_t room = length + alignment, start;
+    void *hole, *mapped;
+
+    /* A hole with room to align in; the memory is mapped over it and the ends are given back. */
+    hole = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (hole == MAP_FAILED) {
+        return vm_fail_errno(err, "mmap of address space", 0);
+    }
+    start = ((uintptr_t)hole + alignment - 1) & ~(alignment - 1);
+    mapped = mmap((void *)(uintptr_t)start, length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+    if (mapped == MAP_FAILED) {
+        vm_fail_errno(err, "mmap", start);
+        munmap(hole, room);
+        return -1;
+    }
+    if (start > (uintptr_t)hole) {
+        munmap(hole, start - (uintptr_t)hole);
+    }
+    munmap((void *)(uintptr_t)(start + length), (uintptr_t)hole + room - start - length);
+    *address = start;
+    return 0;
+}
+
+int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err)
+{
+    return munmap((void *)(uintptr_t)address, length) < 0 ? vm_fail_errno(err, "munmap", address) : 0;
+}
+
+int vm_advise(uint64_t address, uint64_t length, int advice, struct vm_error *err)
+{
+    return madvise((void *)(uintptr_t)address, length, advice) < 0 ? vm_fail_errno(err, "madvise", address) : 0;
+}
+
+int vm_punch_hole(int fd, uint64_t offset, uint64_t length, struct vm_error *err)
+{
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
+    return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? vm_fail_errno(err, "fallocate", offset) : 0;
+}

@@ -1,0 +1,249 @@
+#include "receiver.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "util.h"
+
+enum { HEADER = sizeof(struct vm_header), BASE_PAGE = 4096 };
+
+static uint64_t largest_page(const struct vm_ram *ram)
+{
+    uint64_t largest = BASE_PAGE;
+
+    for (uint32_t i = 0; i < ram->count; i++) {
+        uint64_t size = UINT64_C(1) << ram->block[i].page_shift;
+
+        largest = size > largest ? size : largest;
+    }
+    return largest;
+}
+
+int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name, int eager,
+                       struct vm_place_stats *stats, struct vm_error *err)
+{
+    uint64_t page = largest_page(in->ram);
+    uint64_t payload = page > VM_RUN_BYTES ? page : VM_RUN_BYTES;
+
+    memset(r, 0, sizeof(*r));
+    r->in = in;
+    r->fd = fd;
+    r->name = name;
+    r->stats = stats;
+    r->eager = eager ? HEADER + page : HEADER;
+    /* One page before the payload holds its header, one behind it the header that follows. */
+    r->map_length = payload + 2 * BASE_PAGE;
+    r->map = mmap(NULL, r->map_length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    r->zeros_length = page;
+    r->zeros = mmap(NULL, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (r->map == MAP_FAILED || r->zeros == MAP_FAILED) {
+        vm_fail_errno(err, "mmap of a staging area", 0);
+        vm_receiver_destroy(r);
+        return -1;
+    }
+    r->start = r->map + BASE_PAGE - HEADER;
+    r->capacity = HEADER + payload + HEADER;
+    return 0;
+}
+
+void vm_receiver_destroy(struct vm_receiver *r)
+{
+    if (r->map && r->map != MAP_FAILED) {
+        munmap(r->map, r->map_length);
+    }
+    if (r->zeros && r->zeros != MAP_FAILED) {
+        munmap(r->zeros, r->zeros_length);
+    }
+    r->map = r->zeros = NULL;
+}
+
+static int refuse(const struct vm_receiver *r, const struct vm_header *h, const char *why, struct vm_error *err)
+{
+    return vm_fail_protocol(err, r->name, "message type %u for block %u, offset %#llx, %u pages, %u bytes: %s",
+                            h->type, h->block, (unsigned long long)h->offset, h->pages, h->length, why);
+}
+
+/* Everything that placing relies on. Nothing is allocated or touched on a peer's word. */
+static int check_pages(const struct vm_receiver *r, const struct vm_header *h, struct vm_error *err)
+{
+    const struct vm_ram *ram = r->in->ram;
+    const struct vm_block *block;
+    uint64_t first;
+
+    if (h->block >= ram->count) {
+        return refuse(r, h, "no such block", err);
+    }
+    block = &ram->block[h->block];
+    first = h->offset >> block->page_shift;
+    if (h->offset != first << block->page_shift) {
+        return refuse(r, h, "the offset is no whole number of the block's pages", err);
+    }
+    if (h->pages == 0 || first >= block->pages || h->pages > block->pages - first) {
+        return refuse(r, h, "pages outside the block", err);
+    }
+    if (h->type == VM_MSG_ZERO) {
+        return h->length == 0 ? 0 : refuse(r, h, "zero pages carry no bytes", err);
+    }
+    if (h->length != (uint64_t)h->pages << block->page_shift) {
+        return refuse(r, h, "the length is not that of the pages", err);
+    }
+    return h->length <= r->capacity - 2 * HEADER ? 0 : refuse(r, h, "the run is too long", err);
+}
+
+static int check_header(const struct vm_receiver *r, const struct vm_header *h, struct vm_error *err)
+{
+    switch (h->type) {
+    case VM_MSG_PAGES:
+    case VM_MSG_ZERO:
+        return check_pages(r, h, err);
+    case VM_MSG_COMPLETE:
+        return h->length == 0 ? 0 : refuse(r, h, "completion carries no bytes", err);
+    case VM_MSG_FAILED:
+        return h->length < BASE_PAGE ? 0 : refuse(r, h, "the reason is too long", err);
+    default:
+        return refuse(r, h, "not expected here", err);
+    }
+}
+
+/* Zeros: hugetlb has no ZEROPAGE, there a page of zeros is copied. */
+static int place_zeros(struct vm_receiver *r, const struct vm_block *block, uint64_t host, uint64_t length,
+                       struct vm_error *err)
+{
+    uint64_t page_size = UINT64_C(1) << block->page_shift;
+
+    if (!block->hugetlb) {
+        return vm_uffd_zeropage(r->in->uffd, host, length, page_size, r->stats, err);
+    }
+    for (uint64_t done = 0; done < length; done += page_size) {
+        int rc = vm_uffd_copy(r->in->uffd, host + done, r->zeros, page_size, page_size, r->stats, err);
+
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static void count_arrival(struct vm_block *block, const struct vm_header *h, uint64_t fresh)
+{
+    if (h->type == VM_MSG_ZERO) {
+        vm_add(&block->arrived.zero, fresh);
+    } else if (h->flags & VM_FLAG_URGENT) {
+        vm_add(&block->arrived.requested, fresh);
+    } else {
+        vm_add(&block->arrived.pushed, fresh);
+    }
+}
+
+static int place_pages(struct vm_receiver *r, const struct vm_header *h, const uint8_t *payload,
+                       struct vm_error *err)
+{
+    struct vm_incoming *in = r->in;
+    struct vm_block *block = &in->ram->block[h->block];
+    uint64_t page_size = UINT64_C(1) << block->page_shift;
+    uint64_t host = block->host + h->offset;
+    uint64_t fresh;
+    int rc;
+
+    if (h->type == VM_MSG_ZERO) {
+        rc = place_zeros(r, block, host, (uint64_t)h->pages * page_size, err);
+    } else {
+        rc = vm_uffd_copy(in->uffd, host, payload, h->length, page_size, r->stats, err);
+    }
+    if (rc != 0) {
+        /* The mapping is gone only when somebody is giving it all back. */
+        return rc < 0 ? -1 : vm_fail_errno(err, "placing pages in a mapping that is gone", host);
+    }
+    fresh = vm_ram_mark_received(block, h->offset >> block->page_shift, h->pages);
+    count_arrival(block, h, fresh);
+    vm_add(&in->bytes_received, h->length);
+    if (vm_ram_count_received(in->ram, fresh)) {
+        eventfd_write(in->bell_fd, 1);
+    }
+    return 0;
+}
+
+/* A whole message lies at start. An enum vm_received, or -1. */
+static int handle_message(struct vm_receiver *r, const struct vm_header *h, struct vm_error *err)
+{
+    const uint8_t *payload = r->start + HEADER;
+
+    if (h->type == VM_MSG_COMPLETE) {
+        return VM_RECEIVED_COMPLETE;
+    }
+    if (h->type == VM_MSG_FAILED) {
+        char reason[120];
+
+        snprintf(reason, sizeof(reason), "the source gave up: %.*s", (int)h->length, (const char *)payload);
+        return vm_fail_gone(err, r->name, reason);
+    }
+    return place_pages(r, h, payload, err);
+}
+
+/*
+ * How much to read next. Never past the header behind the current message: so the payload always begins on a page
+ * boundary and nothing but a header is ever moved to the front (but for the eager case, where a message without
+ * bytes may be followed by one that has been read along).
+ */
+static uint64_t wanted(const struct vm_receiver *r)
+{
+    struct vm_header h;
+
+    if (r->have < HEADER) {
+        return r->eager - r->have;
+    }
+    memcpy(&h, r->start, HEADER);
+    return HEADER + h.length + HEADER - r->have;
+}
+
+/* An enum vm_received, or -1; nothing to read now is VM_RECEIVED_MORE too. */
+static int read_some(struct vm_receiver *r, struct vm_error *err)
+{
+    ssize_t got = read(r->fd, r->start + r->have, wanted(r));
+
+    if (got > 0) {
+        r->have += (uint64_t)got;
+        return VM_RECEIVED_MORE;
+    }
+    if (got == 0 && vm_ram_complete(r->in->ram)) {
+        return VM_RECEIVED_COMPLETE;
+    }
+    if (got == 0) {
+        return vm_fail_gone(err, r->name, "the source closed the channel before all pages were sent");
+    }
+    return errno == EINTR || errno == EAGAIN ? VM_RECEIVED_MORE : vm_fail_errno(err, r->name, 0);
+}
+
+int vm_receiver_step(struct vm_receiver *r, struct vm_error *err)
+{
+    int got = read_some(r, err);
+
+    if (got != VM_RECEIVED_MORE) {
+        return got;
+    }
+    while (r->have >= HEADER) {
+        struct vm_header h;
+        uint64_t whole;
+        int rc;
+
+        memcpy(&h, r->start, HEADER);
+        if (check_header(r, &h, err) < 0) {
+            return -1;
+        }
+        whole = HEADER + (uint64_t)h.length;
+        if (r->have < whole) {
+            return VM_RECEIVED_MORE;
+        }
+        rc = handle_message(r, &h, err);
+        if (rc != VM_RECEIVED_MORE) {
+            return rc;
+        }
+        r->have -= whole;
+        memmove(r->start, r->start + whole, r->have);
+    }
+    return VM_RECEIVED_MORE;
+}

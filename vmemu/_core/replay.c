@@ -1,0 +1,444 @@
+#include "replay.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "access.h"
+#include "util.h"
+
+enum { SLICE = 4096, MARKS_PER_PAGE = VM_PAGE_SIZE / 8 };
+
+struct replay {
+    struct vm_vcpu *v;
+    const struct vm_guest *guest;
+    struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
+    uint64_t dropped[4];      /* accesses of each kind in this slice whose first byte lies outside */
+    uint16_t sizes[VM_SIZES];
+};
+
+void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block, const uint64_t *offset,
+                  const struct vm_ram *ram, const struct vm_content *content)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        const struct vm_content *c;
+
+        if (block[i] < 0) {
+            refs[i] = (struct vm_page_ref){.host = VM_REF_OUTSIDE};
+            continue;
+        }
+        c = &content[block[i]];
+        refs[i].host = (ram->block[block[i]].host + offset[i]) | VM_REF_FIRST;
+        refs[i].base = vm_content_base(c, offset[i]);
+        if (c->file) {
+            refs[i].host |= VM_REF_FILE;
+        } else if (vm_content_page_is_zero(c, offset[i] >> c->page_shift)) {
+            refs[i].host |= VM_REF_ZERO;
+        }
+    }
+}
+
+void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const int32_t *block,
+                     const uint64_t *offset, const uint8_t *marks)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        uint8_t *to;
+
+        if (block[i] != (int32_t)index) {
+            continue;
+        }
+        to = block_marks + offset[i] / 8;
+        for (unsigned word = 0; word < MARKS_PER_PAGE; word++) {
+            to[word] |= marks[i * MARKS_PER_PAGE + word];
+        }
+    }
+}
+
+/* Where a host address lies; only called for addresses inside a block. */
+static uint32_t block_of(const struct vm_guest *g, uint64_t host, uint64_t *offset)
+{
+    uint32_t block = (uint32_t)vm_ram_find(g->ram, host);
+
+    *offset = host - g->ram->block[block].host;
+    return block;
+}
+
+/* ---- one load or store of the recorded size: what really touches guest memory ---- */
+
+static inline uint64_t load_sized(uint64_t host, unsigned size)
+{
+    const volatile uint8_t *byte;
+    uint64_t value = 0;
+
+    switch (size) {
+    case 8:
+        return *(const volatile uint64_t *)(uintptr_t)host;
+    case 4:
+        return *(const volatile uint32_t *)(uintptr_t)host;
+    case 2:
+        return *(const volatile uint16_t *)(uintptr_t)host;
+    case 1:
+        return *(const volatile uint8_t *)(uintptr_t)host;
+    default: /* a part of a larger or crooked access */
+        byte = (const volatile uint8_t *)(uintptr_t)host;
+        for (unsigned i = 0; i < size; i++) {
+            value |= (uint64_t)byte[i] << (i * 8);
+        }
+        return value;
+    }
+}
+
+static inline void store_sized(uint64_t host, unsigned size, uint64_t value)
+{
+    volatile uint8_t *byte;
+
+    switch (size) {
+    case 8:
+        *(volatile uint64_t *)(uintptr_t)host = value;
+        return;
+    case 4:
+        *(volatile uint32_t *)(uintptr_t)host = (uint32_t)value;
+        return;
+    case 2:
+        *(volatile uint16_t *)(uintptr_t)host = (uint16_t)value;
+        return;
+    case 1:
+        *(volatile uint8_t *)(uintptr_t)host = (uint8_t)value;
+        return;
+    default:
+        byte = (volatile uint8_t *)(uintptr_t)host;
+        for (unsigned i = 0; i < size; i++) {
+            byte[i] = (uint8_t)(value >> (i * 8));
+        }
+    }
+}
+
+/* ---- checking what was read ---- */
+
+/* A part of an access that lies in one aligned word. */
+struct piece {
+    uint64_t host;  /* address of its first byte */
+    uint64_t base;  /* of the page */
+    uint64_t where; /* in the dictionary, with its offset in the page */
+    unsigned size;  /* 1 to 8; never past the end of the word */
+    unsigned tags;
+};
+
+static uint64_t initial_word(const struct vm_guest *g, const struct piece *p)
+{
+    uint64_t offset;
+
+    if (p->tags & VM_REF_FILE) {
+        uint32_t block = block_of(g, p->host, &offset);
+
+        return vm_content_initial(&g->content[block], offset & ~UINT64_C(7));
+    }
+    if (p->tags & VM_REF_ZERO) {
+        return 0;
+    }
+    return vm_mix(p->base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
+}
+
+static uint64_t written_word(const struct piece *p)
+{
+    return vm_mix(p->base + VM_CONTENT_WRITTEN + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
+}
+
+static uint64_t piece_mask(const struct piece *p)
+{
+    return (p->size == 8 ? ~UINT64_C(0) : (UINT64_C(1) << (p->size * 8)) - 1) << (p->where % 8 * 8);
+}
+
+/*
+ * The value is not the one that the marks seen before the load promise. A byte that was marked must be the written
+ * one: if it is the initial one, a write was lost. A byte that was not may have been written meanwhile.
+ */
+static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, uint64_t found)
+{
+    uint64_t written = written_word(p), initial = initial_word(v->guest, p);
+    uint64_t marked = vm_mark_mask(mark);
+    uint64_t wrong = 0, offset;
+
+    for (unsigned byte = 0; byte < 8; byte++) {
+        uint64_t mask = UINT64_C(0xFF) << (byte * 8);
+        bool as_written = !((found ^ written) & mask), as_initial = !((found ^ initial) & mask);
+
+        if (!as_written && (!as_initial || (marked & mask))) {
+            wrong |= mask;
+        }
+    }
+    wrong &= piece_mask(p);
+    /* A stopped run lets go of its faults by unregistering: what is read then is not the guest's memory. */
+    if (!wrong || vm_get_acquire(&v->stop)) {
+        return;
+    }
+    v->reads_wrong++;
+    if (v->noted < sizeof(v->mismatch) / sizeof(v->mismatch[0])) {
+        unsigned first = (unsigned)__builtin_ctzll(wrong) / 8;
+        uint32_t block = block_of(v->guest, p->host & ~UINT64_C(7), &offset);
+        uint64_t expected = (marked >> (first * 8) & 0xFF) ? written : initial;
+
+        v->mismatch[v->noted++] = (struct vm_mismatch){
+            .offset = offset + first,
+            .block = block,
+            .expected = (uint8_t)(expected >> (first * 8)),
+            .found = (uint8_t)(found >> (first * 8)),
+        };
+    }
+}
+
+static inline void read_piece(struct vm_vcpu *v, const struct piece *p)
+{
+    const struct vm_guest *g = v->guest;
+    uint64_t found, expected;
+    uint8_t mark;
+
+    if (!g->check_reads) {
+        load_sized(p->host, p->size);
+        return;
+    }
+    /* The mark is read before the value, and set after it is written: a marked byte must have its new value. */
+    mark = vm_get_acquire(&g->marks[p->where >> 3]);
+    found = load_sized(p->host, p->size) << (p->where % 8 * 8);
+    expected = VM_LIKELY(!(p->tags & (VM_REF_ZERO | VM_REF_FILE)))
+                   ? vm_mix(p->base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP)
+                   : initial_word(g, p);
+    if (mark) {
+        uint64_t mask = vm_mark_mask(mark);
+
+        expected = (expected & ~mask) | (written_word(p) & mask);
+    }
+    if (VM_UNLIKELY((found ^ expected) & piece_mask(p))) {
+        judge_read(v, p, mark, found);
+    }
+}
+
+static inline void write_piece(struct vm_vcpu *v, const struct piece *p)
+{
+    uint8_t *marks = v->guest->marks;
+    uint8_t bits = (uint8_t)(((1u << p->size) - 1) << (p->where % 8));
+
+    store_sized(p->host, p->size, written_word(p) >> (p->where % 8 * 8));
+    /* Most writes are to where one was before: look before paying for a locked operation. */
+    if (marks && (vm_get(&marks[p->where >> 3]) & bits) != bits) {
+        __atomic_fetch_or(&marks[p->where >> 3], bits, __ATOMIC_RELEASE);
+    }
+}
+
+/* ---- accesses ---- */
+
+/* An access that lies in one page of the dictionary. */
+static inline void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where, unsigned size,
+                               unsigned kind)
+{
+    struct piece p = {
+        .host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
+        .base = ref->base,
+        .where = where,
+        .tags = ref->host & VM_REF_TAGS,
+    };
+
+    while (size > 0) {
+        unsigned room = 8 - (unsigned)(p.where % 8);
+
+        p.size = size < room ? size : room;
+        if (kind != VM_STORE) {
+            read_piece(v, &p);
+        }
+        if (kind == VM_STORE || kind == VM_MODIFY) {
+            write_piece(v, &p);
+        }
+        p.host += p.size;
+        p.where += p.size;
+        size -= p.size;
+    }
+}
+
+static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
+{
+    v->faults++;
+    v->blocktime_ns += fault.end_ns - fault.start_ns;
+    if (v->records == v->record_capacity) {
+        uint64_t capacity = v->record_capacity ? 2 * v->record_capacity : 1024;
+        void *grown = realloc(v->record, capacity * sizeof(*v->record));
+
+        if (!grown) {
+            return; /* counted, but without its times: records < faults says so */
+        }
+        v->record = grown;
+        v->record_capacity = capacity;
+    }
+    v->record[v->records++] = fault;
+}
+
+/*
+ * This vCPU's first touch of a page. Only such a touch can fault, so only it is timed; it was a fault if the fault
+ * thread has read one of this thread meanwhile, else the page came between the look and the touch.
+ */
+static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size, unsigned kind)
+{
+    uint64_t host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE, seen = vm_get(v->seen);
+    struct vm_fault_record fault = {.write = kind == VM_STORE || kind == VM_MODIFY};
+    const struct vm_block *block;
+
+    fault.block = block_of(v->guest, host, &fault.offset);
+    block = &v->guest->ram->block[fault.block];
+    if (vm_bit_test(block->received, fault.offset >> block->page_shift)) {
+        access_page(v, ref, where, size, kind);
+    } else {
+        fault.start_ns = vm_now_ns();
+        vm_set(&v->waiting_at, host);
+        vm_set(&v->waiting_since_ns, fault.start_ns);
+        access_page(v, ref, where, size, kind);
+        fault.end_ns = vm_now_ns();
+        vm_set(&v->waiting_since_ns, 0);
+        if (vm_get(v->seen) != seen) {
+            record_fault(v, fault);
+        }
+    }
+    ref->host &= ~(uint64_t)VM_REF_FIRST;
+}
+
+static void access_tagged(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size, unsigned kind)
+{
+    if (ref->host & VM_REF_OUTSIDE) {
+        return;
+    }
+    if (ref->host & VM_REF_FIRST) {
+        touch_first(v, ref, where, size, kind);
+    } else {
+        access_page(v, ref, where, size, kind);
+    }
+}
+
+/* An access whose rest lies on the next page of the address space, which is the next one of the dictionary. */
+static void access_straddling(struct replay *r, uint64_t where, unsigned size, unsigned kind)
+{
+    uint64_t page = where >> VM_PAGE_SHIFT;
+    unsigned here = VM_PAGE_SIZE - (unsigned)(where % VM_PAGE_SIZE);
+
+    access_tagged(r->v, &r->refs[page], where, here, kind);
+    for (size -= here; size > 0; size -= here) {
+        page++;
+        here = size < VM_PAGE_SIZE ? size : VM_PAGE_SIZE;
+        access_tagged(r->v, &r->refs[page], page << VM_PAGE_SHIFT, here, kind);
+    }
+}
+
+static inline void access_any(struct replay *r, uint64_t where, unsigned size, unsigned kind)
+{
+    struct vm_page_ref *ref = &r->refs[where >> VM_PAGE_SHIFT];
+
+    if (VM_UNLIKELY(ref->host & VM_REF_OUTSIDE)) {
+        r->dropped[kind]++;
+    } else if (VM_UNLIKELY(where % VM_PAGE_SIZE + size > VM_PAGE_SIZE)) {
+        access_straddling(r, where, size, kind);
+    } else if (VM_UNLIKELY(ref->host & VM_REF_FIRST)) {
+        access_tagged(r->v, ref, where, size, kind);
+    } else {
+        access_page(r->v, ref, where, size, kind);
+    }
+}
+
+/* Counted a slice at a time, and away from the accesses: the inner loop has no counters to carry. */
+static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
+{
+    uint64_t kinds[4] = {0}, reads;
+
+    for (uint32_t i = 0; i < done; i++) {
+        kinds[what[i] & 3]++;
+    }
+    for (unsigned kind = 0; kind < 4; kind++) {
+        kinds[kind] -= r->dropped[kind];
+        vm_add(&r->v->dropped, r->dropped[kind]);
+        r->dropped[kind] = 0;
+        vm_add(&r->v->accesses, kinds[kind]);
+    }
+    reads = kinds[VM_LOAD] + kinds[VM_MODIFY] + kinds[VM_FETCH];
+    vm_add(&r->v->writes, kinds[VM_STORE] + kinds[VM_MODIFY]);
+    vm_add(&r->v->reads, reads);
+    vm_add(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
+}
+
+static inline __attribute__((always_inline)) void replay_slice(struct replay *r, const void *where,
+                                                               const uint8_t *what, uint32_t count, bool wide)
+{
+    uint32_t i;
+
+    for (i = 0; i < count && !vm_get(&r->v->stop); i++) {
+        uint64_t at = wide ? ((const uint64_t *)where)[i] : ((const uint32_t *)where)[i];
+
+        access_any(r, at, r->sizes[what[i] >> 2], what[i] & 3);
+    }
+    count_slice(r, what, i);
+}
+
+static uint32_t replay_from_stream(struct replay *r, struct vm_stream *s)
+{
+    uint32_t count = s->count < SLICE ? (uint32_t)s->count : SLICE;
+
+    if (s->wide) {
+        replay_slice(r, s->where, s->what, count, true);
+        s->where = (const uint64_t *)s->where + count;
+    } else {
+        replay_slice(r, s->where, s->what, count, false);
+        s->where = (const uint32_t *)s->where + count;
+    }
+    s->what += count;
+    s->count -= count;
+    return count;
+}
+
+static void replay_streams(struct replay *r, struct vm_stream *stream, uint32_t streams)
+{
+    bool more = true;
+
+    while (more && !vm_get(&r->v->stop)) {
+        more = false;
+        for (uint32_t i = 0; i < streams; i++) {
+            more |= replay_from_stream(r, &stream[i]) > 0;
+        }
+    }
+}
+
+static void replay_synthetic(struct replay *r, struct vm_synthetic *s)
+{
+    uint64_t where[SLICE];
+    uint8_t what[SLICE];
+    uint32_t made;
+
+    while (!vm_get(&r->v->stop) && (made = vm_synthetic_fill(s, where, what, SLICE)) > 0) {
+        replay_slice(r, where, what, made, true);
+    }
+}
+
+int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams, struct vm_synthetic *synthetic,
+                struct vm_error *err)
+{
+    const struct vm_guest *g = v->guest;
+    struct replay r = {.v = v, .guest = g};
+
+    r.refs = malloc(g->pages * sizeof(*r.refs));
+    if (!r.refs) {
+        return vm_fail_errno(err, "memory for the page table of a vCPU", 0);
+    }
+    memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
+    memcpy(r.sizes, g->sizes, sizeof(r.sizes));
+    vm_set_release(v->tid, (uint32_t)syscall(SYS_gettid));
+    if (synthetic) {
+        replay_synthetic(&r, synthetic);
+    } else {
+        replay_streams(&r, stream, streams);
+    }
+    vm_set(v->tid, 0);
+    free(r.refs);
+    return 0;
+}
+
+void vm_vcpu_release(struct vm_vcpu *v)
+{
+    free(v->record);
+    v->record = NULL;
+    v->records = v->record_capacity = 0;
+}

@@ -1,0 +1,95 @@
+/*
+ * The guest: vCPU threads that replay a trace on the mapped blocks. Every access is a real load or store; one on a
+ * page that has not arrived is a real fault, whose cost to the vCPU is measured.
+ */
+#ifndef VM_REPLAY_H
+#define VM_REPLAY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "content.h"
+#include "error.h"
+#include "ram.h"
+#include "synthetic.h"
+
+/*
+ * Where a page of the trace's dictionary lies. The address is that of a 4 KiB page, so its low bits carry what
+ * makes an access leave the fast path.
+ */
+struct vm_page_ref {
+    uint64_t host; /* address | enum vm_ref_tag */
+    uint64_t base; /* vm_content_base of the page */
+};
+
+enum vm_ref_tag {
+    VM_REF_FIRST = 1,   /* this vCPU has not touched it: it may fault */
+    VM_REF_OUTSIDE = 2, /* not mapped on any block: accesses are dropped */
+    VM_REF_ZERO = 4,    /* zeros before the guest wrote */
+    VM_REF_FILE = 8,    /* from a file */
+    VM_REF_TAGS = 15,
+};
+
+/* One fault as the vCPU saw it: from before the access until it was done. */
+struct vm_fault_record {
+    uint64_t start_ns, end_ns; /* CLOCK_MONOTONIC */
+    uint64_t offset;           /* of the access, in the block */
+    uint32_t block;
+    uint32_t write;
+};
+
+/* What all vCPUs share. */
+struct vm_guest {
+    const struct vm_ram *ram;
+    const struct vm_content *content; /* a block each */
+    const struct vm_page_ref *refs;   /* a dictionary page each, all tagged VM_REF_FIRST */
+    uint64_t pages;
+    const uint16_t *sizes; /* VM_SIZES entries */
+    uint8_t *marks;        /* a byte for each word of each dictionary page: what was written; NULL: not kept */
+    bool check_reads;
+};
+
+/* A part of a stream of a trace. */
+struct vm_stream {
+    const void *where; /* uint32_t, or uint64_t when wide */
+    const uint8_t *what;
+    uint64_t count;
+    bool wide;
+};
+
+struct vm_vcpu {
+    const struct vm_guest *guest;
+    uint32_t id;
+    uint32_t stop;        /* set by another thread: end as soon as the next touch is over */
+    uint32_t *tid;        /* where the fault thread looks for this thread's id */
+    const uint64_t *seen; /* faults of this thread that the fault thread has read */
+    /* Figures; read by others while it runs. */
+    uint64_t accesses, reads, writes, dropped;
+    uint64_t faults, blocktime_ns;
+    uint64_t reads_checked, reads_wrong;
+    uint64_t waiting_since_ns; /* 0: not in a touch that may fault */
+    uint64_t waiting_at;       /* the address touched */
+    /* Owned; the faults in the order in which they happened. */
+    struct vm_fault_record *record;
+    uint64_t records, record_capacity;
+    uint32_t noted;
+    struct vm_mismatch mismatch[8];
+};
+
+/* Lay the dictionary on the blocks. block: index or -1 (outside), offset: in the block; `pages` entries each. */
+void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block, const uint64_t *offset,
+                  const struct vm_ram *ram, const struct vm_content *content);
+
+/* Gather what was written, from the dictionary's marks into those of one block (a byte a word of the block). */
+void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const int32_t *block,
+                     const uint64_t *offset, const uint8_t *marks);
+
+/*
+ * Replay the streams, some thousand accesses of each in turn as a scheduler would, or the synthetic accesses when
+ * synthetic is not NULL. 0 at the end or when stopped, -1 without memory.
+ */
+int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams, struct vm_synthetic *synthetic,
+                struct vm_error *err);
+void vm_vcpu_release(struct vm_vcpu *v);
+
+#endif

@@ -1,0 +1,173 @@
+#include "uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "uffd_abi.h"
+#include "util.h"
+
+static int open_by_device(struct vm_error *err)
+{
+    int fd, device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+
+    if (device < 0) {
+        return vm_fail_errno(err, "open /dev/userfaultfd", 0);
+    }
+    fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) {
+        vm_fail_errno(err, "USERFAULTFD_IOC_NEW", 0);
+    }
+    close(device);
+    return fd;
+}
+
+int vm_uffd_open(int how, struct vm_error *err)
+{
+    int flags = O_CLOEXEC | O_NONBLOCK;
+    long fd;
+
+    if (how == VM_UFFD_DEVICE) {
+        return open_by_device(err);
+    }
+    if (how == VM_UFFD_USER_MODE_ONLY) {
+        flags |= UFFD_USER_MODE_ONLY;
+    }
+    fd = syscall(SYS_userfaultfd, flags);
+    return fd < 0 ? vm_fail_errno(err, "userfaultfd", 0) : (int)fd;
+}
+
+int vm_uffd_api(int fd, uint64_t *features, uint64_t *ioctls, struct vm_error *err)
+{
+    struct uffd_api api = {.api = UFFD_API, .features = *features};
+
+    if (ioctl(fd, UFFDIO_API, &api) < 0) {
+        return vm_fail_errno(err, "UFFDIO_API", 0);
+    }
+    *features = api.features;
+    *ioctls = api.ioctls;
+    return 0;
+}
+
+int vm_uffd_register(int fd, uint64_t start, uint64_t length, uint64_t mode, uint64_t *ioctls,
+                     struct vm_error *err)
+{
+    struct uffd_register reg = {.range = {start, length}, .mode = mode};
+
+    if (ioctl(fd, UFFDIO_REGISTER, &reg) < 0) {
+        return vm_fail_errno(err, "UFFDIO_REGISTER", start);
+    }
+    *ioctls = reg.ioctls;
+    return 0;
+}
+
+static int range_ioctl(int fd, unsigned long request, const char *name, uint64_t start, uint64_t length,
+                       struct vm_error *err)
+{
+    struct uffd_range range = {start, length};
+
+    return ioctl(fd, request, &range) < 0 ? vm_fail_errno(err, name, start) : 0;
+}
+
+int vm_uffd_unregister(int fd, uint64_t start, uint64_t length, struct vm_error *err)
+{
+    return range_ioctl(fd, UFFDIO_UNREGISTER, "UFFDIO_UNREGISTER", start, length, err);
+}
+
+int vm_uffd_wake(int fd, uint64_t start, uint64_t length, struct vm_error *err)
+{
+    return range_ioctl(fd, UFFDIO_WAKE, "UFFDIO_WAKE", start, length, err);
+}
+
+/* A run that is being placed; both ioctls report progress in the same way. */
+struct placing {
+    int fd;
+    uint64_t destination;
+    const char *source; /* NULL: zeros */
+    uint64_t left;
+    uint64_t page_size;
+    struct vm_place_stats *stats;
+};
+
+/*
+ * One ioctl. Returns the bytes that were placed (0 and more), or a negative errno. The kernel says both in the
+ * signed field; when it stopped half-way the ioctl itself fails with EAGAIN although progress was made.
+ */
+static int64_t place_once(const struct placing *run)
+{
+    int64_t done;
+    int rc;
+
+    if (run->source) {
+        struct uffd_copy copy = {
+            .dst = run->destination, .src = (uintptr_t)run->source, .len = run->left};
+
+        rc = ioctl(run->fd, UFFDIO_COPY, &copy);
+        done = copy.copy;
+    } else {
+        struct uffd_zeropage zero = {.range = {run->destination, run->left}};
+
+        rc = ioctl(run->fd, UFFDIO_ZEROPAGE, &zero);
+        done = zero.zeropage;
+    }
+    if (rc == 0) {
+        return (int64_t)run->left;
+    }
+    /* Refused before it began: the field was not written. */
+    return done == 0 ? -errno : done;
+}
+
+static void advance(struct placing *run, uint64_t bytes)
+{
+    run->destination += bytes;
+    run->left -= bytes;
+    if (run->source) {
+        run->source += bytes;
+    }
+}
+
+static int place(struct placing run, const char *name, struct vm_error *err)
+{
+    while (run.left > 0) {
+        int64_t done = place_once(&run);
+
+        if (done > 0) {
+            run.stats->partial += (uint64_t)done < run.left;
+            advance(&run, (uint64_t)done);
+        } else if (done == -EEXIST) {
+            /* Somebody else placed it; a waiter that queued in between must still be woken. */
+            run.stats->exists++;
+            if (vm_uffd_wake(run.fd, run.destination, run.page_size, err) < 0) {
+                return -1;
+            }
+            advance(&run, run.page_size);
+        } else if (done == -EAGAIN) {
+            run.stats->again++;
+            sched_yield(); /* whoever changes the mappings needs the CPU to get done */
+        } else if (done == -ENOENT || done == -ESRCH) {
+            return 1;
+        } else {
+            errno = (int)-done;
+            return vm_fail_errno(err, name, run.destination);
+        }
+    }
+    return 0;
+}
+
+int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length, uint64_t page_size,
+                 struct vm_place_stats *stats, struct vm_error *err)
+{
+    struct placing run = {fd, destination, source, length, page_size, stats};
+
+    return place(run, "UFFDIO_COPY", err);
+}
+
+int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
+                     struct vm_place_stats *stats, struct vm_error *err)
+{
+    struct placing run = {fd, destination, NULL, length, page_size, stats};
+
+    return place(run, "UFFDIO_ZEROPAGE", err);
+}

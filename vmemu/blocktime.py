@@ -1,0 +1,67 @@
+"""How long vCPUs were stopped by faults: distributions, and the time when all of them were at once.
+
+All figures come from the recorded faults themselves, after the run: nothing is estimated, and no counter is shared
+by threads that race. Times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "p999": 0.999}
+
+
+def latencies(faults: NDArray[np.void]) -> NDArray[np.uint64]:
+    """How long each fault stopped its vCPU."""
+    result: NDArray[np.uint64] = faults["end_ns"] - faults["start_ns"]
+    return result
+
+
+def summary(latency: NDArray[np.uint64]) -> dict[str, int]:
+    """p50, p90, p99, p999, max and mean; zeros when there was no fault.
+
+    A quantile is a latency that was measured: the smallest one that at least this share of faults did not exceed.
+    """
+    if len(latency) == 0:
+        return {**dict.fromkeys(QUANTILES, 0), "max": 0, "mean": 0}
+    ordered = np.sort(latency)
+    ranks = {name: max(int(np.ceil(q * len(ordered))) - 1, 0) for name, q in QUANTILES.items()}
+    result = {name: int(ordered[rank]) for name, rank in ranks.items()}
+    return {**result, "max": int(ordered[-1]), "mean": int(ordered.mean())}
+
+
+def histogram(latency: NDArray[np.uint64]) -> list[dict[str, int]]:
+    """Counts of latencies up to ``le_ns`` and above the bound before, eight buckets an octave from 1 us on.
+
+    Only from the first to the last bucket that holds any; empty without faults.
+    """
+    if len(latency) == 0:
+        return []
+    bounds = [round(1000 * 2 ** (step / 8)) for step in range(8 * 26 + 1)]
+    bounds.append(max(int(latency.max()), bounds[-1] + 1))
+    index = np.searchsorted(np.array(bounds, np.uint64), latency, side="left")
+    counts = np.bincount(index, minlength=len(bounds))
+    used = np.flatnonzero(counts)
+    return [
+        {"le_ns": bounds[i], "count": int(counts[i])} for i in range(used[0], used[-1] + 1)
+    ]
+
+
+def overlapped(faults: Sequence[NDArray[np.void]]) -> int:
+    """Time in which every vCPU was stopped at once. ``faults``: those of each vCPU, in their order.
+
+    A vCPU's own faults never overlap, so the vCPUs stopped at a time are the starts before it less the ends.
+    """
+    if not faults or any(len(one) == 0 for one in faults):
+        return 0
+    starts = np.concatenate([one["start_ns"] for one in faults]).astype(np.int64)
+    ends = np.concatenate([one["end_ns"] for one in faults]).astype(np.int64)
+    times = np.concatenate([ends, starts])
+    change = np.concatenate([np.full(len(ends), -1), np.full(len(starts), 1)])
+    # Stable, ends first: one vCPU that goes on while another stops at the same instant is no overlap.
+    order = np.argsort(times, kind="stable")
+    times, stopped = times[order], np.cumsum(change[order])
+    return int(np.diff(times)[stopped[:-1] == len(faults)].sum())

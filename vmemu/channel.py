@@ -1,0 +1,109 @@
+"""Channels between source and destination, and control messages over them.
+
+A migration has a main channel (source to destination), a return path (destination to source) and, with preempt,
+an urgent channel (source to destination) that never waits for the main one. Once pages flow the C core reads and
+writes the descriptors; what is here sends and receives the few messages before and after.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+
+from vmemu.core import PeerGone
+from vmemu.errors import MigrationError, ProtocolError
+from vmemu.protocol import HEADER, MAX_CONTROL_PAYLOAD, Header, Message
+
+PIPE_SIZES = (1 << 20, 1 << 18)
+"""Bytes asked for in a pipe that carries pages. Above /proc/sys/fs/pipe-max-size an ordinary user gets EPERM."""
+
+
+@dataclass
+class ChannelEnds:
+    """One side's ends. ``urgent`` is None without preempt."""
+
+    main: Connection
+    return_path: Connection
+    urgent: Connection | None
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for end in (self.main, self.return_path, self.urgent):
+            if end is not None and not end.closed:
+                end.close()
+
+    @property
+    def urgent_fd(self) -> int:
+        """The descriptor of the urgent channel, or -1."""
+        return self.urgent.fileno() if self.urgent is not None else -1
+
+
+def create_pipes(preempt: bool) -> tuple[ChannelEnds, ChannelEnds]:
+    """(ends of the destination, ends of the source)."""
+    main_read, main_write = _page_pipe()
+    return_read, return_write = Pipe(duplex=False)
+    urgent_read, urgent_write = _page_pipe() if preempt else (None, None)
+    # The fault thread must never stop in a write: it is also the one who empties the urgent channel.
+    os.set_blocking(return_write.fileno(), False)
+    destination = ChannelEnds(main_read, return_write, urgent_read)
+    source = ChannelEnds(main_write, return_read, urgent_write)
+    return destination, source
+
+
+def _page_pipe() -> tuple[Connection, Connection]:
+    read, write = Pipe(duplex=False)
+    for size in PIPE_SIZES:
+        try:
+            fcntl.fcntl(write.fileno(), fcntl.F_SETPIPE_SZ, size)
+            break
+        except PermissionError:
+            continue  # a smaller pipe works too, only slower
+    return read, write
+
+
+def send(end: Connection, message: Message, payload: bytes = b"") -> None:
+    """Send a control message. Raises PeerGone when nobody reads any more."""
+    data = memoryview(Header(message, length=len(payload)).pack() + payload)
+    try:
+        while data:
+            try:
+                data = data[os.write(end.fileno(), data) :]
+            except BlockingIOError:
+                select.select([], [end], [])
+    except BrokenPipeError:
+        raise PeerGone(f"{message.name} could not be sent: the other end is closed") from None
+
+
+def receive(end: Connection, expected: Message, timeout_s: float | None = None) -> bytes:
+    """The payload of the next message, which must be ``expected``.
+
+    Raises PeerGone when the channel ends, ProtocolError for any other message, MigrationError after the timeout
+    (None: waits as long as the peer lives) and when the message is FAILED. Reads not a byte more than the message: the C core goes on from there.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    header = Header(*HEADER.unpack(_read(end, HEADER.size, expected, deadline)))
+    if header.length > MAX_CONTROL_PAYLOAD:
+        raise ProtocolError(f"{header.name} of {header.length} bytes is longer than any control message")
+    if header.type not in (expected, Message.FAILED):
+        raise ProtocolError(f"{header.name} came where {expected.name} was expected")
+    payload = _read(end, header.length, expected, deadline)
+    if header.type == Message.FAILED:
+        raise MigrationError(f"the source gave up: {payload.decode(errors='replace')}")
+    return payload
+
+
+def _read(end: Connection, length: int, expected: Message, deadline: float | None) -> bytes:
+    data = b""
+    while len(data) < length:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if not select.select([end], [], [], left)[0]:
+            raise MigrationError(f"no {expected.name} came in time")
+        piece = os.read(end.fileno(), length - len(data))
+        if not piece:
+            raise PeerGone(f"the channel was closed while {expected.name} was expected")
+        data += piece
+    return data

@@ -1,0 +1,50 @@
+"""The command line: one file a verb, imported when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+VERBS = {
+    "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
+    "trace": ("vmemu.cli.trace", "Look at recorded traces and convert them."),
+}
+"""Verb: (module that has a click command of that name, what it does)."""
+
+EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main() -> None:
+    """Run a verb and end with its exit code: 0 done, 1 failed, 2 wrong input, 3 not on this host,
+    130 interrupted. No traceback reaches a user, unless VMEMU_DEBUG is set."""
+    sys.exit(_guarded())
+
+
+def _guarded() -> int:
+    from vmemu.errors import VmemuError
+
+    try:
+        from vmemu.cli.group import invoke
+
+        return invoke(VERBS)
+    except VmemuError as error:
+        if os.environ.get("VMEMU_DEBUG"):
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vmemu: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has closed it; nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get("VMEMU_DEBUG"):
+            raise
+        print(
+            f"vmemu: internal error: {type(error).__name__}: {error}\n"
+            "This is a bug in vmemu; VMEMU_DEBUG=1 shows where.",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED

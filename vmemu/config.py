@@ -1,0 +1,196 @@
+"""A scenario: YAML in, a frozen :class:`Scenario` out, or all that is wrong with it at once.
+
+Nothing is mapped, opened for writing or started here: the most that is touched is the directory
+entry of a trace or content file.
+
+:func:`load` checks in two passes over the same data. The models (``_config.models``) check each
+field by itself and against the fields before it in the same mapping; ``_config.crosscheck`` checks
+what spans several mappings. Both always run, so that one wrong field hides no other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from vmemu._config import wording, yamlfile
+from vmemu._config.crosscheck import across
+from vmemu._config.models import (
+    Block,
+    Channel,
+    CompactMap,
+    FileContent,
+    Guest,
+    Limits,
+    Migration,
+    Permutation,
+    Postcopy,
+    RecordedTrace,
+    RegionMap,
+    Section,
+    SeededContent,
+    Sequential,
+    Source,
+    SyntheticTrace,
+    Unavailable,
+    Uniform,
+    Verify,
+    Wait,
+    Window,
+)
+from vmemu._config.types import LONGEST_NAME, Name, Position, Region, Whole
+from vmemu.errors import ConfigError, Problem
+
+__all__ = [
+    "Block",
+    "Channel",
+    "CompactMap",
+    "FileContent",
+    "Guest",
+    "Limits",
+    "Migration",
+    "Permutation",
+    "Position",
+    "Postcopy",
+    "RecordedTrace",
+    "Region",
+    "RegionMap",
+    "Scenario",
+    "SeededContent",
+    "Sequential",
+    "Source",
+    "SyntheticTrace",
+    "Uniform",
+    "Verify",
+    "Wait",
+    "Window",
+    "load",
+]
+
+
+class Scenario(Section):
+    """A whole run, as :func:`load` gives it."""
+
+    name: Name = Field(default="unnamed", description="Its name; by default that of the file.")
+    seed: Whole = Field(
+        default=1,
+        ge=0,
+        le=(1 << 64) - 1,
+        description="What all random choices and contents come from.",
+    )
+    blocks: tuple[Block, ...] = Field(
+        min_length=1,
+        description="The guest's RAM.",
+        examples=["[{name: pc.ram, backing: anonymous, size: 128MiB}]"],
+    )
+    guest: Guest = Field(
+        description="The guest's vCPUs and what they touch.",
+        examples=["{trace: {file: traces/linux-boot.vmtrace}}"],
+    )
+    source: Source = Field(
+        default=Source(), description="The process that holds the pages at first."
+    )
+    channel: Channel = Field(default=Channel(), description="What the two sides are connected by.")
+    migration: Migration = Field(default=Migration(), description="How the pages move.")
+    verify: Verify = Field(default=Verify(), description="What is compared with what it must be.")
+    on_unavailable: Unavailable = Field(
+        default="fail",
+        description="When the host lacks a resource: fail, skip the run, or wait for it.",
+    )
+    limits: Limits = Field(default=Limits(), description="What ends a run that gets nowhere.")
+
+    _document: yamlfile.Document | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _check_across(self, info: ValidationInfo) -> Scenario:
+        # load() makes these checks itself, even when some field is wrong; Python callers don't.
+        if not (info.context or {}).get("loading"):
+            for path, what, remedy in across(self.model_dump(mode="json")):
+                raise PydanticCustomError(
+                    "across", "{what}", {"what": f"{yamlfile.field_name(path)}: {what}; {remedy}"}
+                )
+        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the scenario was read from; None if it was made in Python."""
+        return Path(self._document.file) if self._document else None
+
+    def error(self, field: str, what: str, remedy: str) -> ConfigError:
+        """An error of ``field`` (``blocks[1].size``) at its place in the file, to be raised.
+
+        A field that the file leaves out gets the place of the nearest mapping around it.
+        """
+        document = self._document
+        if document is None:
+            return ConfigError([Problem(self.name, 0, 0, field, what, remedy)])
+        path: yamlfile.Path = ()
+        for step in yamlfile.split_path(field):
+            item = yamlfile.find_step(yamlfile.value_at(document.data, path), step)
+            if item is None:
+                break
+            path = (*path, item)
+        return ConfigError([Problem(*document.place(path), field, what, remedy)])
+
+    def effective(self) -> dict[str, Any]:
+        """The whole configuration with its defaults, fit for JSON.
+
+        Sizes are integers in bytes; durations are integers in nanoseconds under names with ``_ns``.
+        """
+        effective: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        return effective
+
+
+def load(
+    path: str | os.PathLike[str],
+    overrides: Iterable[tuple[str, str]] = (),
+    seed: int | None = None,
+) -> Scenario:
+    """The scenario in the file ``path``, with ``overrides`` and ``seed`` put in its place.
+
+    Each override is a dotted path and the YAML text of its new value: ``("guest.vcpus", "4")``.
+    Raises ConfigError with every problem of the file and the overrides; nothing else.
+    """
+    document = yamlfile.read(os.fspath(path))
+    if not isinstance(document.data, dict):
+        if not document.problems:
+            document.problems.append(
+                document.problem(
+                    (), "a scenario is a mapping", "write 'blocks:' and 'guest:' with their values"
+                )
+            )
+        raise ConfigError(document.problems)
+    for dotted, text in overrides:
+        document.override(dotted, text)
+    if seed is not None:
+        document.put(("seed",), seed, "--seed")
+    scenario = _validated(document)
+    if scenario is None or document.problems:
+        raise ConfigError(document.problems)
+    scenario._document = document
+    return scenario
+
+
+def _validated(document: yamlfile.Document) -> Scenario | None:
+    """The document's scenario, or None with the problems added to the document."""
+    data = {"name": _default_name(document.file), **document.data}
+    context = {"directory": Path(document.file).parent, "loading": True}
+    scenario = None
+    try:
+        scenario = Scenario.model_validate(data, context=context)
+    except ValidationError as error:
+        document.problems += wording.problems(error, Scenario, document)
+    document.problems += [document.problem(*found) for found in across(data)]
+    return scenario
+
+
+def _default_name(file: str) -> str:
+    stem = re.sub(r"(\.vmemu)?\.ya?ml$|\.vmemu$", "", os.path.basename(file))
+    fitting = "".join(c if c.isprintable() else "_" for c in stem).encode()[:LONGEST_NAME]
+    return fitting.decode(errors="ignore") or "unnamed"

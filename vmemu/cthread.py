@@ -1,0 +1,70 @@
+"""Threads that live inside one long call of the C core, and the bell that tells their owner of their end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+
+
+class Bell:
+    """An eventfd that C and Python ring and one thread waits on."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def ring(self) -> None:
+        """Wake whoever waits, now or next."""
+        os.eventfd_write(self.fd, 1)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it was rung since the last wait; False when the time is over."""
+        if not select.select([self.fd], [], [], timeout_s)[0]:
+            return False
+        os.eventfd_read(self.fd)
+        return True
+
+    def close(self) -> None:
+        """Close it; safe to do twice."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class CThread:
+    """A thread that runs ``function`` once and then rings ``bell``.
+
+    ``error`` is what the function raised, None when it ended well. The function is one call of the core, without
+    the GIL; whoever starts it must know how it is ended, since a thread can't be killed.
+    """
+
+    def __init__(self, name: str, function: Callable[[], object], bell: Bell) -> None:
+        self.name = name
+        self.error: BaseException | None = None
+        self.done = False
+        self._function = function
+        self._bell = bell
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def _run(self) -> None:
+        # Signals are for the main thread: one taken here would only cut a system call short.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._function()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done = True
+            self._bell.ring()
+
+    def start(self) -> None:
+        """Start it."""
+        self._thread.start()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for its end; False when the time is over."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()

@@ -1,0 +1,122 @@
+"""The errors that vmemu raises on purpose; everything else is a bug.
+
+::
+
+    VmemuError                 the root; ``exit_code`` is what every verb ends with
+    ├── InputError        (2)  the input is wrong: usage, scenario, trace
+    │   ├── ConfigError        a scenario; carries every problem found, not only the first
+    │   └── TraceError         a recording or a native trace
+    ├── HostError         (3)  this host can't; says which command mends it
+    │   └── HugepageShortage   the pool is too small now; another run may give pages back
+    └── MigrationError    (1)  the migration started and did not complete
+        ├── ProtocolError      the peer said something that it may not say
+        ├── StateError         a step asked for in a state that does not allow it
+        └── CoreError          a system call of the C core failed where it must not
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+class VmemuError(Exception):
+    """Root of all errors raised on purpose."""
+
+    exit_code = 1
+    kind = "error"
+
+
+class InputError(VmemuError):
+    """The input is wrong and nothing was touched."""
+
+    exit_code = 2
+    kind = "input"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a scenario: where it stands, what it is, what would do.
+
+    ``line`` and ``column`` count from 1; 0 means that no place in the file is to blame.
+    """
+
+    file: str
+    line: int
+    column: int
+    field: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        field = f" {self.field}:" if self.field else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{place}:{field} {self.what}{remedy}"
+
+
+class ConfigError(InputError):
+    """A scenario is wrong; ``problems`` lists everything that is, in the order of the file."""
+
+    kind = "config"
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(problems, key=lambda p: (p.file, p.line, p.column))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class TraceError(InputError):
+    """A recording or a native trace can't be read, or says what it can't mean."""
+
+    kind = "trace"
+
+
+class HostError(VmemuError):
+    """This host can't do what was asked; ``remedy`` is the command that mends it, if there is one."""
+
+    exit_code = 3
+    kind = "host"
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what}; mend it with: {remedy}" if remedy else what)
+
+
+class HugepageShortage(HostError):
+    """The pool of hugepages can't serve a reservation now."""
+
+    kind = "hugepages"
+
+
+class MigrationError(VmemuError):
+    """The migration started and did not complete."""
+
+    kind = "migration"
+
+
+class ProtocolError(MigrationError):
+    """The peer broke the protocol."""
+
+    kind = "protocol"
+
+
+class StateError(MigrationError):
+    """A step was asked for in a state that does not allow it; nothing was changed."""
+
+    kind = "state"
+
+
+class CoreError(MigrationError):
+    """A system call in the C core failed: ``operation``, ``errno`` and the ``address`` it was about."""
+
+    kind = "core"
+
+    def __init__(self, operation: str, errno: int, address: int = 0, detail: str = "") -> None:
+        self.operation = operation
+        self.errno = errno
+        self.address = address
+        reason = f"{os.strerror(errno)} (errno {errno})" if errno else ""
+        place = f" at {address:#x}" if address else ""
+        parts = [part for part in (reason, detail) if part]
+        super().__init__(f"{operation}{place}: {'; '.join(parts) or 'failed'}")

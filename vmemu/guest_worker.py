@@ -1,0 +1,195 @@
+"""Guest workers: one thread a vCPU that replays its share of the workload on the mapped blocks.
+
+The touches are made by the C core (``_core/replay.c``), each at the recorded size and place; those on a page that has
+not arrived are real faults, and what each cost the vCPU is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmemu import core
+from vmemu.content import ExpectedContent
+from vmemu.cthread import Bell, CThread
+from vmemu.postcopy import IncomingPostcopy
+from vmemu.ramblock import RAMList
+from vmemu.workload import StreamSlice, SyntheticShare, Workload
+
+WORDS_PER_PAGE = 512
+FAULT_DTYPE = np.dtype(
+    [
+        ("start_ns", np.uint64),
+        ("end_ns", np.uint64),
+        ("offset", np.uint64),
+        ("block", np.uint32),
+        ("write", np.uint32),
+    ]
+)
+"""A fault as ``struct vm_fault_record`` has it: times of CLOCK_MONOTONIC, place of the access."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A vCPU that is stopped in a touch: where, and for how long."""
+
+    vcpu: int
+    block: str
+    offset: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"vCPU {self.vcpu} waits for {self.block}+{self.offset:#x} for {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A byte that is not what it must be."""
+
+    block: str
+    offset: int
+    expected: int
+    found: int
+
+
+def mismatches(blocks: RAMList, entries: Any, count: int) -> list[Mismatch]:
+    """The first ``count`` of an array of ``struct vm_mismatch``."""
+    noted = (entries[i] for i in range(count))
+    return [Mismatch(blocks[m.block].name, m.offset, m.expected, m.found) for m in noted]
+
+
+class Guest:
+    """What all vCPUs share: the dictionary laid on the mapped blocks, and marks of what was written.
+
+    ``marks`` (uint8, a byte for each 8-byte word of each dictionary page) has a bit for each byte written, or is
+    None when nothing is verified.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        incoming: IncomingPostcopy,
+        expected: ExpectedContent,
+        check_reads: bool,
+        keep_marks: bool,
+    ) -> None:
+        self.workload = workload
+        self.incoming = incoming
+        self.blocks = incoming.memory.blocks
+        pages = len(workload.block)
+        # numpy's zeros are calloc's: what is never written costs no memory.
+        self.marks: NDArray[np.uint8] | None = None
+        if check_reads or keep_marks:
+            self.marks = np.zeros(pages * WORDS_PER_PAGE, np.uint8)
+        self._refs = np.empty(pages * 2, np.uint64)
+        self._keep = [_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset)]
+        self._expected = expected
+        refs = core.ffi.cast("struct vm_page_ref *", _array("uint64_t[]", self._refs))
+        core.lib.vm_refs_fill(refs, pages, *self._keep, incoming.ram, expected.table)
+        self.shared = core.ffi.new("struct vm_guest *")
+        self.shared.ram = incoming.ram
+        self.shared.content = expected.table
+        self.shared.refs = refs
+        self.shared.pages = pages
+        self._sizes = _array("uint16_t[]", workload.sizes)
+        self.shared.sizes = self._sizes
+        self._marks = core.ffi.NULL if self.marks is None else _array("uint8_t[]", self.marks)
+        self.shared.marks = self._marks
+        self.shared.check_reads = check_reads
+
+    def block_marks(self, index: int) -> NDArray[np.uint8] | None:
+        """The marks of one block: a byte for each of its words; None when no marks are kept."""
+        if self.marks is None:
+            return None
+        gathered = np.zeros(self.blocks[index].size // 8, np.uint8)
+        pages = len(self.workload.block)
+        target = _array("uint8_t[]", gathered)
+        core.lib.vm_marks_gather(target, index, pages, *self._keep, self._marks)
+        return gathered
+
+
+class GuestWorker:
+    """One vCPU: its thread, its progress, its faults."""
+
+    def __init__(self, guest: Guest, index: int, bell: Bell) -> None:
+        self.index = index
+        self._guest = guest
+        self._vcpu = core.ffi.gc(core.ffi.new("struct vm_vcpu *"), core.lib.vm_vcpu_release)
+        self._vcpu.guest = guest.shared
+        self._vcpu.id = index
+        self._vcpu.tid, self._vcpu.seen = guest.incoming.vcpu_slots(index)
+        self._keep: list[Any] = []
+        work = guest.workload.vcpus[index]
+        streams: Any = core.ffi.NULL
+        synthetic: Any = core.ffi.NULL
+        count = 0
+        if isinstance(work, SyntheticShare):
+            synthetic = self._synthetic(work)
+        else:
+            streams, count = self._streams(work), len(work)
+        arguments = (self._vcpu, streams, count, synthetic)
+        self.thread = CThread(
+            f"vcpu{index}", lambda: core.call(core.lib.vm_vcpu_run, *arguments), bell
+        )
+
+    def _streams(self, slices: Sequence[StreamSlice]) -> Any:
+        table = core.ffi.new("struct vm_stream[]", max(len(slices), 1))
+        for entry, part in zip(table, slices, strict=False):
+            where, what = _array("uint8_t[]", part.where), _array("uint8_t[]", part.what)
+            self._keep += [where, what]
+            entry.where = where
+            entry.what = what
+            entry.count = len(part.what)
+            entry.wide = part.where.dtype == np.uint64
+        return table
+
+    def _synthetic(self, share: SyntheticShare) -> Any:
+        made = core.ffi.new("struct vm_synthetic *")
+        made.kind = getattr(core.lib, f"VM_{share.kind.upper()}")
+        for name in ("seed", "order_seed", "accesses", "first", "write_below", "begin", "end", "stride"):
+            setattr(made, name, getattr(share, name))
+        units = _array("uint64_t[]", share.units)
+        self._keep.append(units)
+        made.unit = units
+        made.units = len(share.units) - 1
+        return made
+
+    @property
+    def figures(self) -> Any:
+        """The C core's ``struct vm_vcpu``: counters that move while it runs."""
+        return self._vcpu
+
+    def stop(self) -> None:
+        """End the replay after the touch that it is in; whoever waits for a page has to be released too."""
+        self._vcpu.stop = 1
+
+    def waiting(self) -> Waiting | None:
+        """Where it is stopped now, if it is."""
+        since, address = self._vcpu.waiting_since_ns, self._vcpu.waiting_at
+        place = self._guest.blocks.find(address) if since else None
+        if place is None:
+            return None
+        seconds = max(time.monotonic_ns() - since, 0) / 1e9
+        return Waiting(self.index, place[0].name, place[1], seconds)
+
+    def faults(self) -> NDArray[np.void]:
+        """The faults in the order in which they happened: a copy, of ``FAULT_DTYPE``."""
+        count = self._vcpu.records
+        if count == 0:
+            return np.empty(0, FAULT_DTYPE)
+        buffer = core.ffi.buffer(self._vcpu.record, count * FAULT_DTYPE.itemsize)
+        return np.frombuffer(buffer, FAULT_DTYPE).copy()
+
+    def mismatches(self) -> list[Mismatch]:
+        """The first reads that found what they must not."""
+        return mismatches(self._guest.blocks, self._vcpu.mismatch, self._vcpu.noted)
+
+
+def _array(ctype: str, array: NDArray[Any]) -> Any:
+    """A C pointer to an array's memory that keeps it alive."""
+    return core.ffi.from_buffer(ctype, np.ascontiguousarray(array).data.cast("B"))

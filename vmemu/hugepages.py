@@ -1,0 +1,105 @@
+"""The machine's pools of hugepages and where hugetlbfs is mounted, as the kernel tells them.
+
+Source: Documentation/admin-guide/mm/hugetlbpage.rst; figures from ``/sys/kernel/mm/hugepages``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmemu.errors import HostError, HugepageShortage
+from vmemu.units import format_size
+
+SYSFS = Path("/sys/kernel/mm/hugepages")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One pool, in pages of ``page_size`` bytes; ``reserved`` pages are free but promised to a mapping."""
+
+    page_size: int
+    total: int
+    free: int
+    reserved: int
+    surplus: int
+
+    @property
+    def available(self) -> int:
+        """Pages that a new mapping can still reserve."""
+        return self.free - self.reserved
+
+
+def page_sizes() -> list[int]:
+    """The sizes that this kernel knows, in bytes, smallest first; empty without hugetlb."""
+    try:
+        names = os.listdir(SYSFS)
+    except OSError:
+        return []
+    matches = (re.fullmatch(r"hugepages-(\d+)kB", name) for name in names)
+    return sorted(int(match[1]) << 10 for match in matches if match)
+
+
+def _directory(page_size: int) -> Path:
+    return SYSFS / f"hugepages-{page_size >> 10}kB"
+
+
+def pool(page_size: int) -> Pool:
+    """The pool of one size. Raises HostError when this kernel has no such size."""
+    directory = _directory(page_size)
+    try:
+        figures = [
+            int((directory / name).read_text())
+            for name in ("nr_hugepages", "free_hugepages", "resv_hugepages", "surplus_hugepages")
+        ]
+    except OSError:
+        known = ", ".join(format_size(size) for size in page_sizes()) or "none"
+        raise HostError(
+            f"this host has no hugepages of {format_size(page_size)} (it has: {known})"
+        ) from None
+    return Pool(page_size, *figures)
+
+
+def default_page_size() -> int:
+    """The size that ``vm.nr_hugepages`` counts, in bytes; 0 without hugetlb."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Hugepagesize:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def resize_command(page_size: int, pages: int) -> str:
+    """The command that gives the pool ``pages`` pages."""
+    if page_size == default_page_size():
+        return f"sysctl vm.nr_hugepages={pages}"
+    return f"echo {pages} > {_directory(page_size) / 'nr_hugepages'}"
+
+
+def shortage(what: str, page_size: int, pages: int) -> HugepageShortage:
+    """The error for ``pages`` pages that the pool could not reserve, with its figures and the remedy."""
+    figures = pool(page_size)
+    missing = max(pages - figures.available, 1)
+    size = format_size(page_size)
+    return HugepageShortage(
+        f"{what} needs {pages} hugepages of {size}, and the pool can't reserve them: "
+        f"{figures.total} in all, {figures.free} free, {figures.reserved} of these reserved",
+        resize_command(page_size, figures.total + missing),
+    )
+
+
+def filesystem_of(path: str) -> tuple[str, str]:
+    """(type, mount point) of the file system that holds ``path``, from /proc/self/mountinfo.
+
+    The file need not exist; its directory must.
+    """
+    real = os.path.realpath(path)
+    best = ("", "")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4].encode().decode("unicode_escape")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best[1]):
+            best = (right.split()[0], mount)
+    return best

@@ -1,0 +1,101 @@
+"""MemoryManager: maps the blocks of a VM, registers them with userfaultfd, gives everything back."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Sequence
+
+from vmemu.errors import CoreError, HostError, HugepageShortage
+from vmemu.ramblock import RAMBlock, RAMList
+from vmemu.userfault import Ioctl, Userfaultfd
+
+
+class MemoryManager:
+    """Owns the mappings of a VM. A context manager: whatever happens inside, nothing stays mapped.
+
+    ``wait_s`` is how long ``map`` waits for hugepages that others hold.
+    """
+
+    def __init__(self, blocks: Sequence[RAMBlock], wait_s: float = 0.0) -> None:
+        self.blocks = RAMList(blocks)
+        self._wait_s = wait_s
+        self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
+
+    def map(self) -> None:
+        """Map every block or none. Raises HugepageShortage when the wait is over, HostError, InputError.
+
+        All or none is what keeps two runs from waiting for each other, each with half of the pool in its hands.
+        """
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return self._map_all()
+            except HugepageShortage:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(random.uniform(0.02, 0.1))  # so that those who wait do not all try at once
+
+    def _map_all(self) -> None:
+        try:
+            # The scarce ones first: a shortage shows before anything else was done.
+            for block in sorted(self.blocks, key=lambda block: not block.hugetlb):
+                block.map()
+        except BaseException:
+            self.unmap()
+            raise
+        self.blocks.index_addresses()
+
+    def discard_all(self) -> None:
+        """Empty every block, so that each page is missing; no THP may fill a hole. Raises CoreError."""
+        for block in self.blocks:
+            block.set_thp(False)
+            block.discard()
+
+    def register(self, uffd: Userfaultfd) -> None:
+        """Register every block for missing faults and check what can be done on it.
+
+        Raises HostError when a block can't be served; the blocks registered so far are unregistered by
+        ``unregister``, which is safe to call in any state.
+        """
+        for block in self.blocks:
+            try:
+                ioctls = uffd.register(block.address, block.size)
+            except CoreError as error:
+                raise _register_error(block, error) from error
+            self._registered.append((uffd, block))
+            needed = Ioctl.COPY | Ioctl.WAKE | (Ioctl(0) if block.hugetlb else Ioctl.ZEROPAGE)
+            missing = needed & ~ioctls
+            if missing:
+                names = ", ".join(f"UFFDIO_{ioctl.name}" for ioctl in missing)
+                raise HostError(f"block {block.name}: this kernel has no {names} on {block.backing.value} memory")
+
+    def unregister(self) -> None:
+        """Unregister all blocks: whoever waits for a page goes on with a fresh one. Safe to call twice."""
+        while self._registered:
+            uffd, block = self._registered.pop()
+            uffd.unregister(block.address, block.size)
+
+    def unmap(self) -> None:
+        """Give all memory back; safe to call twice."""
+        for block in self.blocks:
+            block.unmap()
+        self.blocks.index_addresses()
+
+    def __enter__(self) -> MemoryManager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.unregister()
+        finally:
+            self.unmap()
+
+
+def _register_error(block: RAMBlock, error: CoreError) -> HostError:
+    if error.errno == errno.EINVAL:
+        why = f"userfaultfd does not take {block.backing.value} memory of this kernel or file system"
+    else:
+        why = str(error)
+    return HostError(f"block {block.name} can't be registered: {why}")

@@ -1,0 +1,382 @@
+"""One migration from beginning to end: the only module that knows all the others.
+
+::
+
+    prepare   open the trace, lay it on the blocks; nothing is taken from the machine yet
+    map       memory of the destination
+    source    the source process comes up and announces its blocks
+    listen    memory is emptied and registered, the fault thread runs
+    guest     vCPUs replay; pages come on demand and, with push, in the background
+    drain     the guest is done; the pages that are left come
+    verify    every byte is compared
+    cleanup   everything is given back, whatever happened before
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmemu.channel import ChannelEnds, create_pipes, receive
+from vmemu.config import Scenario, Wait
+from vmemu.content import ExpectedContent
+from vmemu.core import PeerGone
+from vmemu.cthread import Bell, CThread
+from vmemu.errors import HugepageShortage, MigrationError, VmemuError
+from vmemu.guest_worker import Guest, GuestWorker, Waiting
+from vmemu.manager import MemoryManager
+from vmemu.plan import blocks_of, contents_of, make_workload
+from vmemu.postcopy import IncomingPostcopy
+from vmemu.protocol import BlockEntry, Message, unpack_hello
+from vmemu.source_loader import SourceProcess, SourceSpec
+from vmemu.verification import Verification
+from vmemu.workload import Workload
+
+TICK_S = 0.2
+"""How often the owner looks at the threads when no bell rings: for progress and stalls only."""
+PATIENCE_S = 5.0
+"""How long threads and the source get to end once nothing holds them any more."""
+
+
+class StallError(MigrationError):
+    """Pages stopped coming while somebody needed them; ``waiting`` says who."""
+
+    kind = "stall"
+
+    def __init__(self, seconds: float, waiting: list[Waiting], missing: int) -> None:
+        self.waiting = waiting
+        who = "; ".join(str(one) for one in waiting) or "no vCPU waits"
+        super().__init__(f"no page came for {seconds:.1f} s, {missing} pages are missing: {who}")
+
+
+class VerificationError(MigrationError):
+    """The migration completed and memory is not what it must be."""
+
+    kind = "verification"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run; times in ns, from the run's begin."""
+
+    name: str
+    start_ns: int
+    duration_ns: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; accesses of all vCPUs, host pages of all blocks."""
+
+    phase: str
+    accesses: int = 0
+    accesses_total: int = 0
+    pages: int = 0
+    pages_total: int = 0
+    bytes_checked: int = 0
+
+
+@dataclass
+class Run:
+    """Everything that a run has and leaves for its result; what was not reached is None or empty."""
+
+    scenario: Scenario
+    status: str = "failed"
+    error: BaseException | None = None
+    phases: list[Phase] = field(default_factory=list)
+    started_ns: int = 0
+    workload: Workload | None = None
+    memory: MemoryManager | None = None
+    incoming: IncomingPostcopy | None = None
+    expected: ExpectedContent | None = None
+    workers: list[GuestWorker] = field(default_factory=list)
+    verification: Verification | None = None
+    postcopy_started_ns: int = 0
+    postcopy_ended_ns: int = 0
+
+
+class Migration:
+    """Runs a scenario once.
+
+    ``progress`` is called a few times a second. ``flips`` are (block name, offset): bytes that the
+    source spoils after it has made its image, which the verification must find.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        flips: tuple[tuple[str, int], ...] = (),
+    ) -> None:
+        self.run_state = Run(scenario)
+        self.scenario = scenario
+        self._progress = progress
+        self._flips = flips
+        self._phase = "prepare"
+        self._bell: Bell | None = None
+        self._source: SourceProcess | None = None
+        self._ends: ChannelEnds | None = None
+        self._guest: Guest | None = None
+
+    # ---- the whole ----
+
+    def run(self) -> Run:
+        """Run it. Input and host errors are raised; whatever happens later is in the returned Run.
+
+        ``status`` is completed, failed, interrupted (KeyboardInterrupt) or skipped (a resource is
+        missing and the scenario says to skip). Nothing is left behind in any case.
+        """
+        run = self.run_state
+        run.started_ns = time.monotonic_ns()
+        try:
+            self._migrate()
+            run.status = "completed"
+        except HugepageShortage as error:
+            if self.scenario.on_unavailable != "skip":
+                raise
+            run.status, run.error = "skipped", error
+        except KeyboardInterrupt as error:
+            run.status, run.error = "interrupted", error
+        except MigrationError as error:
+            run.status, run.error = "failed", self._explain(error)
+        finally:
+            self._clean_up()
+        return run
+
+    def _migrate(self) -> None:
+        with self._enter("prepare"):
+            self._prepare()
+        with self._enter("map"):
+            self._map()
+        with self._enter("source"):
+            self._start_source()
+        with self._enter("listen"):
+            self._listen()
+        with self._enter("guest"):
+            self._run_guest()
+        with self._enter("drain"):
+            self._drain()
+        with self._enter("verify"):
+            self._verify()
+
+    @contextmanager
+    def _enter(self, name: str) -> Iterator[None]:
+        start = time.monotonic_ns()
+        self._phase = name
+        try:
+            yield
+        finally:
+            phase = Phase(name, start - self.run_state.started_ns, time.monotonic_ns() - start)
+            self.run_state.phases.append(phase)
+
+    # ---- the phases ----
+
+    def _prepare(self) -> None:
+        blocks = blocks_of(self.scenario)
+        self.run_state.workload = make_workload(self.scenario, blocks)
+        contents = contents_of(self.scenario)
+        self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
+        wait = self.scenario.on_unavailable
+        wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
+        self.run_state.memory = MemoryManager(blocks, wait_s)
+
+    def _map(self) -> None:
+        assert self.run_state.memory is not None
+        self.run_state.memory.map()
+
+    def _start_source(self) -> None:
+        memory = self.run_state.memory
+        assert memory is not None
+        self._bell = Bell()
+        self._ends, source_ends = create_pipes(self.scenario.migration.postcopy.preempt)
+        try:
+            self._source = SourceProcess(self._source_spec(memory), source_ends)
+            self._source.start()
+        finally:
+            source_ends.close()
+        incoming = IncomingPostcopy(memory, self._ends, self.scenario.guest.vcpus, self._bell)
+        self.run_state.incoming = incoming
+        incoming.advise(*unpack_hello(self._receive(Message.HELLO)))
+
+    def _source_spec(self, memory: MemoryManager) -> SourceSpec:
+        names = [block.name for block in memory.blocks]
+        return SourceSpec(
+            seed=self.scenario.seed,
+            blocks=tuple(BlockEntry(b.name, b.size, b.page_size) for b in memory.blocks),
+            contents=contents_of(self.scenario),
+            flips=tuple((names.index(name), offset) for name, offset in self._flips),
+        )
+
+    def _receive(self, message: Message) -> bytes:
+        assert self._ends is not None
+        return receive(self._ends.main, message, self.scenario.source.startup_timeout / 1e9)
+
+    def _listen(self) -> None:
+        incoming = self._incoming
+        incoming.listen()
+        self._receive(Message.LISTEN)
+        self._receive(Message.RUN)
+        if self.scenario.migration.postcopy.push:
+            incoming.request_push()
+        incoming.run()
+
+    def _run_guest(self) -> None:
+        run, verify = self.run_state, self.scenario.verify
+        assert run.workload is not None and run.expected is not None and self._bell is not None
+        self._guest = Guest(
+            run.workload, self._incoming, run.expected, verify.reads, verify.final
+        )
+        run.workers = [
+            GuestWorker(self._guest, index, self._bell)
+            for index in range(self.scenario.guest.vcpus)
+        ]
+        run.postcopy_started_ns = time.monotonic_ns()
+        for worker in run.workers:
+            worker.thread.start()
+        self._wait(lambda: all(worker.thread.done for worker in run.workers))
+
+    def _drain(self) -> None:
+        if not self.scenario.migration.postcopy.push:
+            self._incoming.request_push()
+        self._wait(lambda: self._incoming.complete)
+        self.run_state.postcopy_ended_ns = time.monotonic_ns()
+
+    def _verify(self) -> None:
+        run = self.run_state
+        self._incoming.end()
+        assert self._guest is not None and run.expected is not None and self._bell is not None
+        if self.scenario.verify.final:
+            run.verification = Verification(self._guest, run.expected)
+            thread = CThread("verify", run.verification.run, self._bell)
+            thread.start()
+            try:
+                self._wait(lambda: thread.done)
+            finally:
+                run.verification.stop()
+                thread.join()
+            if thread.error is not None:
+                raise thread.error
+        self._judge()
+
+    def _judge(self) -> None:
+        run = self.run_state
+        wrong_reads = sum(int(worker.figures.reads_wrong) for worker in run.workers)
+        wrong_bytes = run.verification.bytes_wrong if run.verification else 0
+        found = [m for worker in run.workers for m in worker.mismatches()]
+        found += run.verification.mismatches() if run.verification else []
+        if not found:
+            return
+        first = found[0]
+        raise VerificationError(
+            f"{wrong_bytes} bytes of memory and {wrong_reads} reads of the guest are wrong; first "
+            f"{first.block}+{first.offset:#x}: {first.found:#04x} instead of {first.expected:#04x}"
+        )
+
+    # ---- waiting ----
+
+    @property
+    def _incoming(self) -> IncomingPostcopy:
+        assert self.run_state.incoming is not None
+        return self.run_state.incoming
+
+    def _wait(self, over: Callable[[], bool]) -> None:
+        """Wait until it is over. Raises what ended a thread, StallError when pages stop coming."""
+        assert self._bell is not None
+        pages, since = -1, time.monotonic()
+        while not over():
+            self._bell.wait(TICK_S)
+            self._incoming.check()
+            for worker in self.run_state.workers:
+                if worker.thread.error is not None:
+                    raise worker.thread.error
+            received = self._incoming.ram.pages_received
+            if received != pages or not self._somebody_waits():
+                pages, since = received, time.monotonic()
+            elif time.monotonic() - since > self.scenario.limits.stall / 1e9:
+                raise self._stalled(time.monotonic() - since)
+            self._report()
+
+    def _somebody_waits(self) -> bool:
+        if self._incoming.complete:
+            return False
+        return self._phase == "drain" or any(w.waiting() for w in self.run_state.workers)
+
+    def _stalled(self, seconds: float) -> StallError:
+        waiting = [one for worker in self.run_state.workers if (one := worker.waiting())]
+        ram = self._incoming.ram
+        return StallError(seconds, waiting, ram.pages_total - ram.pages_received)
+
+    def _report(self) -> None:
+        if self._progress is None:
+            return
+        run = self.run_state
+        verification = run.verification
+        self._progress(
+            Progress(
+                self._phase,
+                accesses=sum(int(worker.figures.accesses) for worker in run.workers),
+                accesses_total=run.workload.accesses if run.workload else 0,
+                pages=int(self._incoming.ram.pages_received),
+                pages_total=int(self._incoming.ram.pages_total),
+                bytes_checked=verification.bytes_checked if verification else 0,
+            )
+        )
+
+    # ---- the way out ----
+
+    def _explain(self, error: MigrationError) -> MigrationError:
+        """Add what only the owner of the source process knows: how it ended."""
+        if isinstance(error, PeerGone) and self._source is not None:
+            self._source.process.join(PATIENCE_S / 5)
+            ended = self._source.describe_end()
+            if ended:
+                return PeerGone(f"{ended} while it was needed ({error})")
+        return error
+
+    def _clean_up(self) -> None:
+        """Give everything back. Ctrl-C waits until it is done: it takes no longer than the threads."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            with self._enter("cleanup"):
+                self._give_back()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _give_back(self) -> None:
+        run = self.run_state
+        try:
+            self._stop_guest()
+            if run.incoming is not None:
+                run.incoming.end()
+        finally:
+            if self._ends is not None:
+                self._ends.close()
+            if self._source is not None:
+                self._source.stop(PATIENCE_S if run.status == "completed" else 0.2)
+            self._unmap()
+            if self._bell is not None:
+                self._bell.close()
+
+    def _stop_guest(self) -> None:
+        """Released vCPUs see fresh pages instead of the guest's; they are told to stop before."""
+        run = self.run_state
+        for worker in run.workers:
+            worker.stop()
+        if run.incoming is not None:
+            run.incoming.release()
+        for worker in run.workers:
+            worker.thread.join(PATIENCE_S)
+
+    def _unmap(self) -> None:
+        run = self.run_state
+        stuck = [worker for worker in run.workers if not worker.thread.join(0)]
+        if stuck:
+            # Unmapping under a thread that still touches memory would kill the process.
+            raise VmemuError(f"{len(stuck)} vCPU threads do not end; their memory stays mapped")
+        if run.memory is not None:
+            run.memory.unmap()

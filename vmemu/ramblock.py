@@ -1,0 +1,259 @@
+"""RAM blocks: the memory of the emulated VM as the destination maps it.
+
+Nothing here hands out a view of the memory. A Python thread that touches a missing page through a buffer holds the
+GIL while the kernel stops it, and nothing ends that; so reads and writes go through the C core, without the GIL.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmemu import core, hugepages
+from vmemu.errors import CoreError, HostError, InputError
+from vmemu.units import format_size
+
+BASE_PAGE = os.sysconf("SC_PAGESIZE")
+_THP_SIZE = 2 << 20  # where a transparent hugepage could begin; a mapping aligned to it can hold whole ones
+
+
+class Backing(enum.Enum):
+    """What holds a block's pages."""
+
+    ANONYMOUS = "anonymous"
+    HUGETLBFS = "hugetlbfs"
+    SHARED = "shared"
+
+
+@dataclass
+class RAMBlock:
+    """One block: ``name`` is QEMU's ``idstr``; ``size`` bytes are a whole number of ``page_size`` host pages.
+
+    ``path`` names a file to be made on hugetlbfs or on a tmpfs such as /dev/shm; without it shared and huge memory
+    is a memfd. The name of the file goes away as soon as it is mapped, so that not even SIGKILL leaves it behind.
+    ``address`` is 0 while the block is not mapped.
+    """
+
+    name: str
+    backing: Backing
+    size: int
+    page_size: int
+    path: str | None = None
+    address: int = field(default=0, init=False)
+    _fd: int = field(default=-1, init=False, repr=False)
+
+    @property
+    def pages(self) -> int:
+        """Host pages."""
+        return self.size // self.page_size
+
+    @property
+    def page_shift(self) -> int:
+        """log2 of the host page size."""
+        return self.page_size.bit_length() - 1
+
+    @property
+    def hugetlb(self) -> bool:
+        """Whether the pages come from a hugepage pool."""
+        return self.backing is Backing.HUGETLBFS
+
+    def map(self) -> None:
+        """Map the block, empty; hugepages are reserved now, so that a shortage is an error here and nowhere else.
+
+        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken). Nothing is left
+        behind by a failure.
+        """
+        if self.hugetlb:
+            hugepages.pool(self.page_size)
+        self._fd = self._open()
+        address = core.ffi.new("uint64_t *")
+        alignment = max(self.page_size, _THP_SIZE)
+        try:
+            if self._fd >= 0:
+                os.ftruncate(self._fd, self.size)
+            core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
+        except (CoreError, OSError) as error:
+            self._close()
+            raise self._map_error(error) from error
+        self.address = address[0]
+
+    def _map_error(self, error: CoreError | OSError) -> Exception:
+        if self.hugetlb and error.errno in (errno.ENOMEM, errno.ENOSPC):
+            return hugepages.shortage(f"block {self.name}", self.page_size, self.pages)
+        reason = os.strerror(error.errno or 0)
+        return HostError(f"block {self.name}: {format_size(self.size)} can't be mapped: {reason}")
+
+    def _open(self) -> int:
+        """The descriptor of the memory, or -1 for anonymous memory."""
+        if self.backing is Backing.ANONYMOUS:
+            return -1
+        if self.path is None:
+            flags = os.MFD_CLOEXEC
+            if self.hugetlb:
+                flags |= os.MFD_HUGETLB | self.page_shift << os.MFD_HUGE_SHIFT
+            # The kernel takes 249 bytes of name and shows it in /proc/PID/maps; it need not be unique.
+            return os.memfd_create("vmemu-" + self.name[:60], flags)
+        self._check_filesystem(self.path)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise InputError(
+                f"block {self.name}: {self.path} exists already and may be somebody's; "
+                "remove it, name another path, or leave the path out for a memfd"
+            ) from None
+        except OSError as error:
+            raise HostError(f"block {self.name}: {self.path}: {error.strerror}") from None
+        os.unlink(self.path)
+        return fd
+
+    def _check_filesystem(self, path: str) -> None:
+        kind, mount = hugepages.filesystem_of(path)
+        wanted = "hugetlbfs" if self.hugetlb else "tmpfs"
+        size = format_size(self.page_size)
+        directory = os.path.dirname(path)
+        if kind != wanted:
+            remedy = (
+                f"mkdir -p {directory} && mount -t hugetlbfs -o pagesize={self.page_size >> 10}K none {directory}"
+                if self.hugetlb
+                else f"put it below /dev/shm: path: /dev/shm/{os.path.basename(path)}"
+            )
+            raise HostError(
+                f"block {self.name}: {path} lies on {kind or 'nothing'}, not on {wanted}: "
+                f"userfaultfd has no faults of {size} pages there",
+                remedy,
+            )
+        if self.hugetlb and os.statvfs(mount).f_bsize != self.page_size:
+            has = format_size(os.statvfs(mount).f_bsize)
+            raise HostError(
+                f"block {self.name}: {mount} holds pages of {has}, the block wants {size}",
+                f"mount -t hugetlbfs -o pagesize={self.page_size >> 10}K none {mount}",
+            )
+
+    def unmap(self) -> None:
+        """Give everything back; safe to do twice."""
+        address, self.address = self.address, 0
+        try:
+            if address:
+                core.call(core.lib.vm_unmap, address, self.size)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def discard(self, offset: int = 0, length: int | None = None) -> None:
+        """Forget the pages in [offset, offset + length), whole host pages: the next touch finds them missing.
+
+        Shared and huge memory lives in its file, so a hole is punched there; MADV_DONTNEED would only drop this
+        mapping of it. Raises ValueError for a range that is not whole pages of this block, CoreError.
+        """
+        length = self.size - offset if length is None else length
+        if offset % self.page_size or length % self.page_size or not 0 <= offset <= offset + length <= self.size:
+            raise ValueError(f"block {self.name}: {offset:#x}+{length:#x} is not whole pages of it")
+        if length == 0:
+            return
+        if self._fd < 0:
+            core.call(core.lib.vm_advise, self.address + offset, length, mmap.MADV_DONTNEED)
+            return
+        core.call(core.lib.vm_punch_hole, self._fd, offset, length)
+        if self.hugetlb:
+            self._reserve_again()
+
+    def _reserve_again(self) -> None:
+        """Punching a hole gives the reservation back with the pages; a second mapping of the file takes it anew."""
+        address = core.ffi.new("uint64_t *")
+        try:
+            core.call(core.lib.vm_map, self.size, self._fd, self.page_size, address)
+        except CoreError as error:
+            raise self._map_error(error) from error
+        core.call(core.lib.vm_unmap, address[0], self.size)
+
+    def set_thp(self, enabled: bool) -> None:
+        """Allow or forbid transparent hugepages: one placed by the kernel would hide 511 pages that are missing.
+
+        Hugetlb has none; a kernel without them says EINVAL, which is as good as off.
+        """
+        if self.hugetlb:
+            return
+        advice = mmap.MADV_HUGEPAGE if enabled else mmap.MADV_NOHUGEPAGE
+        try:
+            core.call(core.lib.vm_advise, self.address, self.size, advice)
+        except CoreError as error:
+            if error.errno != errno.EINVAL:
+                raise
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the block. Waits, without the GIL, for pages that are missing. Raises ValueError outside it."""
+        self._check_range(offset, length)
+        buffer = core.ffi.new("uint8_t[]", length)
+        core.lib.vm_ram_read(self.address + offset, buffer, length)
+        return bytes(core.ffi.buffer(buffer))
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Change bytes of the block; waits as ``read`` does. Raises ValueError outside it."""
+        self._check_range(offset, len(data))
+        core.lib.vm_ram_write(self.address + offset, core.ffi.from_buffer(data), len(data))
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if not self.address:
+            raise ValueError(f"block {self.name} is not mapped")
+        if not 0 <= offset <= offset + length <= self.size:
+            raise ValueError(f"block {self.name}: {offset:#x}+{length:#x} lies outside its {self.size:#x} bytes")
+
+
+class RAMList(Sequence[RAMBlock]):
+    """The blocks of a VM in the order of the scenario, found by name or address."""
+
+    def __init__(self, blocks: Sequence[RAMBlock]) -> None:
+        self._blocks = list(blocks)
+        self._by_name = {block.name: block for block in blocks}
+        self._mapped: list[RAMBlock] = []
+        self._addresses: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._blocks[index]
+
+    def __iter__(self) -> Iterator[RAMBlock]:
+        return iter(self._blocks)
+
+    def named(self, name: str) -> RAMBlock:
+        """The block of that name. Raises KeyError."""
+        return self._by_name[name]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.size for block in self)
+
+    def index_addresses(self) -> None:
+        """Note where the blocks are mapped now; ``find`` answers from that."""
+        self._mapped = sorted((b for b in self if b.address), key=lambda block: block.address)
+        self._addresses = [block.address for block in self._mapped]
+
+    def find(self, address: int) -> tuple[RAMBlock, int] | None:
+        """(block, offset) of an address, in logarithmic time; None outside all blocks."""
+        index = bisect_right(self._addresses, address) - 1
+        if index < 0 or address - self._addresses[index] >= self._mapped[index].size:
+            return None
+        return self._mapped[index], address - self._addresses[index]
+
+    def table(self) -> Any:
+        """The C core's ``struct vm_ram`` of the mapped blocks, with empty bitmaps; freed with its last reference."""
+        ram = core.owned(core.lib.vm_ram_create(len(self)), core.lib.vm_ram_destroy)
+        for index, block in enumerate(self):
+            arguments = (block.name.encode(), block.address, block.size, block.page_shift, block.hugetlb)
+            if core.lib.vm_ram_set(ram, index, *arguments) < 0:
+                raise MemoryError("the C core found no memory for a bitmap")
+        core.lib.vm_ram_seal(ram)
+        return ram

@@ -1,0 +1,173 @@
+"""The source: another process that holds an image of every block and serves it.
+
+It is started by spawn, never by fork: a fork would copy threads' locks and registered memory. It imports next to
+nothing, ignores Ctrl-C (the destination decides when it is over) and ends as soon as the destination's end of the
+return path closes, however that comes about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmemu import core
+from vmemu.channel import ChannelEnds, receive, send
+from vmemu.content import ContentSpec, fill_entry, read_padded
+from vmemu.core import PeerGone
+from vmemu.cthread import Bell, CThread
+from vmemu.errors import VmemuError
+from vmemu.protocol import BlockEntry, Message, pack_hello
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+BASE_PAGE = os.sysconf("SC_PAGESIZE")
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """All that the source process is told. ``flips`` are (block index, offset): bytes to spoil, for tests."""
+
+    seed: int
+    blocks: tuple[BlockEntry, ...]
+    contents: tuple[ContentSpec, ...]
+    flips: tuple[tuple[int, int], ...] = ()
+
+
+# ---- in the destination ----
+
+
+class SourceProcess:
+    """The source process as the destination sees it."""
+
+    def __init__(self, spec: SourceSpec, ends: ChannelEnds) -> None:
+        from multiprocessing import get_context
+
+        context = get_context("spawn")
+        arguments = (spec, ends)
+        self.process: BaseProcess = context.Process(
+            target=serve, args=arguments, name="vmemu-source", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start it. The caller closes its own copy of the source's ends afterwards."""
+        with _without_main():
+            self.process.start()
+
+    def describe_end(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        code = self.process.exitcode
+        if code is None:
+            return ""
+        if code < 0:
+            return f"the source process was killed by {signal.Signals(-code).name}"
+        return f"the source process ended with exit code {code}"
+
+    def stop(self, patience_s: float) -> None:
+        """Wait for its end, then kill it. Safe to call twice and before it was started."""
+        if self.process.pid is None:
+            return
+        self.process.join(patience_s)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide ``__main__`` from spawn, which would run the caller's script again in the child.
+
+    Nothing that the source needs lives there, and a caller's script need not guard itself against being imported.
+    """
+    with _main_lock:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+# ---- in the source ----
+
+
+def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
+    """The whole life of the source process; exits with 0 when the destination is done or gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _serve(spec, ends)
+    except PeerGone:
+        pass  # the destination ended first: it knows why
+    except VmemuError as error:
+        _say_failed(ends, str(error))
+        sys.exit(error.exit_code)
+    except MemoryError:
+        _say_failed(ends, "no memory for the image")
+        sys.exit(1)
+
+
+def _say_failed(ends: ChannelEnds, reason: str) -> None:
+    with contextlib.suppress(PeerGone):
+        send(ends.main, Message.FAILED, reason.encode()[:4000])
+
+
+def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
+    send(ends.main, Message.HELLO, pack_hello(list(spec.blocks), BASE_PAGE))
+    source = _create(spec)
+    receive(ends.return_path, Message.READY)
+    send(ends.main, Message.LISTEN)
+    send(ends.main, Message.RUN)
+    bell = Bell()
+    try:
+        source.main_fd = ends.main.fileno()
+        source.urgent_fd = ends.urgent_fd
+        source.return_fd = ends.return_path.fileno()
+        source.push_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        _send_pages(source, bell)
+    finally:
+        bell.close()
+
+
+def _send_pages(source: Any, bell: Bell) -> None:
+    if source.urgent_fd < 0:
+        core.call(core.lib.vm_source_both, source)
+        return
+    push = CThread("push", lambda: core.call(core.lib.vm_source_push, source), bell)
+    push.start()
+    core.call(core.lib.vm_source_serve, source)
+    push.join()
+    if push.error is not None:
+        raise push.error
+
+
+def _create(spec: SourceSpec) -> Any:
+    """The C core's ``struct vm_source`` with every image filled."""
+    source = core.owned(core.lib.vm_source_create(len(spec.blocks)), core.lib.vm_source_destroy)
+    for index, (block, content) in enumerate(zip(spec.blocks, spec.contents, strict=True)):
+        page_shift = block.page_size.bit_length() - 1
+        core.call(core.lib.vm_source_set, source, index, block.name.encode(), block.size, page_shift)
+        _fill(source.image[index], spec.seed, block, content)
+    for index, offset in spec.flips:
+        source.image[index].data[offset] ^= 0xFF
+    return source
+
+
+def _fill(image: Any, seed: int, block: BlockEntry, content: ContentSpec) -> None:
+    """The image is ordinary memory of this process, so Python may touch it."""
+    if content.path is not None:
+        core.ffi.memmove(image.data, read_padded(content.path, block.size), block.size)
+        return
+    entry = core.ffi.new("struct vm_content *")
+    page_shift = block.page_size.bit_length() - 1
+    fill_entry(entry, seed, block.name, page_shift, content.zero_share)
+    core.lib.vm_content_fill(entry, image.data, block.size)

@@ -1,0 +1,77 @@
+"""From a recording of any known format, or a native trace, to a native trace, packed or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from vmemu.errors import TraceError
+from vmemu.traces import native, tarball
+from vmemu.traces.meta import Meta, Source
+from vmemu.traces.reader import open_recording
+
+_SUFFIXES = ("", ".vmtrace", ".zst")
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    fetches: bool = False,
+    level: int = native.DEFAULT_LEVEL,
+) -> Meta:
+    """Converts a recording (``-``: standard input) to a native trace; returns its ``meta.json``.
+
+    ``out``: packed if it ends in ``.zst``, else a directory; it replaces a native trace of that
+    name when it is whole. ``fetches``: keep instruction fetches as accesses. ``level``: of zstd, 1
+    to 22. A native trace is packed or unpacked as it is. Raises ``TraceError``; then nothing is
+    left behind.
+    """
+    out = Path(out)
+    if out.suffix not in _SUFFIXES:
+        raise TraceError(f"{out}: the output must end in .vmtrace or .vmtrace.zst")
+    if os.fspath(source) != "-" and native.is_native(source):
+        return _convert_native(Path(source), out, level)
+    if out.suffix != ".zst":
+        return _convert_recording(source, out, fetches)
+
+    native.refuse_to_replace(out)
+    partial = tarball.hidden_sibling(out)
+    try:
+        meta = _convert_recording(source, partial, fetches)
+        native.pack(partial, out, level=level)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return meta
+
+
+def _convert_recording(source: str | os.PathLike[str], out: Path, fetches: bool) -> Meta:
+    name = "" if os.fspath(source) == "-" else Path(source).name
+    with (
+        open_recording(source, fetches=fetches) as reader,
+        native.TraceWriter(
+            out,
+            source=Source(reader.format, name),
+            address_kind=reader.address_kind,
+            missing=reader.missing,
+            fetches=fetches and "instruction_fetches" not in reader.missing,
+        ) as writer,
+    ):
+        for chunk in reader.chunks():
+            writer.append(*chunk)
+        return writer.finish(reader.tally)
+
+
+def _convert_native(source: Path, out: Path, level: int) -> Meta:
+    if out.exists() and out.samefile(source):
+        raise TraceError(f"{out}: input and output are the same")
+    packing = out.suffix == ".zst"
+    if source.is_dir() == packing:
+        if packing:
+            native.pack(source, out, level=level)
+        else:
+            native.unpack(source, out)
+        return native.open(out).meta
+    state = "packed" if packing else "unpacked"
+    raise TraceError(f"{source}: a native trace, {state} already; copy it")

@@ -1,0 +1,156 @@
+"""Recordings as a stream of bytes, whatever they are compressed with.
+
+The compression is told by the first bytes, never by the name: zstd (windows up to 2^27 bytes),
+gzip, xz, or none. A stream that ends in the middle of its compressed data gives what was whole and
+has ``truncated`` set; damaged data is a ``TraceError``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import sys
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, cast
+
+from vmemu.errors import TraceError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+ZSTD_WINDOW_LOG = 27
+_MAGIC_BYTES = 6
+_READ_SIZE = 1 << 18
+
+
+class _Raw(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class ByteStream:
+    """The uncompressed bytes of one input, read forwards once.
+
+    ``name`` is what messages call it; ``truncated`` is set when the end was reached in the middle
+    of the compressed data. Every method that reads raises ``TraceError`` on damaged data.
+    """
+
+    def __init__(self, name: str, raw: _Raw, owned: tuple[_Raw | IO[bytes], ...] = ()) -> None:
+        self.name = name
+        self.truncated = False
+        self._raw = raw
+        self._owned = owned
+        self._ahead = b""
+        self._ended = False
+
+    def head(self, size: int) -> bytes:
+        """The next bytes, at most ``size`` of them, without taking them from the stream."""
+        while len(self._ahead) < size:
+            more = self._read_raw(_READ_SIZE)
+            if not more:
+                break
+            self._ahead += more
+        return self._ahead[:size]
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes; fewer only at the end."""
+        buffer = bytearray(size)
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fills ``buffer``; returns the bytes it got, fewer than its length only at the end."""
+        view = memoryview(buffer)
+        filled = 0
+        while filled < len(view):
+            part = self._take(len(view) - filled)
+            if not part:
+                break
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+        return filled
+
+    def close(self) -> None:
+        for file in self._owned:
+            file.close()
+
+    def __enter__(self) -> ByteStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _take(self, size: int) -> bytes:
+        if not self._ahead:
+            return self._read_raw(min(size, _READ_SIZE))
+        part, self._ahead = self._ahead[:size], self._ahead[size:]
+        return part
+
+    def _read_raw(self, size: int) -> bytes:
+        # read1 and not read: when the data ends too early, a read loses what it had gathered.
+        if self._ended:
+            return b""
+        try:
+            part = self._raw.read1(size)
+        except EOFError:
+            self.truncated = True
+            part = b""
+        except (zstd.ZstdError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise TraceError(f"{self.name}: the compressed data is damaged: {error}") from None
+        except OSError as error:
+            raise TraceError(f"{self.name}: can't be read: {error.strerror or error}") from None
+        self._ended = not part
+        return part
+
+
+def open_stream(path: str | os.PathLike[str]) -> ByteStream:
+    """Opens a file, or standard input for ``-``. Raises ``TraceError`` when that can't be done."""
+    if os.fspath(path) == "-":
+        return _decompressing("standard input", _buffered(sys.stdin.buffer), owned=False)
+    name = os.fspath(path)
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - the stream owns it
+    except OSError as error:
+        raise TraceError(f"{name}: can't be opened: {error.strerror}") from None
+    try:
+        return _decompressing(name, file, owned=True)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _buffered(file: IO[bytes]) -> io.BufferedReader:
+    if isinstance(file, io.BufferedReader):
+        return file
+    return io.BufferedReader(cast(io.RawIOBase, file))
+
+
+def _decompressing(name: str, file: io.BufferedReader, *, owned: bool) -> ByteStream:
+    try:
+        # peek may give less than asked for on a pipe, but never nothing before the end.
+        magic = file.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
+    except OSError as error:
+        raise TraceError(f"{name}: can't be read: {error.strerror}") from None
+    raw: _Raw
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        raw = zstd.ZstdFile(
+            file, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+        )
+    elif magic.startswith(b"\x1f\x8b"):
+        raw = gzip.GzipFile(fileobj=file)
+    elif magic.startswith(b"\xfd7zXZ\x00"):
+        raw = lzma.LZMAFile(file)  # noqa: SIM115 - the stream owns it
+    else:
+        raw = file
+    return ByteStream(name, raw, (raw, file) if owned else ())

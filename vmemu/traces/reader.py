@@ -1,0 +1,142 @@
+"""What every reader of a recorded format gives, and the choice of the reader by content.
+
+A reader is one class in a file of its own. It looks at the first bytes of an uncompressed stream
+and says whether they are its format (``sniff``); it then turns the stream into chunks of columns
+(``chunks``) in bounded memory and counts what it left out (``tally``).
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmemu.errors import TraceError
+from vmemu.traces.opening import ByteStream, open_stream
+
+LOAD, STORE, MODIFY, FETCH = range(4)
+MAX_ACCESS_SIZE = 4096
+"""Bytes; with it an access touches two 4 KiB pages at most."""
+MAX_STREAMS = 4096
+
+HEAD_BYTES = 1 << 16
+_UNKNOWN_ALWAYS_ALLOWED = 1000
+_UNKNOWN_SHARE = 10
+
+
+class Chunk(NamedTuple):
+    """Some accesses of one stream in recorded order; all columns have the same length.
+
+    The arrays belong to the reader and may be overwritten when the next chunk is asked for.
+    """
+
+    stream: int
+    """Thread or vCPU as recorded; 0 when the recording doesn't tell them apart."""
+    addresses: NDArray[np.uint64]
+    """Of the first byte. No access runs over the end of the 64-bit address space."""
+    kinds: NDArray[np.uint8]
+    """LOAD, STORE, MODIFY or FETCH."""
+    sizes: NDArray[np.uint16]
+    """Bytes, 1 to MAX_ACCESS_SIZE."""
+
+
+@dataclass
+class Tally:
+    """What a reader saw but did not give; complete when ``chunks`` has ended."""
+
+    instruction_fetches: int = 0
+    """All of the recording, given as accesses or not."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Accesses left out on purpose, by reason: ``{"io": 16555}``."""
+    unknown_lines: int = 0
+    """Lines (records, of a binary format) that mean nothing in this format."""
+    first_unknown: str = ""
+    """The first of them with its number, for people."""
+    truncated: bool = False
+    """The input ends in the middle of a line, a record, or its compressed data."""
+
+
+class Reader(ABC):
+    """A recording being read, once. Use it as a context manager; it closes its stream."""
+
+    format: ClassVar[str]
+    """Short name, the same in ``meta.json`` and in results."""
+    title: ClassVar[str]
+    """What people call it."""
+    address_kind: ClassVar[str]
+    """``virtual`` or ``guest-physical``."""
+    missing: ClassVar[tuple[str, ...]]
+    """What a recording of this format can't say."""
+
+    def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
+        self.stream = stream
+        self.fetches = fetches
+        self.tally = Tally()
+
+    @classmethod
+    @abstractmethod
+    def sniff(cls, head: bytes) -> bool:
+        """Whether an input that starts with these bytes (up to HEAD_BYTES) is of this format."""
+
+    @abstractmethod
+    def chunks(self) -> Iterator[Chunk]:
+        """The accesses; instruction fetches only if ``fetches``. Raises ``TraceError``."""
+
+    def _refuse_mostly_unknown(self, known: int) -> None:
+        """Ends the reading when so much is unknown that this can't be the format it looked like."""
+        unknown = self.tally.unknown_lines
+        if unknown > _UNKNOWN_ALWAYS_ALLOWED and unknown > known // _UNKNOWN_SHARE:
+            raise TraceError(
+                f"{self.stream.name}: not a whole {self.title}: {unknown} of {unknown + known}"
+                f" lines or records mean nothing in it, the first is {self.tally.first_unknown}"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stream.close()
+
+
+def known_readers() -> tuple[type[Reader], ...]:
+    """All readers, in the order in which they are asked; text before binary, strict before lax."""
+    from vmemu.traces.gpa import GpaReader
+    from vmemu.traces.lackey import LackeyReader
+
+    return (LackeyReader, GpaReader)
+
+
+def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
+    """Opens a recording with the reader that knows its content; ``-`` is standard input.
+
+    Raises ``TraceError`` when it can't be opened or when no reader knows it.
+    """
+    stream = open_stream(path)
+    try:
+        head = stream.head(HEAD_BYTES)
+        for reader in known_readers():
+            if reader.sniff(head):
+                return reader(stream, fetches=fetches)
+        raise TraceError(_unknown_format(stream, head))
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _unknown_format(stream: ByteStream, head: bytes) -> str:
+    if not head:
+        why = "its compressed data is cut off" if stream.truncated else "it is empty"
+        return f"{stream.name}: not a recording: {why}"
+    titles = ", ".join(reader.title for reader in known_readers())
+    return f"{stream.name}: not a recording of a known format (known: {titles}, native traces)"

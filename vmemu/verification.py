@@ -1,0 +1,45 @@
+"""The final check: every byte of every block against what it must be after the guest's writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmemu import core
+from vmemu.content import ExpectedContent
+from vmemu.guest_worker import Guest, Mismatch, mismatches
+
+
+class Verification:
+    """Compares complete blocks; ``run`` is one long call for a thread of its own, ``stop`` ends it early."""
+
+    def __init__(self, guest: Guest, expected: ExpectedContent) -> None:
+        self._guest = guest
+        self._expected = expected
+        self._verify: Any = core.ffi.new("struct vm_verify *")
+
+    def run(self) -> None:
+        """Compare all blocks. They must be complete: a missing page would stop the calling thread."""
+        for index, block in enumerate(self._guest.blocks):
+            marks = self._guest.block_marks(index)
+            pointer = core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks.data)
+            host = core.ffi.cast("uint8_t *", block.address)
+            content = core.ffi.addressof(self._expected.table, index)
+            core.lib.vm_verify_block(self._verify, index, host, block.size, content, pointer)
+
+    def stop(self) -> None:
+        """End it soon."""
+        self._verify.stop = 1
+
+    @property
+    def bytes_checked(self) -> int:
+        """Bytes compared so far."""
+        return int(self._verify.bytes_checked)
+
+    @property
+    def bytes_wrong(self) -> int:
+        """Bytes that differ so far."""
+        return int(self._verify.bytes_wrong)
+
+    def mismatches(self) -> list[Mismatch]:
+        """The first differences, one a word."""
+        return mismatches(self._guest.blocks, self._verify.mismatch, self._verify.noted)

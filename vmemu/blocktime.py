@@ -1,7 +1,7 @@
 """How long vCPUs were stopped by faults: distributions, and the time when all of them were at once.
 
-All figures come from the recorded faults themselves, after the run: nothing is estimated, and no counter is shared
-by threads that race. Times are nanoseconds.
+All figures come from the recorded faults themselves, after the run: nothing is estimated, and no
+counter is shared by threads that race. Times are nanoseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def latencies(faults: NDArray[np.void]) -> NDArray[np.uint64]:
 def summary(latency: NDArray[np.uint64]) -> dict[str, int]:
     """p50, p90, p99, p999, max and mean; zeros when there was no fault.
 
-    A quantile is a latency that was measured: the smallest one that at least this share of faults did not exceed.
+    A quantile is a latency that was measured: the smallest one that at least this share of faults
+    did not exceed.
     """
     if len(latency) == 0:
         return {**dict.fromkeys(QUANTILES, 0), "max": 0, "mean": 0}
@@ -34,7 +35,8 @@ def summary(latency: NDArray[np.uint64]) -> dict[str, int]:
 
 
 def histogram(latency: NDArray[np.uint64]) -> list[dict[str, int]]:
-    """Counts of latencies up to ``le_ns`` and above the bound before, eight buckets an octave from 1 us on.
+    """Counts of latencies up to ``le_ns`` and above the bound before, eight buckets an octave from
+    1 us on.
 
     Only from the first to the last bucket that holds any; empty without faults.
     """
@@ -45,15 +47,14 @@ def histogram(latency: NDArray[np.uint64]) -> list[dict[str, int]]:
     index = np.searchsorted(np.array(bounds, np.uint64), latency, side="left")
     counts = np.bincount(index, minlength=len(bounds))
     used = np.flatnonzero(counts)
-    return [
-        {"le_ns": bounds[i], "count": int(counts[i])} for i in range(used[0], used[-1] + 1)
-    ]
+    return [{"le_ns": bounds[i], "count": int(counts[i])} for i in range(used[0], used[-1] + 1)]
 
 
 def overlapped(faults: Sequence[NDArray[np.void]]) -> int:
     """Time in which every vCPU was stopped at once. ``faults``: those of each vCPU, in their order.
 
-    A vCPU's own faults never overlap, so the vCPUs stopped at a time are the starts before it less the ends.
+    A vCPU's own faults never overlap, so the vCPUs stopped at a time are the starts before it less
+    the ends.
     """
     if not faults or any(len(one) == 0 for one in faults):
         return 0
@@ -61,7 +62,8 @@ def overlapped(faults: Sequence[NDArray[np.void]]) -> int:
     ends = np.concatenate([one["end_ns"] for one in faults]).astype(np.int64)
     times = np.concatenate([ends, starts])
     change = np.concatenate([np.full(len(ends), -1), np.full(len(starts), 1)])
-    # Stable, ends first: one vCPU that goes on while another stops at the same instant is no overlap.
+    # Stable, ends first: one vCPU that goes on while another stops at the same instant is no
+    # overlap.
     order = np.argsort(times, kind="stable")
     times, stopped = times[order], np.cumsum(change[order])
     return int(np.diff(times)[stopped[:-1] == len(faults)].sum())

@@ -1,8 +1,9 @@
 """Channels between source and destination, and control messages over them.
 
-A migration has a main channel (source to destination), a return path (destination to source) and, with preempt,
-an urgent channel (source to destination) that never waits for the main one. Once pages flow the C core reads and
-writes the descriptors; what is here sends and receives the few messages before and after.
+A migration has a main channel (source to destination), a return path (destination to source) and,
+with preempt, an urgent channel (source to destination) that never waits for the main one. Once
+pages flow the C core reads and writes the descriptors; what is here sends and receives the few
+messages before and after.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 
-from vmemu.core import PeerGone
-from vmemu.errors import MigrationError, ProtocolError
+from vmemu.errors import MigrationError, PeerGone, ProtocolError
 from vmemu.protocol import HEADER, MAX_CONTROL_PAYLOAD, Header, Message
 
 PIPE_SIZES = (1 << 20, 1 << 18)
-"""Bytes asked for in a pipe that carries pages. Above /proc/sys/fs/pipe-max-size an ordinary user gets EPERM."""
+"""Bytes asked for in a pipe that carries pages. Above /proc/sys/fs/pipe-max-size an ordinary user
+gets EPERM."""
 
 
 @dataclass
@@ -47,7 +48,8 @@ def create_pipes(preempt: bool) -> tuple[ChannelEnds, ChannelEnds]:
     main_read, main_write = _page_pipe()
     return_read, return_write = Pipe(duplex=False)
     urgent_read, urgent_write = _page_pipe() if preempt else (None, None)
-    # The fault thread must never stop in a write: it is also the one who empties the urgent channel.
+    # The fault thread must never stop in a write: it is also the one who empties the urgent
+    # channel.
     os.set_blocking(return_write.fileno(), False)
     destination = ChannelEnds(main_read, return_write, urgent_read)
     source = ChannelEnds(main_write, return_read, urgent_write)
@@ -81,13 +83,16 @@ def send(end: Connection, message: Message, payload: bytes = b"") -> None:
 def receive(end: Connection, expected: Message, timeout_s: float | None = None) -> bytes:
     """The payload of the next message, which must be ``expected``.
 
-    Raises PeerGone when the channel ends, ProtocolError for any other message, MigrationError after the timeout
-    (None: waits as long as the peer lives) and when the message is FAILED. Reads not a byte more than the message: the C core goes on from there.
+    Raises PeerGone when the channel ends, ProtocolError for any other message, MigrationError after
+    the timeout (None: waits as long as the peer lives) and when the message is FAILED. Reads not a
+    byte more than the message: the C core goes on from there.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     header = Header(*HEADER.unpack(_read(end, HEADER.size, expected, deadline)))
     if header.length > MAX_CONTROL_PAYLOAD:
-        raise ProtocolError(f"{header.name} of {header.length} bytes is longer than any control message")
+        raise ProtocolError(
+            f"{header.name} of {header.length} bytes is longer than any control message"
+        )
     if header.type not in (expected, Message.FAILED):
         raise ProtocolError(f"{header.name} came where {expected.name} was expected")
     payload = _read(end, header.length, expected, deadline)

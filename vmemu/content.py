@@ -1,4 +1,5 @@
-"""What every byte of a block must be, as the C core wants to hear it (``_core/content.h`` has the functions)."""
+"""What every byte of a block must be, as the C core wants to hear it (``_core/content.h`` has the
+functions)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ ALL = (1 << 64) - 1
 class ContentSpec:
     """A block's content before the guest runs: made from the seed, or a file followed by zeros.
 
-    ``zero_share`` (0 to 1) of the host pages are zeros, chosen by the seed; only for seeded content.
+    ``zero_share`` (0 to 1) of the host pages are zeros, chosen by the seed; only for seeded
+    content.
     """
 
     zero_share: float = 0.0
@@ -33,7 +35,8 @@ def key_of(seed: int, name: str) -> int:
 
 
 def threshold(share: float) -> int:
-    """The number below which ``share`` of all 64-bit numbers lie; ALL stands for every one of them."""
+    """The number below which ``share`` of all 64-bit numbers lie; ALL stands for every one of
+    them."""
     return ALL if share >= 1 else int(share * (1 << 64))
 
 

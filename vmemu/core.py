@@ -1,17 +1,18 @@
-"""The Python face of the C core: the one place that loads it and turns its failures into exceptions.
+"""The Python face of the C core: the one place that loads it and turns its failures into
+exceptions.
 
-Every call releases the GIL for its whole length, which is what keeps a thread that waits for a page from
-stopping the process. The core is absent on another operating system; the package imports all the same and says
-so at the first call.
+Every call releases the GIL for its whole length, which is what keeps a thread that waits for a page
+from stopping the process. The core is absent on another operating system; the package imports all
+the same and says so at the first call.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from vmemu.errors import CoreError, HostError, MigrationError, ProtocolError
+from vmemu.errors import CoreError, HostError, PeerGone, ProtocolError
 
-__all__ = ["PeerGone", "call", "ffi", "lib", "owned", "raise_error", "text"]
+__all__ = ["call", "ffi", "lib", "owned", "raise_error", "text"]
 
 try:
     from vmemu._core._vmemu import ffi, lib
@@ -22,15 +23,11 @@ except ImportError as error:
         """Stands in for ``ffi`` and ``lib`` where the core was not built."""
 
         def __getattr__(self, name: str) -> Any:
-            raise HostError(f"vmemu needs Linux and its C core, which does not load here: {_MISSING}")
+            raise HostError(
+                f"vmemu needs Linux and its C core, which does not load here: {_MISSING}"
+            )
 
     ffi = lib = _Absent()
-
-
-class PeerGone(MigrationError):
-    """The other process closed its channel, or died, before its part was done."""
-
-    kind = "peer_gone"
 
 
 def text(array: Any) -> str:
@@ -50,7 +47,8 @@ def raise_error(error: Any) -> None:
 
 
 def call(function: Any, *arguments: Any) -> int:
-    """Call a function of the core that ends in ``struct vm_error *``; its result if that is not negative.
+    """Call a function of the core that ends in ``struct vm_error *``; its result if that is not
+    negative.
 
     Raises CoreError, ProtocolError or PeerGone with what the core filled in.
     """

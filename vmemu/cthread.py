@@ -1,4 +1,5 @@
-"""Threads that live inside one long call of the C core, and the bell that tells their owner of their end."""
+"""Threads that live inside one long call of the C core, and the bell that tells their owner of
+their end."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ class Bell:
 class CThread:
     """A thread that runs ``function`` once and then rings ``bell``.
 
-    ``error`` is what the function raised, None when it ended well. The function is one call of the core, without
-    the GIL; whoever starts it must know how it is ended, since a thread can't be killed.
+    ``error`` is what the function raised, None when it ended well. The function is one call of the
+    core, without the GIL; whoever starts it must know how it is ended, since a thread can't be
+    killed.
     """
 
     def __init__(self, name: str, function: Callable[[], object], bell: Bell) -> None:

@@ -10,6 +10,7 @@
     │   └── HugepageShortage   the pool is too small now; another run may give pages back
     └── MigrationError    (1)  the migration started and did not complete
         ├── ProtocolError      the peer said something that it may not say
+        ├── PeerGone           the other process closed its channel, or died
         ├── StateError         a step asked for in a state that does not allow it
         └── CoreError          a system call of the C core failed where it must not
 """
@@ -72,7 +73,8 @@ class TraceError(InputError):
 
 
 class HostError(VmemuError):
-    """This host can't do what was asked; ``remedy`` is the command that mends it, if there is one."""
+    """This host can't do what was asked; ``remedy`` is the command that mends it, if there is
+    one."""
 
     exit_code = 3
     kind = "host"
@@ -101,6 +103,12 @@ class ProtocolError(MigrationError):
     kind = "protocol"
 
 
+class PeerGone(MigrationError):
+    """The other process closed its channel, or died, before its part was done."""
+
+    kind = "peer_gone"
+
+
 class StateError(MigrationError):
     """A step was asked for in a state that does not allow it; nothing was changed."""
 
@@ -108,7 +116,8 @@ class StateError(MigrationError):
 
 
 class CoreError(MigrationError):
-    """A system call in the C core failed: ``operation``, ``errno`` and the ``address`` it was about."""
+    """A system call in the C core failed: ``operation``, ``errno`` and the ``address`` it was
+    about."""
 
     kind = "core"
 

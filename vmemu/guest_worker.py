@@ -1,7 +1,7 @@
 """Guest workers: one thread a vCPU that replays its share of the workload on the mapped blocks.
 
-The touches are made by the C core (``_core/replay.c``), each at the recorded size and place; those on a page that has
-not arrived are real faults, and what each cost the vCPU is recorded.
+The touches are made by the C core (``_core/replay.c``), each at the recorded size and place; those
+on a page that has not arrived are real faults, and what each cost the vCPU is recorded.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def mismatches(blocks: RAMList, entries: Any, count: int) -> list[Mismatch]:
 
 
 class Guest:
-    """What all vCPUs share: the dictionary laid on the mapped blocks, and marks of what was written.
+    """What all vCPUs share: the dictionary laid on the mapped blocks, and marks of what was
+    written.
 
-    ``marks`` (uint8, a byte for each 8-byte word of each dictionary page) has a bit for each byte written, or is
-    None when nothing is verified.
+    ``marks`` (uint8, a byte for each 8-byte word of each dictionary page) has a bit for each byte
+    written, or is None when nothing is verified.
     """
 
     def __init__(
@@ -151,7 +152,16 @@ class GuestWorker:
     def _synthetic(self, share: SyntheticShare) -> Any:
         made = core.ffi.new("struct vm_synthetic *")
         made.kind = getattr(core.lib, f"VM_{share.kind.upper()}")
-        for name in ("seed", "order_seed", "accesses", "first", "write_below", "begin", "end", "stride"):
+        for name in (
+            "seed",
+            "order_seed",
+            "accesses",
+            "first",
+            "write_below",
+            "begin",
+            "end",
+            "stride",
+        ):
             setattr(made, name, getattr(share, name))
         units = _array("uint64_t[]", share.units)
         self._keep.append(units)
@@ -165,7 +175,8 @@ class GuestWorker:
         return self._vcpu
 
     def stop(self) -> None:
-        """End the replay after the touch that it is in; whoever waits for a page has to be released too."""
+        """End the replay after the touch that it is in; whoever waits for a page has to be released
+        too."""
         self._vcpu.stop = 1
 
     def waiting(self) -> Waiting | None:

@@ -18,7 +18,8 @@ SYSFS = Path("/sys/kernel/mm/hugepages")
 
 @dataclass(frozen=True)
 class Pool:
-    """One pool, in pages of ``page_size`` bytes; ``reserved`` pages are free but promised to a mapping."""
+    """One pool, in pages of ``page_size`` bytes; ``reserved`` pages are free but promised to a
+    mapping."""
 
     page_size: int
     total: int
@@ -77,8 +78,14 @@ def resize_command(page_size: int, pages: int) -> str:
     return f"echo {pages} > {_directory(page_size) / 'nr_hugepages'}"
 
 
+def mount_command(page_size: int, directory: str) -> str:
+    """The command that mounts a hugetlbfs of that page size."""
+    return f"mount -t hugetlbfs -o pagesize={page_size >> 10}K none {directory}"
+
+
 def shortage(what: str, page_size: int, pages: int) -> HugepageShortage:
-    """The error for ``pages`` pages that the pool could not reserve, with its figures and the remedy."""
+    """The error for ``pages`` pages that the pool could not reserve, with its figures and the
+    remedy."""
     figures = pool(page_size)
     missing = max(pages - figures.available, 1)
     size = format_size(page_size)

@@ -1,4 +1,5 @@
-"""MemoryManager: maps the blocks of a VM, registers them with userfaultfd, gives everything back."""
+"""MemoryManager: maps the blocks of a VM, registers them with userfaultfd, gives everything
+back."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ class MemoryManager:
         self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
 
     def map(self) -> None:
-        """Map every block or none. Raises HugepageShortage when the wait is over, HostError, InputError.
+        """Map every block or none. Raises HugepageShortage when the wait is over, HostError,
+        InputError.
 
-        All or none is what keeps two runs from waiting for each other, each with half of the pool in its hands.
+        All or none is what keeps two runs from waiting for each other, each with half of the pool
+        in its hands.
         """
         deadline = time.monotonic() + self._wait_s
         while True:
@@ -48,7 +51,8 @@ class MemoryManager:
         self.blocks.index_addresses()
 
     def discard_all(self) -> None:
-        """Empty every block, so that each page is missing; no THP may fill a hole. Raises CoreError."""
+        """Empty every block, so that each page is missing; no THP may fill a hole. Raises
+        CoreError."""
         for block in self.blocks:
             block.set_thp(False)
             block.discard()
@@ -56,8 +60,8 @@ class MemoryManager:
     def register(self, uffd: Userfaultfd) -> None:
         """Register every block for missing faults and check what can be done on it.
 
-        Raises HostError when a block can't be served; the blocks registered so far are unregistered by
-        ``unregister``, which is safe to call in any state.
+        Raises HostError when a block can't be served; the blocks registered so far are unregistered
+        by ``unregister``, which is safe to call in any state.
         """
         for block in self.blocks:
             try:
@@ -69,10 +73,13 @@ class MemoryManager:
             missing = needed & ~ioctls
             if missing:
                 names = ", ".join(f"UFFDIO_{ioctl.name}" for ioctl in missing)
-                raise HostError(f"block {block.name}: this kernel has no {names} on {block.backing.value} memory")
+                raise HostError(
+                    f"block {block.name}: no {names} on {block.backing.value} memory here"
+                )
 
     def unregister(self) -> None:
-        """Unregister all blocks: whoever waits for a page goes on with a fresh one. Safe to call twice."""
+        """Unregister all blocks: whoever waits for a page goes on with a fresh one. Safe to call
+        twice."""
         while self._registered:
             uffd, block = self._registered.pop()
             uffd.unregister(block.address, block.size)
@@ -95,7 +102,9 @@ class MemoryManager:
 
 def _register_error(block: RAMBlock, error: CoreError) -> HostError:
     if error.errno == errno.EINVAL:
-        why = f"userfaultfd does not take {block.backing.value} memory of this kernel or file system"
+        why = (
+            f"userfaultfd does not take {block.backing.value} memory of this kernel or file system"
+        )
     else:
         why = str(error)
     return HostError(f"block {block.name} can't be registered: {why}")

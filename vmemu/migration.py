@@ -19,14 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from vmemu.channel import ChannelEnds, create_pipes, receive
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
-from vmemu.core import PeerGone
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import HugepageShortage, MigrationError, VmemuError
+from vmemu.errors import HugepageShortage, MigrationError, PeerGone, VmemuError
 from vmemu.guest_worker import Guest, GuestWorker, Waiting
 from vmemu.manager import MemoryManager
 from vmemu.plan import blocks_of, contents_of, make_workload
@@ -82,7 +80,8 @@ class Progress:
 
 @dataclass
 class Run:
-    """Everything that a run has and leaves for its result; what was not reached is None or empty."""
+    """Everything that a run has and leaves for its result; what was not reached is None or
+    empty."""
 
     scenario: Scenario
     status: str = "failed"
@@ -228,9 +227,7 @@ class Migration:
     def _run_guest(self) -> None:
         run, verify = self.run_state, self.scenario.verify
         assert run.workload is not None and run.expected is not None and self._bell is not None
-        self._guest = Guest(
-            run.workload, self._incoming, run.expected, verify.reads, verify.final
-        )
+        self._guest = Guest(run.workload, self._incoming, run.expected, verify.reads, verify.final)
         run.workers = [
             GuestWorker(self._guest, index, self._bell)
             for index in range(self.scenario.guest.vcpus)
@@ -339,7 +336,8 @@ class Migration:
         return error
 
     def _clean_up(self) -> None:
-        """Give everything back. Ctrl-C waits until it is done: it takes no longer than the threads."""
+        """Give everything back. Ctrl-C waits until it is done: it takes no longer than the
+        threads."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with self._enter("cleanup"):

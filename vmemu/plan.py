@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from vmemu.config import (
     FileContent,
-    Permutation,
     RecordedTrace,
     RegionMap,
     Scenario,
@@ -49,7 +48,8 @@ def contents_of(scenario: Scenario) -> tuple[ContentSpec, ...]:
 
 
 def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> Workload:
-    """What the vCPUs will do. Raises ConfigError when the trace can't be read or laid on the blocks."""
+    """What the vCPUs will do. Raises ConfigError when the trace can't be read or laid on the
+    blocks."""
     trace = scenario.guest.trace
     if isinstance(trace, RecordedTrace):
         return _recorded(scenario, trace, blocks)
@@ -58,10 +58,10 @@ def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> Workload:
         blocks,
         scenario.guest.vcpus,
         scenario.seed,
-        made.kind,
-        made.accesses if not isinstance(made, Permutation) else made.accesses or None,
-        float(made.write_share),
-        made.stride if isinstance(made, Sequential) else 64,
+        kind=made.kind,
+        accesses=made.accesses,
+        write_share=float(made.write_share),
+        stride=made.stride if isinstance(made, Sequential) else 64,
     )
 
 
@@ -86,9 +86,7 @@ def _lay_out(
 ) -> mapping.PageMap:
     if isinstance(config.map, RegionMap):
         regions = [mapping.Region(r.start, r.end, r.block, r.offset) for r in config.map.regions]
-        return mapping.map_regions(
-            trace.pages, regions, blocks, config.map.outside, trace=trace
-        )
+        return mapping.map_regions(trace.pages, regions, blocks, config.map.outside, trace=trace)
     return mapping.map_compact(trace.pages, blocks, config.map.block)
 
 

@@ -5,24 +5,23 @@
     NONE ── advise ──▶ ADVISE ── listen ──▶ LISTENING ── run ──▶ RUNNING ── end ──▶ END
                                   any of them ── end ──▶ END
 
-Advise compares what both ends believe about the blocks. Listen empties them, registers them with userfaultfd and
-starts the fault thread: from here on a touch is answered. Run starts the listen thread, which places what the
-source sends, and lets the guest go. End gives everything back in QEMU's order and may be called in any state, twice
-too.
+Advise compares what both ends believe about the blocks. Listen empties them, registers them with
+userfaultfd and starts the fault thread: from here on a touch is answered. Run starts the listen
+thread, which places what the source sends, and lets the guest go. End gives everything back in
+QEMU's order and may be called in any state, twice too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
-import os
 from collections.abc import Callable
 from typing import Any
 
 from vmemu import core
 from vmemu.channel import ChannelEnds, send
-from vmemu.core import PeerGone
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import MigrationError, StateError
+from vmemu.errors import MigrationError, PeerGone, StateError
 from vmemu.manager import MemoryManager
 from vmemu.protocol import BlockEntry, Message
 from vmemu.ramblock import BASE_PAGE
@@ -46,8 +45,8 @@ class PostcopyState(enum.Enum):
 class IncomingPostcopy:
     """The destination of one migration.
 
-    ``memory`` is mapped before ``listen``; ``vcpus`` is how many threads of the guest will announce themselves.
-    ``bell`` rings when the last page is placed and when one of the two threads ends.
+    ``memory`` is mapped before ``listen``; ``vcpus`` is how many threads of the guest will announce
+    themselves. ``bell`` rings when the last page is placed and when one of the two threads ends.
     """
 
     def __init__(self, memory: MemoryManager, ends: ChannelEnds, vcpus: int, bell: Bell) -> None:
@@ -67,17 +66,22 @@ class IncomingPostcopy:
     def _expect(self, step: str, *allowed: PostcopyState) -> None:
         if self.state not in allowed:
             names = " or ".join(state.value for state in allowed)
-            raise StateError(f"{step} needs state {names}, and the migration is in state {self.state.value}")
+            raise StateError(
+                f"{step} needs state {names}, and the migration is in state {self.state.value}"
+            )
 
     # ---- the way there ----
 
     def advise(self, announced: list[BlockEntry], target_page_size: int) -> None:
-        """Compare the source's blocks with ours. Raises MigrationError naming all that differ; the state stays."""
+        """Compare the source's blocks with ours. Raises MigrationError naming all that differ; the
+        state stays."""
         self._expect("advise", PostcopyState.NONE)
         ours = [BlockEntry(b.name, b.size, b.page_size) for b in self.memory.blocks]
         differences = _differences(ours, announced)
         if target_page_size != BASE_PAGE:
-            differences.append(f"target page size {target_page_size} at the source, {BASE_PAGE} here")
+            differences.append(
+                f"target page size {target_page_size} at the source, {BASE_PAGE} here"
+            )
         if differences:
             raise MigrationError("source and destination differ: " + "; ".join(differences))
         self.state = PostcopyState.ADVISE
@@ -105,8 +109,8 @@ class IncomingPostcopy:
         self.state = PostcopyState.RUNNING
 
     def request_push(self) -> None:
-        """Ask for the background push. Only before the guest runs or after: the fault thread owns the return path
-        while there can be faults, and remembers which block it has named last."""
+        """Ask for the background push. Only before the guest runs or after: the fault thread owns
+        the return path while there can be faults, and remembers which block it has named last."""
         self._expect("request_push", PostcopyState.LISTENING, PostcopyState.RUNNING)
         send(self._ends.return_path, Message.PUSH)
 
@@ -124,7 +128,8 @@ class IncomingPostcopy:
                 raise thread.error
 
     def vcpu_slots(self, index: int) -> tuple[Any, Any]:
-        """Where vCPU ``index`` writes its thread id, and where its faults are counted: two C pointers."""
+        """Where vCPU ``index`` writes its thread id, and where its faults are counted: two C
+        pointers."""
         return self._vcpu_tid + index, self._vcpu_faults + index
 
     @property
@@ -135,14 +140,16 @@ class IncomingPostcopy:
     # ---- the way back ----
 
     def release(self) -> None:
-        """Let go of every thread that waits for a page: it goes on with zeros, so it must be told to stop first."""
+        """Let go of every thread that waits for a page: it goes on with zeros, so it must be told
+        to stop first."""
         self.memory.unregister()
 
     def end(self) -> None:
-        """Give everything but the mappings back. Safe in any state and after any failure; once is enough.
+        """Give everything but the mappings back. Safe in any state and after any failure; once is
+        enough.
 
-        QEMU's order: hugepages back on, unregister, the fault thread told to quit and joined, descriptors closed,
-        the return path shut.
+        QEMU's order: hugepages back on, unregister, the fault thread told to quit and joined,
+        descriptors closed, the return path shut.
         """
         if self.state is PostcopyState.END:
             return
@@ -173,10 +180,8 @@ class IncomingPostcopy:
             self.uffd.close()
 
     def _shut_return_path(self) -> None:
-        try:
+        with contextlib.suppress(PeerGone):  # a source that is gone needs no telling
             send(self._ends.return_path, Message.SHUT)
-        except PeerGone:
-            pass  # it needs no telling
         self._ends.close()
 
     # ---- pieces ----

@@ -1,6 +1,8 @@
-"""The messages between source and destination: one table that both ends use and the C core is checked against.
+"""The messages between source and destination: one table that both ends use and the C core is
+checked against.
 
-Every message in either direction is a header of 24 bytes, little-endian, then ``length`` bytes of payload::
+Every message in either direction is a header of 24 bytes, little-endian, then ``length`` bytes of
+payload::
 
     byte  0  u16 type      Message
           2  u16 flags     FLAG_URGENT
@@ -9,8 +11,8 @@ Every message in either direction is a header of 24 bytes, little-endian, then `
          16  u32 pages     host pages that are meant
          20  u32 length    bytes that follow
 
-HELLO, READY and FAILED carry JSON or text; a request carries a block's name, once, until another block is meant.
-Page messages and requests are only ever handled in C (``_core/wire.h``).
+HELLO, READY and FAILED carry JSON or text; a request carries a block's name, once, until another
+block is meant. Page messages and requests are only ever handled in C (``_core/wire.h``).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ MAX_CONTROL_PAYLOAD = 1 << 20
 
 
 class Message(enum.IntEnum):
-    """Message types; below 16 from the source, from 16 on the return path. As ``enum vm_message``."""
+    """Message types; below 16 from the source, from 16 on the return path. As ``enum
+    vm_message``."""
 
     HELLO = 1
     LISTEN = 2
@@ -88,7 +91,9 @@ def unpack_hello(payload: bytes) -> tuple[list[BlockEntry], int]:
     """(blocks, target page size). Raises ProtocolError for anything but a HELLO of this version."""
     hello = _load(payload)
     if hello.get("version") != VERSION:
-        raise ProtocolError(f"the source speaks version {hello.get('version')!r}, this end {VERSION}")
+        raise ProtocolError(
+            f"the source speaks version {hello.get('version')!r}, this end {VERSION}"
+        )
     try:
         blocks = [
             BlockEntry(str(entry["name"]), int(entry["size"]), int(entry["page_size"]))

@@ -1,7 +1,8 @@
 """RAM blocks: the memory of the emulated VM as the destination maps it.
 
-Nothing here hands out a view of the memory. A Python thread that touches a missing page through a buffer holds the
-GIL while the kernel stops it, and nothing ends that; so reads and writes go through the C core, without the GIL.
+Nothing here hands out a view of the memory. A Python thread that touches a missing page through a
+buffer holds the GIL while the kernel stops it, and nothing ends that; so reads and writes go
+through the C core, without the GIL.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from vmemu.errors import CoreError, HostError, InputError
 from vmemu.units import format_size
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
-_THP_SIZE = 2 << 20  # where a transparent hugepage could begin; a mapping aligned to it can hold whole ones
+_THP_SIZE = (
+    2 << 20
+)  # where a transparent hugepage could begin; a mapping aligned to it can hold whole ones
 
 
 class Backing(enum.Enum):
@@ -33,11 +36,12 @@ class Backing(enum.Enum):
 
 @dataclass
 class RAMBlock:
-    """One block: ``name`` is QEMU's ``idstr``; ``size`` bytes are a whole number of ``page_size`` host pages.
+    """One block: ``name`` is QEMU's ``idstr``; ``size`` bytes are a whole number of ``page_size``
+    host pages.
 
-    ``path`` names a file to be made on hugetlbfs or on a tmpfs such as /dev/shm; without it shared and huge memory
-    is a memfd. The name of the file goes away as soon as it is mapped, so that not even SIGKILL leaves it behind.
-    ``address`` is 0 while the block is not mapped.
+    ``path`` names a file to be made on hugetlbfs or on a tmpfs such as /dev/shm; without it shared
+    and huge memory is a memfd. The name of the file goes away as soon as it is mapped, so that not
+    even SIGKILL leaves it behind. ``address`` is 0 while the block is not mapped.
     """
 
     name: str
@@ -64,10 +68,11 @@ class RAMBlock:
         return self.backing is Backing.HUGETLBFS
 
     def map(self) -> None:
-        """Map the block, empty; hugepages are reserved now, so that a shortage is an error here and nowhere else.
+        """Map the block, empty; hugepages are reserved now, so that a shortage is an error here and
+        nowhere else.
 
-        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken). Nothing is left
-        behind by a failure.
+        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken).
+        Nothing is left behind by a failure.
         """
         if self.hugetlb:
             hugepages.pool(self.page_size)
@@ -97,7 +102,8 @@ class RAMBlock:
             flags = os.MFD_CLOEXEC
             if self.hugetlb:
                 flags |= os.MFD_HUGETLB | self.page_shift << os.MFD_HUGE_SHIFT
-            # The kernel takes 249 bytes of name and shows it in /proc/PID/maps; it need not be unique.
+            # The kernel takes 249 bytes of name and shows it in /proc/PID/maps; it need not be
+            # unique.
             return os.memfd_create("vmemu-" + self.name[:60], flags)
         self._check_filesystem(self.path)
         try:
@@ -119,7 +125,7 @@ class RAMBlock:
         directory = os.path.dirname(path)
         if kind != wanted:
             remedy = (
-                f"mkdir -p {directory} && mount -t hugetlbfs -o pagesize={self.page_size >> 10}K none {directory}"
+                f"mkdir -p {directory} && {hugepages.mount_command(self.page_size, directory)}"
                 if self.hugetlb
                 else f"put it below /dev/shm: path: /dev/shm/{os.path.basename(path)}"
             )
@@ -132,7 +138,7 @@ class RAMBlock:
             has = format_size(os.statvfs(mount).f_bsize)
             raise HostError(
                 f"block {self.name}: {mount} holds pages of {has}, the block wants {size}",
-                f"mount -t hugetlbfs -o pagesize={self.page_size >> 10}K none {mount}",
+                hugepages.mount_command(self.page_size, mount),
             )
 
     def unmap(self) -> None:
@@ -150,13 +156,19 @@ class RAMBlock:
             os.close(fd)
 
     def discard(self, offset: int = 0, length: int | None = None) -> None:
-        """Forget the pages in [offset, offset + length), whole host pages: the next touch finds them missing.
+        """Forget the pages in [offset, offset + length), whole host pages: the next touch finds
+        them missing.
 
-        Shared and huge memory lives in its file, so a hole is punched there; MADV_DONTNEED would only drop this
-        mapping of it. Raises ValueError for a range that is not whole pages of this block, CoreError.
+        Shared and huge memory lives in its file, so a hole is punched there; MADV_DONTNEED would
+        only drop this mapping of it. Raises ValueError for a range that is not whole pages of this
+        block, CoreError.
         """
         length = self.size - offset if length is None else length
-        if offset % self.page_size or length % self.page_size or not 0 <= offset <= offset + length <= self.size:
+        if (
+            offset % self.page_size
+            or length % self.page_size
+            or not 0 <= offset <= offset + length <= self.size
+        ):
             raise ValueError(f"block {self.name}: {offset:#x}+{length:#x} is not whole pages of it")
         if length == 0:
             return
@@ -168,7 +180,8 @@ class RAMBlock:
             self._reserve_again()
 
     def _reserve_again(self) -> None:
-        """Punching a hole gives the reservation back with the pages; a second mapping of the file takes it anew."""
+        """Punching a hole gives the reservation back with the pages; a second mapping of the file
+        takes it anew."""
         address = core.ffi.new("uint64_t *")
         try:
             core.call(core.lib.vm_map, self.size, self._fd, self.page_size, address)
@@ -177,7 +190,8 @@ class RAMBlock:
         core.call(core.lib.vm_unmap, address[0], self.size)
 
     def set_thp(self, enabled: bool) -> None:
-        """Allow or forbid transparent hugepages: one placed by the kernel would hide 511 pages that are missing.
+        """Allow or forbid transparent hugepages: one placed by the kernel would hide 511 pages that
+        are missing.
 
         Hugetlb has none; a kernel without them says EINVAL, which is as good as off.
         """
@@ -191,7 +205,8 @@ class RAMBlock:
                 raise
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes of the block. Waits, without the GIL, for pages that are missing. Raises ValueError outside it."""
+        """Bytes of the block. Waits, without the GIL, for pages that are missing. Raises ValueError
+        outside it."""
         self._check_range(offset, length)
         buffer = core.ffi.new("uint8_t[]", length)
         core.lib.vm_ram_read(self.address + offset, buffer, length)
@@ -206,7 +221,9 @@ class RAMBlock:
         if not self.address:
             raise ValueError(f"block {self.name} is not mapped")
         if not 0 <= offset <= offset + length <= self.size:
-            raise ValueError(f"block {self.name}: {offset:#x}+{length:#x} lies outside its {self.size:#x} bytes")
+            raise ValueError(
+                f"block {self.name}: {offset:#x}+{length:#x} lies outside its {self.size:#x} bytes"
+            )
 
 
 class RAMList(Sequence[RAMBlock]):
@@ -249,10 +266,17 @@ class RAMList(Sequence[RAMBlock]):
         return self._mapped[index], address - self._addresses[index]
 
     def table(self) -> Any:
-        """The C core's ``struct vm_ram`` of the mapped blocks, with empty bitmaps; freed with its last reference."""
+        """The C core's ``struct vm_ram`` of the mapped blocks, with empty bitmaps; freed with its
+        last reference."""
         ram = core.owned(core.lib.vm_ram_create(len(self)), core.lib.vm_ram_destroy)
         for index, block in enumerate(self):
-            arguments = (block.name.encode(), block.address, block.size, block.page_shift, block.hugetlb)
+            arguments = (
+                block.name.encode(),
+                block.address,
+                block.size,
+                block.page_shift,
+                block.hugetlb,
+            )
             if core.lib.vm_ram_set(ram, index, *arguments) < 0:
                 raise MemoryError("the C core found no memory for a bitmap")
         core.lib.vm_ram_seal(ram)

@@ -1,8 +1,8 @@
 """The source: another process that holds an image of every block and serves it.
 
-It is started by spawn, never by fork: a fork would copy threads' locks and registered memory. It imports next to
-nothing, ignores Ctrl-C (the destination decides when it is over) and ends as soon as the destination's end of the
-return path closes, however that comes about.
+It is started by spawn, never by fork: a fork would copy threads' locks and registered memory. It
+imports next to nothing, ignores Ctrl-C (the destination decides when it is over) and ends as soon
+as the destination's end of the return path closes, however that comes about.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 from vmemu import core
 from vmemu.channel import ChannelEnds, receive, send
 from vmemu.content import ContentSpec, fill_entry, read_padded
-from vmemu.core import PeerGone
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import VmemuError
+from vmemu.errors import PeerGone, VmemuError
 from vmemu.protocol import BlockEntry, Message, pack_hello
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ BASE_PAGE = os.sysconf("SC_PAGESIZE")
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """All that the source process is told. ``flips`` are (block index, offset): bytes to spoil, for tests."""
+    """All that the source process is told. ``flips`` are (block index, offset): bytes to spoil, for
+    tests."""
 
     seed: int
     blocks: tuple[BlockEntry, ...]
@@ -87,7 +87,8 @@ _main_lock = threading.Lock()
 def _without_main() -> Iterator[None]:
     """Hide ``__main__`` from spawn, which would run the caller's script again in the child.
 
-    Nothing that the source needs lives there, and a caller's script need not guard itself against being imported.
+    Nothing that the source needs lives there, and a caller's script need not guard itself against
+    being imported.
     """
     with _main_lock:
         main = sys.modules["__main__"]
@@ -155,7 +156,9 @@ def _create(spec: SourceSpec) -> Any:
     source = core.owned(core.lib.vm_source_create(len(spec.blocks)), core.lib.vm_source_destroy)
     for index, (block, content) in enumerate(zip(spec.blocks, spec.contents, strict=True)):
         page_shift = block.page_size.bit_length() - 1
-        core.call(core.lib.vm_source_set, source, index, block.name.encode(), block.size, page_shift)
+        core.call(
+            core.lib.vm_source_set, source, index, block.name.encode(), block.size, page_shift
+        )
         _fill(source.image[index], spec.seed, block, content)
     for index, offset in spec.flips:
         source.image[index].data[offset] ^= 0xFF

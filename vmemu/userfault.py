@@ -1,4 +1,5 @@
-"""userfaultfd: open it whichever way this host allows, negotiate features, register memory, place pages."""
+"""userfaultfd: open it whichever way this host allows, negotiate features, register memory, place
+pages."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from vmemu.errors import CoreError, HostError
 
 
 class Feature(enum.IntFlag):
-    """Feature bits of ``UFFDIO_API``, named as in ioctl_userfaultfd(2) without ``UFFD_FEATURE_``."""
+    """Feature bits of ``UFFDIO_API``, named as in ioctl_userfaultfd(2) without
+    ``UFFD_FEATURE_``."""
 
     PAGEFAULT_FLAG_WP = 1 << 0
     EVENT_FORK = 1 << 1
@@ -32,6 +34,9 @@ class Feature(enum.IntFlag):
     POISON = 1 << 14
     WP_ASYNC = 1 << 15
     MOVE = 1 << 16
+
+
+NO_FEATURES = Feature(0)
 
 
 class Ioctl(enum.IntFlag):
@@ -89,13 +94,14 @@ def _open_first() -> tuple[int, How]:
 class Userfaultfd:
     """One userfaultfd after its handshake.
 
-    ``wanted`` features are asked for where the kernel has them; ``features`` tells which ones it granted, so
-    that the caller decides what it can't do without. Raises HostError when none of the ways to open it works.
-    Close it, or use it as a context manager.
+    ``wanted`` features are asked for where the kernel has them; ``features`` tells which ones it
+    granted, so that the caller decides what it can't do without. Raises HostError when none of the
+    ways to open it works. Close it, or use it as a context manager.
     """
 
-    def __init__(self, wanted: Feature = Feature(0)) -> None:
-        # The handshake can be made once a descriptor, and refuses unknown bits: ask one for all it has first.
+    def __init__(self, wanted: Feature = NO_FEATURES) -> None:
+        # The handshake can be made once a descriptor, and refuses unknown bits: ask one for all it
+        # has first.
         probe, self.how = _open_first()
         try:
             self.available = Feature(self._handshake(probe, 0))
@@ -124,13 +130,15 @@ class Userfaultfd:
             raise HostError(f"userfaultfd of this kernel lacks {names}")
 
     def register(self, start: int, length: int, mode: int = MODE_MISSING) -> Ioctl:
-        """Register [start, start + length), whole pages; what can be done on it. Raises CoreError."""
+        """Register [start, start + length), whole pages; what can be done on it. Raises
+        CoreError."""
         ioctls = core.ffi.new("uint64_t *")
         core.call(core.lib.vm_uffd_register, self.fd, start, length, mode, ioctls)
         return Ioctl(ioctls[0])
 
     def unregister(self, start: int, length: int) -> None:
-        """Unregister; whoever waits in the range goes on with a fresh page of the kernel. Raises CoreError."""
+        """Unregister; whoever waits in the range goes on with a fresh page of the kernel. Raises
+        CoreError."""
         core.call(core.lib.vm_uffd_unregister, self.fd, start, length)
 
     def wake(self, start: int, length: int) -> None:
@@ -140,7 +148,8 @@ class Userfaultfd:
     def copy(self, destination: int, source: Any, length: int, page_size: int) -> bool:
         """Place ``length`` bytes of ``source`` (bytes or a C pointer) and wake who waits for them.
 
-        Pages that are there already are left alone. False when the mapping is gone. Raises CoreError.
+        Pages that are there already are left alone. False when the mapping is gone. Raises
+        CoreError.
         """
         if isinstance(source, (bytes, bytearray, memoryview)):
             source = core.ffi.from_buffer(source)

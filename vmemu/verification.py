@@ -10,7 +10,8 @@ from vmemu.guest_worker import Guest, Mismatch, mismatches
 
 
 class Verification:
-    """Compares complete blocks; ``run`` is one long call for a thread of its own, ``stop`` ends it early."""
+    """Compares complete blocks; ``run`` is one long call for a thread of its own, ``stop`` ends it
+    early."""
 
     def __init__(self, guest: Guest, expected: ExpectedContent) -> None:
         self._guest = guest
@@ -18,10 +19,13 @@ class Verification:
         self._verify: Any = core.ffi.new("struct vm_verify *")
 
     def run(self) -> None:
-        """Compare all blocks. They must be complete: a missing page would stop the calling thread."""
+        """Compare all blocks. They must be complete: a missing page would stop the calling
+        thread."""
         for index, block in enumerate(self._guest.blocks):
             marks = self._guest.block_marks(index)
-            pointer = core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks.data)
+            pointer = (
+                core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks.data)
+            )
             host = core.ffi.cast("uint8_t *", block.address)
             content = core.ffi.addressof(self._expected.table, index)
             core.lib.vm_verify_block(self._verify, index, host, block.size, content, pointer)

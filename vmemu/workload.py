@@ -1,6 +1,7 @@
 """What each vCPU will do: a recorded trace dealt to vCPUs, or its share of synthetic accesses.
 
-Everything here is made before any memory is mapped, a stream or a page at a time, never an access at a time.
+Everything here is made before any memory is mapped, a stream or a page at a time, never an access
+at a time.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class SyntheticShare:
 class Workload:
     """The guest's memory as its trace sees it, and what each vCPU does.
 
-    ``block`` (int32, -1: outside) and ``offset`` (uint64, bytes) say for each page of the dictionary where it lies;
-    ``sizes`` (uint16, 64 entries) are the sizes of accesses in bytes.
+    ``block`` (int32, -1: outside) and ``offset`` (uint64, bytes) say for each page of the
+    dictionary where it lies; ``sizes`` (uint16, 64 entries) are the sizes of accesses in bytes.
     """
 
     block: NDArray[np.int32]
@@ -74,11 +75,14 @@ class Workload:
 def deal_streams(streams: Sequence[StreamSlice], vcpus: int) -> list[list[StreamSlice]]:
     """Deal recorded streams to vCPUs, stream i to vCPU i modulo ``vcpus``.
 
-    With more vCPUs than streams, those that would get the same stream each get a contiguous part of it.
+    With more vCPUs than streams, those that would get the same stream each get a contiguous part of
+    it.
     """
     dealt: list[list[StreamSlice]] = [[] for _ in range(vcpus)]
     for index, stream in enumerate(streams):
-        takers = range(index % vcpus, vcpus, max(len(streams), 1)) if index < vcpus else [index % vcpus]
+        takers = (
+            range(index % vcpus, vcpus, max(len(streams), 1)) if index < vcpus else [index % vcpus]
+        )
         bounds = [len(stream.what) * n // len(takers) for n in range(len(takers) + 1)]
         for taker, low, high in zip(takers, bounds, bounds[1:], strict=False):
             dealt[taker].append(StreamSlice(stream.where[low:high], stream.what[low:high]))
@@ -114,6 +118,7 @@ def synthetic(
     blocks: Sequence[RAMBlock],
     vcpus: int,
     seed: int,
+    *,
     kind: str,
     accesses: int | None,
     write_share: float,
@@ -121,8 +126,9 @@ def synthetic(
 ) -> Workload:
     """Accesses of 8 bytes made from the seed: ``sequential``, ``uniform`` or ``permutation``.
 
-    ``accesses`` is for all vCPUs together; None: as many as there are host pages. Sequential vCPUs walk a part of
-    RAM each, ``stride`` bytes (a multiple of 8) a step, from its begin again when it ends.
+    ``accesses`` is for all vCPUs together; None: as many as there are host pages. Sequential vCPUs
+    walk a part of RAM each, ``stride`` bytes (a multiple of 8) a step, from its begin again when it
+    ends.
     """
     units = unit_starts(blocks)
     total = int(units[-1])

@@ -23,7 +23,8 @@ void vm_content_fill(const struct vm_content *c, uint8_t *image, uint64_t length
     }
 }
 
-static void note_mismatch(struct vm_verify *v, uint32_t block, uint64_t offset, uint64_t expected, uint64_t found)
+static void note_mismatch(struct vm_verify *v, uint32_t block, uint64_t offset, uint64_t expected,
+                          uint64_t found)
 {
     uint64_t differ = expected ^ found;
     unsigned first = (unsigned)__builtin_ctzll(differ) / 8;
@@ -42,8 +43,9 @@ static void note_mismatch(struct vm_verify *v, uint32_t block, uint64_t offset, 
 }
 
 /* Words [offset, offset + length) that lie on one page, so that zeros are decided once. */
-static void verify_stretch(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t offset,
-                           uint64_t length, const struct vm_content *c, const uint8_t *marks)
+static void verify_stretch(struct vm_verify *v, uint32_t block, const uint8_t *host,
+                           uint64_t offset, uint64_t length, const struct vm_content *c,
+                           const uint8_t *marks)
 {
     const uint64_t *found = (const uint64_t *)(host + offset);
     bool zero = vm_content_page_is_zero(c, offset >> c->page_shift);
@@ -51,7 +53,9 @@ static void verify_stretch(struct vm_verify *v, uint32_t block, const uint8_t *h
 
     for (uint64_t i = 0; i < length / 8; i++) {
         uint64_t at = offset + i * 8;
-        uint64_t expected = c->file ? vm_content_initial(c, at) : zero ? 0 : vm_mix(base + i * VM_CONTENT_STEP);
+        uint64_t expected = c->file ? vm_content_initial(c, at)
+                            : zero  ? 0
+                                    : vm_mix(base + i * VM_CONTENT_STEP);
 
         if (marks && marks[at >> 3]) {
             uint64_t mask = vm_mark_mask(marks[at >> 3]);

@@ -1,10 +1,11 @@
 /*
  * What every byte of a block must be, so that all of them can be checked whatever the interleaving.
  *
- * Before the guest runs, the 64-bit word number i of a block is mix(key + i * STEP), the key being made from the
- * seed and the block's name; whole pages are zeros instead, chosen by a hash of their number, or the block is a
- * file. A guest write stores, at whatever size, the bytes of mix(key + WRITTEN + i * STEP): the same value however
- * often and by whomever it is written. So a byte is either its initial one or its written one, nothing else.
+ * Before the guest runs, the 64-bit word number i of a block is mix(key + i * STEP), the key being
+ * made from the seed and the block's name; whole pages are zeros instead, chosen by a hash of their
+ * number, or the block is a file. A guest write stores, at whatever size, the bytes of mix(key +
+ * WRITTEN + i * STEP): the same value however often and by whomever it is written. So a byte is
+ * either its initial one or its written one, nothing else.
  */
 #ifndef VM_CONTENT_H
 #define VM_CONTENT_H
@@ -13,18 +14,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VM_CONTENT_STEP UINT64_C(0x9E3779B97F4A7C15) /* odd: i * STEP visits every value once */
+#define VM_CONTENT_STEP    UINT64_C(0x9E3779B97F4A7C15) /* odd: i * STEP visits every value once */
 #define VM_CONTENT_WRITTEN UINT64_C(0x632BE59BD9B4E019)
-#define VM_CONTENT_ZERO UINT64_C(0xD1B54A32D192ED03)
+#define VM_CONTENT_ZERO    UINT64_C(0xD1B54A32D192ED03)
 
 struct vm_content {
     uint64_t key;        /* of (seed, name of the block) */
-    uint64_t zero_below; /* a page is zeros when its hash is below this: share * 2^64; UINT64_MAX: all of them */
+    uint64_t zero_below; /* a page is zeros when its hash is below this: share * 2^64; UINT64_MAX:
+                            all of them */
     const uint8_t *file; /* as long as the block, or NULL */
     uint32_t page_shift; /* zero pages are zero as whole host pages */
 };
 
-/* The finaliser of splitmix64: a bijection, so that no two words of a block are equal by construction. */
+/* The finaliser of splitmix64: a bijection, so that no two words of a block are equal by
+ * construction. */
 static inline uint64_t vm_mix(uint64_t x)
 {
     x = (x ^ (x >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
@@ -56,7 +59,8 @@ static inline uint64_t vm_content_initial(const struct vm_content *c, uint64_t o
         memcpy(&word, c->file + offset, sizeof(word));
         return word;
     }
-    return vm_content_page_is_zero(c, offset >> c->page_shift) ? 0 : vm_mix(vm_content_base(c, offset));
+    return vm_content_page_is_zero(c, offset >> c->page_shift) ? 0
+                                                               : vm_mix(vm_content_base(c, offset));
 }
 
 static inline uint64_t vm_content_written(const struct vm_content *c, uint64_t offset)
@@ -70,7 +74,8 @@ static inline uint64_t vm_mark_mask(uint8_t mark)
     /* Spread the eight bits to the low bits of eight bytes, then fill each byte with its bit. */
     uint64_t bits = ((uint64_t)mark * UINT64_C(0x0101010101010101)) & UINT64_C(0x8040201008040201);
 
-    return (((bits + UINT64_C(0x7F7F7F7F7F7F7F7F)) | bits) >> 7 & UINT64_C(0x0101010101010101)) * 0xFF;
+    return (((bits + UINT64_C(0x7F7F7F7F7F7F7F7F)) | bits) >> 7 & UINT64_C(0x0101010101010101)) *
+           0xFF;
 }
 
 /* Fill image[0..length) with the initial content from offset 0 on; length is whole pages. */
@@ -86,14 +91,14 @@ struct vm_mismatch {
 struct vm_verify {
     uint64_t bytes_checked;
     uint64_t bytes_wrong;
-    uint32_t stop;   /* set by another thread: give up */
-    uint32_t noted;  /* entries used in mismatch */
+    uint32_t stop;  /* set by another thread: give up */
+    uint32_t noted; /* entries used in mismatch */
     struct vm_mismatch mismatch[16];
 };
 
 /*
- * Compare the block mapped at host with what it must be. marks: a byte for each word of the block, or NULL when
- * the guest wrote nothing. The memory must be complete: it is read as it is.
+ * Compare the block mapped at host with what it must be. marks: a byte for each word of the block,
+ * or NULL when the guest wrote nothing. The memory must be complete: it is read as it is.
  */
 void vm_verify_block(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t size,
                      const struct vm_content *c, const uint8_t *marks);

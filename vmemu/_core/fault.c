@@ -1,14 +1,17 @@
 /*
  * The fault thread. What the kernel gives and what can race:
  *
- *  - A fault is queued before its page table entry is looked at again, and a placed page wakes its waiters after
- *    the entry is set; so a waiter is either woken or sees the page, and a message may be read for a page that has
- *    arrived meanwhile. Such a page is woken again, which costs nothing when nobody waits.
- *  - Several threads fault on one page: each gives a message of its own, the page is asked for once.
- *  - poll may say that there is something and read then give EAGAIN (the waiter was woken in between).
- *  - With an urgent channel this thread both asks and receives. It must never stop in a write to the return path
- *    while the source stops in a write to the urgent channel; so requests that find no room are kept, and while any
- *    is kept no further fault is read.
+ *  - A fault is queued before its page table entry is looked at again, and a placed page wakes its
+ * waiters after the entry is set; so a waiter is either woken or sees the page, and a message may
+ * be read for a page that has arrived meanwhile. Such a page is woken again, which costs nothing
+ * when nobody waits.
+ *  - Several threads fault on one page: each gives a message of its own, the page is asked for
+ * once.
+ *  - poll may say that there is something and read then give EAGAIN (the waiter was woken in
+ * between).
+ *  - With an urgent channel this thread both asks and receives. It must never stop in a write to
+ * the return path while the source stops in a write to the urgent channel; so requests that find no
+ * room are kept, and while any is kept no further fault is read.
  */
 #include <errno.h>
 #include <poll.h>
@@ -36,7 +39,8 @@ struct fault_thread {
     struct request keep[MESSAGES_AT_ONCE];
 };
 
-/* 1 when sent, 0 when there is no room now, -1 on failure. A message is below PIPE_BUF: whole or not at all. */
+/* 1 when sent, 0 when there is no room now, -1 on failure. A message is below PIPE_BUF: whole or
+ * not at all. */
 static int send_request(struct fault_thread *t, struct request q, struct vm_error *err)
 {
     const struct vm_block *block = &t->in->ram->block[q.block];
@@ -60,7 +64,8 @@ static int send_request(struct fault_thread *t, struct request q, struct vm_erro
             return 0;
         }
         if (errno == EPIPE) {
-            return vm_fail_gone(err, "return path", "the source closed it while pages were missing");
+            return vm_fail_gone(err, "return path",
+                                "the source closed it while pages were missing");
         }
         if (errno != EINTR) {
             return vm_fail_errno(err, "return path", 0);
@@ -114,7 +119,8 @@ static void count_for_vcpu(struct vm_incoming *in, uint32_t tid)
     }
 }
 
-static int handle_fault(struct fault_thread *t, uint64_t address, uint32_t tid, struct vm_error *err)
+static int handle_fault(struct fault_thread *t, uint64_t address, uint32_t tid,
+                        struct vm_error *err)
 {
     struct vm_incoming *in = t->in;
     int64_t found = vm_ram_find(in->ram, address);
@@ -161,7 +167,8 @@ static int read_faults(struct fault_thread *t, struct vm_error *err)
     for (size_t i = 0; i < (size_t)got / sizeof(message[0]); i++) {
         if (message[i].event != UFFD_EVENT_PAGEFAULT) {
             vm_add(&t->in->stats.foreign, 1);
-        } else if (handle_fault(t, message[i].arg.pagefault.address, message[i].arg.pagefault.ptid, err) < 0) {
+        } else if (handle_fault(t, message[i].arg.pagefault.address, message[i].arg.pagefault.ptid,
+                                err) < 0) {
             return -1;
         }
     }
@@ -226,7 +233,8 @@ int vm_fault_loop(struct vm_incoming *in, struct vm_error *err)
     if (in->urgent_fd < 0) {
         return serve_faults(&thread, err);
     }
-    if (vm_receiver_create(&receiver, in, in->urgent_fd, "urgent channel", 1, &in->placed_urgent, err) < 0) {
+    if (vm_receiver_create(&receiver, in, in->urgent_fd, "urgent channel", 1, &in->placed_urgent,
+                           err) < 0) {
         return -1;
     }
     thread.urgent = &receiver;

@@ -1,10 +1,9 @@
 /*
  * The destination while post-copy runs. Two threads share this:
  *
- *   vm_fault_loop   reads userfaultfd, asks the source for pages and, with an urgent channel of its own
- *                   (preempt), places what comes back on it;
- *   vm_listen_loop  places what comes on the main channel: the background push and, without preempt, the
- *                   urgent pages too.
+ *   vm_fault_loop   reads userfaultfd, asks the source for pages and, with an urgent channel of its
+ * own (preempt), places what comes back on it; vm_listen_loop  places what comes on the main
+ * channel: the background push and, without preempt, the urgent pages too.
  *
  * Both end by quit_fd, an eventfd that is never read, so that it ends everybody.
  */
@@ -18,13 +17,13 @@
 #include "uffd.h"
 
 struct vm_fault_stats {
-    uint64_t messages;  /* page faults read from userfaultfd */
-    uint64_t requests;  /* sent to the source: one a page */
-    uint64_t shared;    /* faults on a page that was asked for already */
-    uint64_t late;      /* faults on a page that had arrived meanwhile; woken */
-    uint64_t spurious;  /* poll said there was something and there was nothing */
-    uint64_t foreign;   /* events that are no page fault, faults outside every block */
-    uint64_t deferred;  /* requests that had to wait for room in the return path */
+    uint64_t messages; /* page faults read from userfaultfd */
+    uint64_t requests; /* sent to the source: one a page */
+    uint64_t shared;   /* faults on a page that was asked for already */
+    uint64_t late;     /* faults on a page that had arrived meanwhile; woken */
+    uint64_t spurious; /* poll said there was something and there was nothing */
+    uint64_t foreign;  /* events that are no page fault, faults outside every block */
+    uint64_t deferred; /* requests that had to wait for room in the return path */
 };
 
 struct vm_incoming {

@@ -17,7 +17,8 @@ int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struc
         return vm_fail_errno(err, "mmap of address space", 0);
     }
     start = ((uintptr_t)hole + alignment - 1) & ~(alignment - 1);
-    mapped = mmap((void *)(uintptr_t)start, length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+    mapped =
+        mmap((void *)(uintptr_t)start, length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
     if (mapped == MAP_FAILED) {
         vm_fail_errno(err, "mmap", start);
         munmap(hole, room);
@@ -33,17 +34,22 @@ int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struc
 
 int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err)
 {
-    return munmap((void *)(uintptr_t)address, length) < 0 ? vm_fail_errno(err, "munmap", address) : 0;
+    return munmap((void *)(uintptr_t)address, length) < 0 ? vm_fail_errno(err, "munmap", address)
+                                                          : 0;
 }
 
 int vm_advise(uint64_t address, uint64_t length, int advice, struct vm_error *err)
 {
-    return madvise((void *)(uintptr_t)address, length, advice) < 0 ? vm_fail_errno(err, "madvise", address) : 0;
+    return madvise((void *)(uintptr_t)address, length, advice) < 0
+               ? vm_fail_errno(err, "madvise", address)
+               : 0;
 }
 
 int vm_punch_hole(int fd, uint64_t offset, uint64_t length, struct vm_error *err)
 {
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 
-    return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? vm_fail_errno(err, "fallocate", offset) : 0;
+    return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0
+               ? vm_fail_errno(err, "fallocate", offset)
+               : 0;
 }

@@ -7,9 +7,9 @@
 #include "error.h"
 
 /*
- * Map length bytes readable and writable, shared from the start of fd, or private and anonymous when fd is -1.
- * Memory that has to be reserved is reserved now: a shortage fails here and is never a SIGBUS later. alignment is a
- * power of two; the address is a multiple of it.
+ * Map length bytes readable and writable, shared from the start of fd, or private and anonymous
+ * when fd is -1. Memory that has to be reserved is reserved now: a shortage fails here and is never
+ * a SIGBUS later. alignment is a power of two; the address is a multiple of it.
  */
 int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struct vm_error *err);
 int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err);

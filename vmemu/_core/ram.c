@@ -106,7 +106,8 @@ uint64_t vm_ram_mark_received(struct vm_block *block, uint64_t first, uint64_t c
 
 bool vm_ram_count_received(struct vm_ram *ram, uint64_t fresh)
 {
-    return fresh && __atomic_add_fetch(&ram->pages_received, fresh, __ATOMIC_ACQ_REL) == ram->pages_total;
+    return fresh &&
+           __atomic_add_fetch(&ram->pages_received, fresh, __ATOMIC_ACQ_REL) == ram->pages_total;
 }
 
 void vm_ram_read(uint64_t host, void *buffer, size_t length)

@@ -1,4 +1,5 @@
-/* The RAM block table of the destination: where each block is mapped and which host pages it has. */
+/* The RAM block table of the destination: where each block is mapped and which host pages it has.
+ */
 #ifndef VM_RAM_H
 #define VM_RAM_H
 
@@ -8,7 +9,8 @@
 
 #define VM_NAME_MAX 255 /* bytes of a block's name, as QEMU's idstr */
 
-/* How the final content of each page arrived: every page of a complete block is in exactly one of them. */
+/* How the final content of each page arrived: every page of a complete block is in exactly one of
+ * them. */
 struct vm_arrivals {
     uint64_t requested;
     uint64_t pushed;
@@ -47,10 +49,10 @@ void vm_ram_seal(struct vm_ram *ram);
 int64_t vm_ram_find(const struct vm_ram *ram, uint64_t address);
 
 /*
- * Note that pages [first, first + count) of a block are placed; returns how many were not before. The pages must
- * be readable already: whoever sees the bit may touch them. vm_ram_count_received then adds them to the total and
- * tells whether these were the last; between the two the caller does its own counting, so that whoever sees the
- * full total finds every figure complete.
+ * Note that pages [first, first + count) of a block are placed; returns how many were not before.
+ * The pages must be readable already: whoever sees the bit may touch them. vm_ram_count_received
+ * then adds them to the total and tells whether these were the last; between the two the caller
+ * does its own counting, so that whoever sees the full total finds every figure complete.
  */
 uint64_t vm_ram_mark_received(struct vm_block *block, uint64_t first, uint64_t count);
 bool vm_ram_count_received(struct vm_ram *ram, uint64_t fresh);
@@ -59,7 +61,8 @@ static inline bool vm_ram_complete(const struct vm_ram *ram)
     return __atomic_load_n(&ram->pages_received, __ATOMIC_ACQUIRE) == ram->pages_total;
 }
 
-/* Copy between a block and ordinary memory outside of Python; a missing page stops only the calling thread. */
+/* Copy between a block and ordinary memory outside of Python; a missing page stops only the calling
+ * thread. */
 void vm_ram_read(uint64_t host, void *buffer, size_t length);
 void vm_ram_write(uint64_t host, const void *buffer, size_t length);
 

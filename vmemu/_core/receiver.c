@@ -23,8 +23,8 @@ static uint64_t largest_page(const struct vm_ram *ram)
     return largest;
 }
 
-int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name, int eager,
-                       struct vm_place_stats *stats, struct vm_error *err)
+int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name,
+                       int eager, struct vm_place_stats *stats, struct vm_error *err)
 {
     uint64_t page = largest_page(in->ram);
     uint64_t payload = page > VM_RUN_BYTES ? page : VM_RUN_BYTES;
@@ -61,10 +61,12 @@ void vm_receiver_destroy(struct vm_receiver *r)
     r->map = r->zeros = NULL;
 }
 
-static int refuse(const struct vm_receiver *r, const struct vm_header *h, const char *why, struct vm_error *err)
+static int refuse(const struct vm_receiver *r, const struct vm_header *h, const char *why,
+                  struct vm_error *err)
 {
-    return vm_fail_protocol(err, r->name, "message type %u for block %u, offset %#llx, %u pages, %u bytes: %s",
-                            h->type, h->block, (unsigned long long)h->offset, h->pages, h->length, why);
+    return vm_fail_protocol(
+        err, r->name, "message type %u for block %u, offset %#llx, %u pages, %u bytes: %s", h->type,
+        h->block, (unsigned long long)h->offset, h->pages, h->length, why);
 }
 
 /* Everything that placing relies on. Nothing is allocated or touched on a peer's word. */
@@ -94,7 +96,8 @@ static int check_pages(const struct vm_receiver *r, const struct vm_header *h, s
     return h->length <= r->capacity - 2 * HEADER ? 0 : refuse(r, h, "the run is too long", err);
 }
 
-static int check_header(const struct vm_receiver *r, const struct vm_header *h, struct vm_error *err)
+static int check_header(const struct vm_receiver *r, const struct vm_header *h,
+                        struct vm_error *err)
 {
     switch (h->type) {
     case VM_MSG_PAGES:
@@ -110,8 +113,8 @@ static int check_header(const struct vm_receiver *r, const struct vm_header *h, 
 }
 
 /* Zeros: hugetlb has no ZEROPAGE, there a page of zeros is copied. */
-static int place_zeros(struct vm_receiver *r, const struct vm_block *block, uint64_t host, uint64_t length,
-                       struct vm_error *err)
+static int place_zeros(struct vm_receiver *r, const struct vm_block *block, uint64_t host,
+                       uint64_t length, struct vm_error *err)
 {
     uint64_t page_size = UINT64_C(1) << block->page_shift;
 
@@ -119,7 +122,8 @@ static int place_zeros(struct vm_receiver *r, const struct vm_block *block, uint
         return vm_uffd_zeropage(r->in->uffd, host, length, page_size, r->stats, err);
     }
     for (uint64_t done = 0; done < length; done += page_size) {
-        int rc = vm_uffd_copy(r->in->uffd, host + done, r->zeros, page_size, page_size, r->stats, err);
+        int rc =
+            vm_uffd_copy(r->in->uffd, host + done, r->zeros, page_size, page_size, r->stats, err);
 
         if (rc != 0) {
             return rc;
@@ -178,16 +182,17 @@ static int handle_message(struct vm_receiver *r, const struct vm_header *h, stru
     if (h->type == VM_MSG_FAILED) {
         char reason[120];
 
-        snprintf(reason, sizeof(reason), "the source gave up: %.*s", (int)h->length, (const char *)payload);
+        snprintf(reason, sizeof(reason), "the source gave up: %.*s", (int)h->length,
+                 (const char *)payload);
         return vm_fail_gone(err, r->name, reason);
     }
     return place_pages(r, h, payload, err);
 }
 
 /*
- * How much to read next. Never past the header behind the current message: so the payload always begins on a page
- * boundary and nothing but a header is ever moved to the front (but for the eager case, where a message without
- * bytes may be followed by one that has been read along).
+ * How much to read next. Never past the header behind the current message: so the payload always
+ * begins on a page boundary and nothing but a header is ever moved to the front (but for the eager
+ * case, where a message without bytes may be followed by one that has been read along).
  */
 static uint64_t wanted(const struct vm_receiver *r)
 {
@@ -213,7 +218,8 @@ static int read_some(struct vm_receiver *r, struct vm_error *err)
         return VM_RECEIVED_COMPLETE;
     }
     if (got == 0) {
-        return vm_fail_gone(err, r->name, "the source closed the channel before all pages were sent");
+        return vm_fail_gone(err, r->name,
+                            "the source closed the channel before all pages were sent");
     }
     return errno == EINTR || errno == EAGAIN ? VM_RECEIVED_MORE : vm_fail_errno(err, r->name, 0);
 }

@@ -1,4 +1,5 @@
-/* The receiving end of one channel: puts messages together from whatever the descriptor gives, places pages. */
+/* The receiving end of one channel: puts messages together from whatever the descriptor gives,
+ * places pages. */
 #ifndef VM_RECEIVER_H
 #define VM_RECEIVER_H
 
@@ -12,24 +13,26 @@ struct vm_receiver {
     int fd;
     const char *name; /* of the channel, for messages */
     struct vm_place_stats *stats;
-    uint8_t *map;     /* the staging area, owned */
+    uint8_t *map; /* the staging area, owned */
     uint64_t map_length;
-    uint8_t *start;   /* a header fits before the page-aligned payload: where a message begins */
+    uint8_t *start;    /* a header fits before the page-aligned payload: where a message begins */
     uint64_t capacity; /* bytes from start on */
-    uint64_t have;    /* bytes there */
-    uint64_t eager;   /* how much to read before a header is known */
-    uint8_t *zeros;   /* as long as the largest page; never written, so it costs no memory */
+    uint64_t have;     /* bytes there */
+    uint64_t eager;    /* how much to read before a header is known */
+    uint8_t *zeros;    /* as long as the largest page; never written, so it costs no memory */
     uint64_t zeros_length;
 };
 
 enum vm_received { VM_RECEIVED_MORE = 0, VM_RECEIVED_COMPLETE = 1 };
 
-/* eager: read a whole page with its header in one go (urgent channel), else the header first (bulk). */
-int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name, int eager,
-                       struct vm_place_stats *stats, struct vm_error *err);
+/* eager: read a whole page with its header in one go (urgent channel), else the header first
+ * (bulk). */
+int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name,
+                       int eager, struct vm_place_stats *stats, struct vm_error *err);
 void vm_receiver_destroy(struct vm_receiver *r);
 
-/* Call when fd is readable: one read, and every message that it completes. An enum vm_received, or -1. */
+/* Call when fd is readable: one read, and every message that it completes. An enum vm_received, or
+ * -1. */
 int vm_receiver_step(struct vm_receiver *r, struct vm_error *err);
 
 #endif

@@ -14,12 +14,13 @@ struct replay {
     struct vm_vcpu *v;
     const struct vm_guest *guest;
     struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
-    uint64_t dropped[4];      /* accesses of each kind in this slice whose first byte lies outside */
+    uint64_t dropped[4]; /* accesses of each kind in this slice whose first byte lies outside */
     uint16_t sizes[VM_SIZES];
 };
 
-void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block, const uint64_t *offset,
-                  const struct vm_ram *ram, const struct vm_content *content)
+void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
+                  const uint64_t *offset, const struct vm_ram *ram,
+                  const struct vm_content *content)
 {
     for (uint64_t i = 0; i < pages; i++) {
         const struct vm_content *c;
@@ -151,8 +152,9 @@ static uint64_t piece_mask(const struct piece *p)
 }
 
 /*
- * The value is not the one that the marks seen before the load promise. A byte that was marked must be the written
- * one: if it is the initial one, a write was lost. A byte that was not may have been written meanwhile.
+ * The value is not the one that the marks seen before the load promise. A byte that was marked must
+ * be the written one: if it is the initial one, a write was lost. A byte that was not may have been
+ * written meanwhile.
  */
 static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, uint64_t found)
 {
@@ -169,7 +171,8 @@ static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, u
         }
     }
     wrong &= piece_mask(p);
-    /* A stopped run lets go of its faults by unregistering: what is read then is not the guest's memory. */
+    /* A stopped run lets go of its faults by unregistering: what is read then is not the guest's
+     * memory. */
     if (!wrong || vm_get_acquire(&v->stop)) {
         return;
     }
@@ -198,7 +201,8 @@ static inline void read_piece(struct vm_vcpu *v, const struct piece *p)
         load_sized(p->host, p->size);
         return;
     }
-    /* The mark is read before the value, and set after it is written: a marked byte must have its new value. */
+    /* The mark is read before the value, and set after it is written: a marked byte must have its
+     * new value. */
     mark = vm_get_acquire(&g->marks[p->where >> 3]);
     found = load_sized(p->host, p->size) << (p->where % 8 * 8);
     expected = VM_LIKELY(!(p->tags & (VM_REF_ZERO | VM_REF_FILE)))
@@ -229,8 +233,8 @@ static inline void write_piece(struct vm_vcpu *v, const struct piece *p)
 /* ---- accesses ---- */
 
 /* An access that lies in one page of the dictionary. */
-static inline void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where, unsigned size,
-                               unsigned kind)
+static inline void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where,
+                               unsigned size, unsigned kind)
 {
     struct piece p = {
         .host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
@@ -273,12 +277,15 @@ static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
 }
 
 /*
- * This vCPU's first touch of a page. Only such a touch can fault, so only it is timed; it was a fault if the fault
- * thread has read one of this thread meanwhile, else the page came between the look and the touch.
+ * This vCPU's first touch of a page. Only such a touch can fault, so only it is timed; it was a
+ * fault if the fault thread has read one of this thread meanwhile, else the page came between the
+ * look and the touch.
  */
-static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size, unsigned kind)
+static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size,
+                        unsigned kind)
 {
-    uint64_t host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE, seen = vm_get(v->seen);
+    uint64_t host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
+             seen = vm_get(v->seen);
     struct vm_fault_record fault = {.write = kind == VM_STORE || kind == VM_MODIFY};
     const struct vm_block *block;
 
@@ -300,7 +307,8 @@ static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t whe
     ref->host &= ~(uint64_t)VM_REF_FIRST;
 }
 
-static void access_tagged(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size, unsigned kind)
+static void access_tagged(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size,
+                          unsigned kind)
 {
     if (ref->host & VM_REF_OUTSIDE) {
         return;
@@ -312,7 +320,8 @@ static void access_tagged(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t w
     }
 }
 
-/* An access whose rest lies on the next page of the address space, which is the next one of the dictionary. */
+/* An access whose rest lies on the next page of the address space, which is the next one of the
+ * dictionary. */
 static void access_straddling(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
     uint64_t page = where >> VM_PAGE_SHIFT;
@@ -341,7 +350,8 @@ static inline void access_any(struct replay *r, uint64_t where, unsigned size, u
     }
 }
 
-/* Counted a slice at a time, and away from the accesses: the inner loop has no counters to carry. */
+/* Counted a slice at a time, and away from the accesses: the inner loop has no counters to carry.
+ */
 static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
 {
     uint64_t kinds[4] = {0}, reads;
@@ -362,7 +372,8 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
 }
 
 static inline __attribute__((always_inline)) void replay_slice(struct replay *r, const void *where,
-                                                               const uint8_t *what, uint32_t count, bool wide)
+                                                               const uint8_t *what, uint32_t count,
+                                                               bool wide)
 {
     uint32_t i;
 
@@ -413,8 +424,8 @@ static void replay_synthetic(struct replay *r, struct vm_synthetic *s)
     }
 }
 
-int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams, struct vm_synthetic *synthetic,
-                struct vm_error *err)
+int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
+                struct vm_synthetic *synthetic, struct vm_error *err)
 {
     const struct vm_guest *g = v->guest;
     struct replay r = {.v = v, .guest = g};

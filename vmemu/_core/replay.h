@@ -1,6 +1,6 @@
 /*
- * The guest: vCPU threads that replay a trace on the mapped blocks. Every access is a real load or store; one on a
- * page that has not arrived is a real fault, whose cost to the vCPU is measured.
+ * The guest: vCPU threads that replay a trace on the mapped blocks. Every access is a real load or
+ * store; one on a page that has not arrived is a real fault, whose cost to the vCPU is measured.
  */
 #ifndef VM_REPLAY_H
 #define VM_REPLAY_H
@@ -14,8 +14,8 @@
 #include "synthetic.h"
 
 /*
- * Where a page of the trace's dictionary lies. The address is that of a 4 KiB page, so its low bits carry what
- * makes an access leave the fast path.
+ * Where a page of the trace's dictionary lies. The address is that of a 4 KiB page, so its low bits
+ * carry what makes an access leave the fast path.
  */
 struct vm_page_ref {
     uint64_t host; /* address | enum vm_ref_tag */
@@ -45,7 +45,8 @@ struct vm_guest {
     const struct vm_page_ref *refs;   /* a dictionary page each, all tagged VM_REF_FIRST */
     uint64_t pages;
     const uint16_t *sizes; /* VM_SIZES entries */
-    uint8_t *marks;        /* a byte for each word of each dictionary page: what was written; NULL: not kept */
+    uint8_t
+        *marks; /* a byte for each word of each dictionary page: what was written; NULL: not kept */
     bool check_reads;
 };
 
@@ -76,20 +77,23 @@ struct vm_vcpu {
     struct vm_mismatch mismatch[8];
 };
 
-/* Lay the dictionary on the blocks. block: index or -1 (outside), offset: in the block; `pages` entries each. */
-void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block, const uint64_t *offset,
-                  const struct vm_ram *ram, const struct vm_content *content);
+/* Lay the dictionary on the blocks. block: index or -1 (outside), offset: in the block; `pages`
+ * entries each. */
+void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
+                  const uint64_t *offset, const struct vm_ram *ram,
+                  const struct vm_content *content);
 
-/* Gather what was written, from the dictionary's marks into those of one block (a byte a word of the block). */
+/* Gather what was written, from the dictionary's marks into those of one block (a byte a word of
+ * the block). */
 void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const int32_t *block,
                      const uint64_t *offset, const uint8_t *marks);
 
 /*
- * Replay the streams, some thousand accesses of each in turn as a scheduler would, or the synthetic accesses when
- * synthetic is not NULL. 0 at the end or when stopped, -1 without memory.
+ * Replay the streams, some thousand accesses of each in turn as a scheduler would, or the synthetic
+ * accesses when synthetic is not NULL. 0 at the end or when stopped, -1 without memory.
  */
-int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams, struct vm_synthetic *synthetic,
-                struct vm_error *err);
+int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
+                struct vm_synthetic *synthetic, struct vm_error *err);
 void vm_vcpu_release(struct vm_vcpu *v);
 
 #endif

@@ -37,8 +37,8 @@ void vm_source_destroy(struct vm_source *s)
     free(s);
 }
 
-int vm_source_set(struct vm_source *s, uint32_t index, const char *name, uint64_t size, uint32_t page_shift,
-                  struct vm_error *err)
+int vm_source_set(struct vm_source *s, uint32_t index, const char *name, uint64_t size,
+                  uint32_t page_shift, struct vm_error *err)
 {
     struct vm_image *image = &s->image[index];
     size_t length = strnlen(name, VM_NAME_MAX);
@@ -65,17 +65,19 @@ static bool page_is_zero(const struct vm_image *image, uint64_t page)
     const uint64_t *word = (const uint64_t *)(image->data + (page << image->page_shift));
     uint64_t words = (UINT64_C(1) << image->page_shift) / 8;
 
-    /* Nearly every page that is not zero shows it at once; the rest is read eight words at a time. */
+    /* Nearly every page that is not zero shows it at once; the rest is read eight words at a time.
+     */
     for (uint64_t i = 0; i < words; i += 8) {
-        if (word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] | word[i + 6] |
-            word[i + 7]) {
+        if (word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] |
+            word[i + 6] | word[i + 7]) {
             return false;
         }
     }
     return true;
 }
 
-/* The peer closing its end is how a destination that dies, or is done, looks from here: not a failure. */
+/* The peer closing its end is how a destination that dies, or is done, looks from here: not a
+ * failure. */
 static int send_message(struct vm_source *s, int fd, const struct vm_header *h, const void *payload,
                         struct vm_error *err)
 {
@@ -89,8 +91,8 @@ static int send_message(struct vm_source *s, int fd, const struct vm_header *h, 
     return vm_fail_errno(err, "write to the destination", 0);
 }
 
-static int send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages, bool zero,
-                    unsigned flags, struct vm_error *err)
+static int send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
+                    bool zero, unsigned flags, struct vm_error *err)
 {
     const struct vm_image *image = &s->image[block];
     struct vm_header h = {
@@ -102,7 +104,10 @@ static int send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first,
         .length = zero ? 0 : pages << image->page_shift,
     };
 
-    vm_add(zero ? &s->pages_zero : flags & VM_FLAG_URGENT ? &s->pages_urgent : &s->pages_pushed, pages);
+    vm_add(zero                     ? &s->pages_zero
+           : flags & VM_FLAG_URGENT ? &s->pages_urgent
+                                    : &s->pages_pushed,
+           pages);
     return send_message(s, fd, &h, image->data + h.offset, err);
 }
 
@@ -115,7 +120,8 @@ static uint32_t run_limit(const struct vm_image *image)
     return pages ? pages : 1;
 }
 
-/* The first page at or after the cursor, round all blocks, that nobody has claimed; false: none is left. */
+/* The first page at or after the cursor, round all blocks, that nobody has claimed; false: none is
+ * left. */
 static bool next_unsent(struct vm_source *s, uint32_t *block, uint64_t *page)
 {
     uint64_t cursor = vm_get(&s->cursor);
@@ -148,7 +154,8 @@ static uint32_t claim_run(struct vm_image *image, uint64_t first, bool *zero)
         return 0; /* a request was faster */
     }
     *zero = page_is_zero(image, first);
-    while (pages < limit && first + pages < image->pages && page_is_zero(image, first + pages) == *zero &&
+    while (pages < limit && first + pages < image->pages &&
+           page_is_zero(image, first + pages) == *zero &&
            !vm_bit_test_and_set(image->sent, first + pages)) {
         pages++;
     }
@@ -166,8 +173,10 @@ static int push_one_run(struct vm_source *s, struct vm_error *err)
         return 0;
     }
     pages = claim_run(&s->image[block], page, &zero);
-    /* A request that came meanwhile has moved the cursor to where the guest is now: then leave it there. */
-    __atomic_compare_exchange_n(&s->cursor, &before, (uint64_t)block << CURSOR_SHIFT | (page + pages), false,
+    /* A request that came meanwhile has moved the cursor to where the guest is now: then leave it
+     * there. */
+    __atomic_compare_exchange_n(&s->cursor, &before,
+                                (uint64_t)block << CURSOR_SHIFT | (page + pages), false,
                                 __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     if (pages && send_run(s, s->main_fd, block, page, pages, zero, 0, err) < 0) {
         return -1;
@@ -221,11 +230,13 @@ static int64_t find_name(const struct vm_source *s, const uint8_t *name, uint32_
 
 static int refuse(const struct vm_header *h, const char *why, struct vm_error *err)
 {
-    return vm_fail_protocol(err, "return path", "message type %u, offset %#llx, %u pages, %u bytes: %s", h->type,
+    return vm_fail_protocol(err, "return path",
+                            "message type %u, offset %#llx, %u pages, %u bytes: %s", h->type,
                             (unsigned long long)h->offset, h->pages, h->length, why);
 }
 
-/* Answer a request: one message a page, so that the first page asked for is not held up by the others. */
+/* Answer a request: one message a page, so that the first page asked for is not held up by the
+ * others. */
 static int answer(struct requests *q, const struct vm_header *h, struct vm_error *err)
 {
     struct vm_source *s = q->s;
@@ -245,12 +256,14 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
             return -1;
         }
     }
-    /* What the guest needs next is likely to lie behind what it needed now: the push goes on from here. */
+    /* What the guest needs next is likely to lie behind what it needed now: the push goes on from
+     * here. */
     vm_set(&s->cursor, (uint64_t)block << CURSOR_SHIFT | (first + h->pages));
     return 0;
 }
 
-static int handle_request(struct requests *q, const struct vm_header *h, const uint8_t *name, struct vm_error *err)
+static int handle_request(struct requests *q, const struct vm_header *h, const uint8_t *name,
+                          struct vm_error *err)
 {
     switch (h->type) {
     case VM_MSG_REQ_PAGES_ID:
@@ -294,7 +307,8 @@ static int handle_requests(struct requests *q, struct vm_error *err)
     return 0;
 }
 
-/* One read of the return path and what it completes. Its end means that the destination is gone: stop. */
+/* One read of the return path and what it completes. Its end means that the destination is gone:
+ * stop. */
 static int read_requests(struct requests *q, struct vm_error *err)
 {
     ssize_t got = read(q->s->return_fd, q->buffer + q->have, sizeof(q->buffer) - q->have);

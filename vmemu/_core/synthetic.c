@@ -19,8 +19,8 @@ static uint64_t random_below(struct vm_synthetic *s, uint64_t n)
 }
 
 /*
- * A Feistel network over the smallest even number of bits that holds n; a result outside [0, n) is put through
- * again, which must end as the network is a bijection and the way began inside.
+ * A Feistel network over the smallest even number of bits that holds n; a result outside [0, n) is
+ * put through again, which must end as the network is a bijection and the way began inside.
  */
 uint64_t vm_permute(uint64_t i, uint64_t n, uint64_t seed)
 {

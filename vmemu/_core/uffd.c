@@ -63,8 +63,8 @@ int vm_uffd_register(int fd, uint64_t start, uint64_t length, uint64_t mode, uin
     return 0;
 }
 
-static int range_ioctl(int fd, unsigned long request, const char *name, uint64_t start, uint64_t length,
-                       struct vm_error *err)
+static int range_ioctl(int fd, unsigned long request, const char *name, uint64_t start,
+                       uint64_t length, struct vm_error *err)
 {
     struct uffd_range range = {start, length};
 
@@ -92,8 +92,9 @@ struct placing {
 };
 
 /*
- * One ioctl. Returns the bytes that were placed (0 and more), or a negative errno. The kernel says both in the
- * signed field; when it stopped half-way the ioctl itself fails with EAGAIN although progress was made.
+ * One ioctl. Returns the bytes that were placed (0 and more), or a negative errno. The kernel says
+ * both in the signed field; when it stopped half-way the ioctl itself fails with EAGAIN although
+ * progress was made.
  */
 static int64_t place_once(const struct placing *run)
 {
@@ -156,8 +157,8 @@ static int place(struct placing run, const char *name, struct vm_error *err)
     return 0;
 }
 
-int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length, uint64_t page_size,
-                 struct vm_place_stats *stats, struct vm_error *err)
+int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length,
+                 uint64_t page_size, struct vm_place_stats *stats, struct vm_error *err)
 {
     struct placing run = {fd, destination, source, length, page_size, stats};
 

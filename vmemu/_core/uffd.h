@@ -1,4 +1,5 @@
-/* userfaultfd: open, negotiate, register, place pages, wake. One system call a function, none ignored. */
+/* userfaultfd: open, negotiate, register, place pages, wake. One system call a function, none
+ * ignored. */
 #ifndef VM_UFFD_H
 #define VM_UFFD_H
 
@@ -7,9 +8,10 @@
 #include "error.h"
 
 enum vm_uffd_how {
-    VM_UFFD_SYSCALL = 0,        /* userfaultfd(2): root, or vm.unprivileged_userfaultfd=1 */
-    VM_UFFD_DEVICE = 1,         /* /dev/userfaultfd: whoever may open it */
-    VM_UFFD_USER_MODE_ONLY = 2, /* userfaultfd(2) for anyone; faults inside system calls get EFAULT */
+    VM_UFFD_SYSCALL = 0, /* userfaultfd(2): root, or vm.unprivileged_userfaultfd=1 */
+    VM_UFFD_DEVICE = 1,  /* /dev/userfaultfd: whoever may open it */
+    VM_UFFD_USER_MODE_ONLY =
+        2, /* userfaultfd(2) for anyone; faults inside system calls get EFAULT */
 };
 
 /* What placing pages met on the way; none of these is an error. */
@@ -27,16 +29,18 @@ int vm_uffd_api(int fd, uint64_t *features, uint64_t *ioctls, struct vm_error *e
 
 int vm_uffd_register(int fd, uint64_t start, uint64_t length, uint64_t mode, uint64_t *ioctls,
                      struct vm_error *err);
-/* Wakes everybody who waits in the range; what they touch next is an ordinary page of the kernel. */
+/* Wakes everybody who waits in the range; what they touch next is an ordinary page of the kernel.
+ */
 int vm_uffd_unregister(int fd, uint64_t start, uint64_t length, struct vm_error *err);
 int vm_uffd_wake(int fd, uint64_t start, uint64_t length, struct vm_error *err);
 
 /*
- * Place length bytes (a whole number of pages of page_size) and wake who waits for them. A page that is there
- * already is left as it is. Returns 0, 1 when the mapping is gone (ENOENT, ESRCH: it is over), or -1.
+ * Place length bytes (a whole number of pages of page_size) and wake who waits for them. A page
+ * that is there already is left as it is. Returns 0, 1 when the mapping is gone (ENOENT, ESRCH: it
+ * is over), or -1.
  */
-int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length, uint64_t page_size,
-                 struct vm_place_stats *stats, struct vm_error *err);
+int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length,
+                 uint64_t page_size, struct vm_place_stats *stats, struct vm_error *err);
 int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
                      struct vm_place_stats *stats, struct vm_error *err);
 

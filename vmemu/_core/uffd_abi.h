@@ -1,7 +1,7 @@
 /*
  * The part of the kernel's userfaultfd interface that vmemu uses, written out from the manual pages
- * ioctl_userfaultfd(2) and userfaultfd(2). A distribution's <linux/userfaultfd.h> may be years older than
- * the running kernel, so the build does not depend on it.
+ * ioctl_userfaultfd(2) and userfaultfd(2). A distribution's <linux/userfaultfd.h> may be years
+ * older than the running kernel, so the build does not depend on it.
  */
 #ifndef VM_UFFD_ABI_H
 #define VM_UFFD_ABI_H
@@ -9,7 +9,7 @@
 #include <linux/types.h>
 #include <sys/ioctl.h>
 
-#define UFFD_API ((__u64)0xAA)
+#define UFFD_API            ((__u64)0xAA)
 #define UFFD_USER_MODE_ONLY 1 /* flag of userfaultfd(2) */
 
 enum {
@@ -73,12 +73,12 @@ struct uffd_msg {
 
 _Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg is kernel interface");
 
-#define UFFDIO_API _IOWR(0xAA, UFFD_NR_API, struct uffd_api)
-#define UFFDIO_REGISTER _IOWR(0xAA, UFFD_NR_REGISTER, struct uffd_register)
-#define UFFDIO_UNREGISTER _IOR(0xAA, UFFD_NR_UNREGISTER, struct uffd_range)
-#define UFFDIO_WAKE _IOR(0xAA, UFFD_NR_WAKE, struct uffd_range)
-#define UFFDIO_COPY _IOWR(0xAA, UFFD_NR_COPY, struct uffd_copy)
-#define UFFDIO_ZEROPAGE _IOWR(0xAA, UFFD_NR_ZEROPAGE, struct uffd_zeropage)
+#define UFFDIO_API          _IOWR(0xAA, UFFD_NR_API, struct uffd_api)
+#define UFFDIO_REGISTER     _IOWR(0xAA, UFFD_NR_REGISTER, struct uffd_register)
+#define UFFDIO_UNREGISTER   _IOR(0xAA, UFFD_NR_UNREGISTER, struct uffd_range)
+#define UFFDIO_WAKE         _IOR(0xAA, UFFD_NR_WAKE, struct uffd_range)
+#define UFFDIO_COPY         _IOWR(0xAA, UFFD_NR_COPY, struct uffd_copy)
+#define UFFDIO_ZEROPAGE     _IOWR(0xAA, UFFD_NR_ZEROPAGE, struct uffd_zeropage)
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) /* on /dev/userfaultfd */
 
 enum { UFFD_EVENT_PAGEFAULT = 0x12, UFFD_EVENT_REMOVE = 0x15 };

@@ -6,17 +6,17 @@
 #include <stdint.h>
 #include <time.h>
 
-#define VM_LIKELY(x) __builtin_expect(!!(x), 1)
+#define VM_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define VM_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 /*
- * Counters and flags that another thread reads are plain integers for cffi's sake and are touched only
- * through these. Relaxed is enough for figures; the pairs that order memory say so by name.
+ * Counters and flags that another thread reads are plain integers for cffi's sake and are touched
+ * only through these. Relaxed is enough for figures; the pairs that order memory say so by name.
  */
-#define vm_get(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-#define vm_set(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-#define vm_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
-#define vm_get_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define vm_get(p)            __atomic_load_n((p), __ATOMIC_RELAXED)
+#define vm_set(p, v)         __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define vm_add(p, v)         __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define vm_get_acquire(p)    __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define vm_set_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 
 static inline uint64_t vm_now_ns(void)
@@ -32,7 +32,8 @@ static inline bool vm_bit_test(const uint64_t *map, uint64_t bit)
     return vm_get_acquire(&map[bit >> 6]) >> (bit & 63) & 1;
 }
 
-/* Sets the bit and tells whether it was set already: exactly one of several threads is told "no". */
+/* Sets the bit and tells whether it was set already: exactly one of several threads is told "no".
+ */
 static inline bool vm_bit_test_and_set(uint64_t *map, uint64_t bit)
 {
     uint64_t mask = UINT64_C(1) << (bit & 63);

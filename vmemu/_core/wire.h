@@ -1,6 +1,6 @@
 /*
- * The messages on every channel, in both directions: this header, then `length` bytes. All numbers are
- * little-endian; the table in protocol.py says the same and is checked against this file.
+ * The messages on every channel, in both directions: this header, then `length` bytes. All numbers
+ * are little-endian; the table in protocol.py says the same and is checked against this file.
  *
  *   byte  0  u16 type      enum vm_message
  *         2  u16 flags     VM_FLAG_URGENT
@@ -25,11 +25,11 @@ enum vm_message {
     VM_MSG_COMPLETE = 6, /* every page was sent, on this channel or on the urgent one */
     VM_MSG_FAILED = 7,   /* the source gives up; the reason follows */
     /* destination to source: the return path */
-    VM_MSG_READY = 16,       /* blocks agreed on and registered */
-    VM_MSG_REQ_PAGES = 17,   /* of the block that was named last */
+    VM_MSG_READY = 16,        /* blocks agreed on and registered */
+    VM_MSG_REQ_PAGES = 17,    /* of the block that was named last */
     VM_MSG_REQ_PAGES_ID = 18, /* of the block whose name follows */
-    VM_MSG_PUSH = 19,        /* begin the background push now */
-    VM_MSG_SHUT = 20,        /* the destination needs nothing more */
+    VM_MSG_PUSH = 19,         /* begin the background push now */
+    VM_MSG_SHUT = 20,         /* the destination needs nothing more */
 };
 
 enum { VM_FLAG_URGENT = 1 }; /* this answers a request */
@@ -44,9 +44,11 @@ struct vm_header {
 };
 
 _Static_assert(sizeof(struct vm_header) == 24, "the header has no padding");
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "headers are written as they lie in memory");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "headers are written as they lie in memory");
 
-/* How much one message may carry: one page if pages are larger. It keeps a run inside a CPU's cache. */
+/* How much one message may carry: one page if pages are larger. It keeps a run inside a CPU's
+ * cache. */
 #define VM_RUN_BYTES (UINT32_C(256) << 10)
 
 /* Write all of header and payload, waiting when the descriptor is full; 0, or -1 with errno. */

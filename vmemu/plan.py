@@ -20,6 +20,7 @@ from vmemu.content import ContentSpec
 from vmemu.errors import TraceError
 from vmemu.ramblock import Backing, RAMBlock
 from vmemu.traces import mapping, native
+from vmemu.traces.trace import Stream, Trace
 from vmemu.workload import StreamSlice, Workload, deal_streams, size_table, synthetic
 
 
@@ -81,9 +82,7 @@ def _recorded(scenario: Scenario, config: RecordedTrace, blocks: Sequence[RAMBlo
     return Workload(pages.block, pages.offset, size_table(list(trace.sizes)), dealt)
 
 
-def _lay_out(
-    trace: native.Trace, config: RecordedTrace, blocks: Sequence[RAMBlock]
-) -> mapping.PageMap:
+def _lay_out(trace: Trace, config: RecordedTrace, blocks: Sequence[RAMBlock]) -> mapping.PageMap:
     if isinstance(config.map, RegionMap):
         regions = [mapping.Region(r.start, r.end, r.block, r.offset) for r in config.map.regions]
         return mapping.map_regions(trace.pages, regions, blocks, config.map.outside, trace=trace)
@@ -102,7 +101,7 @@ def _window(scenario: Scenario, window: Window, total: int) -> tuple[int, int]:
     return resolved[0], resolved[1]
 
 
-def _cut(stream: native.Stream, low: int, high: int, total: int) -> StreamSlice:
+def _cut(stream: Stream, low: int, high: int, total: int) -> StreamSlice:
     """The stream's part of a window on all streams: they are taken to advance side by side."""
     begin, end = (stream.accesses * bound // max(total, 1) for bound in (low, high))
     return StreamSlice(stream.where[begin:end], stream.what[begin:end])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
-
-if TYPE_CHECKING:
-    from vmemu.traces.native import Stream, Trace
+from vmemu.traces.trace import Stream, Trace
 
 SMALL_DICTIONARY = 1 << 20
 """Pages; up to so many, an index and an offset fit into 32 bits."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmemu.errors import TraceError
 from vmemu.traces import native, tarball
 from vmemu.traces.meta import Meta, Source
-from vmemu.traces.reader import open_recording
+from vmemu.traces.recordings import open_recording
 
 _SUFFIXES = ("", ".vmtrace", ".zst")
 

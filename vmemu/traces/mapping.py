@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
-from vmemu.traces.native import CHUNK, Trace
+from vmemu.traces.trace import CHUNK, Trace
 
 PAGE_SHIFT = 12
 PAGE = 1 << PAGE_SHIFT

@@ -48,7 +48,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,12 +68,10 @@ from vmemu.traces.reader import (
     MAX_STREAMS,
     MODIFY,
     STORE,
-    Chunk,
     Tally,
 )
+from vmemu.traces.trace import CHUNK, Stream, Trace
 
-CHUNK = 1 << 18
-"""Accesses that are looked at together; bounds memory and keeps the columns in the cache."""
 PACKED_LIMIT = 4 << 30
 """Bytes of a packed trace that are read into memory at most."""
 DEFAULT_LEVEL = 12
@@ -82,46 +79,6 @@ DEFAULT_LEVEL = 12
 _WHERE = ("<u4", "<u8")
 _META_LIMIT = 16 << 20
 _NO_CODE = 255
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What one thread or vCPU did, in order: two read-only columns of the same length."""
-
-    id: int
-    where: NDArray[np.uint32] | NDArray[np.uint64]
-    what: NDArray[np.uint8]
-
-    @property
-    def accesses(self) -> int:
-        return len(self.what)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A checked trace. The arrays are read-only, mapped from the files or, if packed, in memory."""
-
-    name: str
-    """The path it was opened by."""
-    meta: Meta
-    pages: NDArray[np.uint64]
-    sizes: NDArray[np.uint16]
-    """Bytes. Always 64 entries, as many as ``what`` can index; those behind the table are 0."""
-    streams: list[Stream]
-
-    @property
-    def accesses(self) -> int:
-        """Entries in all columns: data accesses, and instruction fetches where they are held."""
-        return sum(stream.accesses for stream in self.streams)
-
-    def chunks(self) -> Iterator[Chunk]:
-        """All accesses with their addresses again, stream by stream."""
-        for stream in self.streams:
-            for start in range(0, stream.accesses, CHUNK):
-                where = stream.where[start : start + CHUNK]
-                what = stream.what[start : start + CHUNK]
-                addresses = self.pages[where >> 12] << np.uint64(12) | (where & 0xFFF)
-                yield Chunk(stream.id, addresses, what & np.uint8(3), self.sizes[what >> 2])
 
 
 def is_native(path: str | os.PathLike[str]) -> bool:

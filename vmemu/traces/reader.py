@@ -7,7 +7,6 @@ and says whether they are its format (``sniff``); it then turns the stream into 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
-from vmemu.traces.opening import ByteStream, open_stream
+from vmemu.traces.opening import ByteStream
 
 LOAD, STORE, MODIFY, FETCH = range(4)
 MAX_ACCESS_SIZE = 4096
@@ -107,36 +106,3 @@ class Reader(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.stream.close()
-
-
-def known_readers() -> tuple[type[Reader], ...]:
-    """All readers, in the order in which they are asked; text before binary, strict before lax."""
-    from vmemu.traces.gpa import GpaReader
-    from vmemu.traces.lackey import LackeyReader
-
-    return (LackeyReader, GpaReader)
-
-
-def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
-    """Opens a recording with the reader that knows its content; ``-`` is standard input.
-
-    Raises ``TraceError`` when it can't be opened or when no reader knows it.
-    """
-    stream = open_stream(path)
-    try:
-        head = stream.head(HEAD_BYTES)
-        for reader in known_readers():
-            if reader.sniff(head):
-                return reader(stream, fetches=fetches)
-        raise TraceError(_unknown_format(stream, head))
-    except BaseException:
-        stream.close()
-        raise
-
-
-def _unknown_format(stream: ByteStream, head: bytes) -> str:
-    if not head:
-        why = "its compressed data is cut off" if stream.truncated else "it is empty"
-        return f"{stream.name}: not a recording: {why}"
-    titles = ", ".join(reader.title for reader in known_readers())
-    return f"{stream.name}: not a recording of a known format (known: {titles}, native traces)"

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from vmemu.traces import native
 from vmemu.traces.pageset import PageSet
-from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, Chunk, open_recording
+from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, Chunk
+from vmemu.traces.recordings import open_recording
+from vmemu.traces.trace import Trace
 
 NATIVE_FORMAT = "vmtrace"
 
@@ -84,7 +86,7 @@ def stats_of(path: str | os.PathLike[str]) -> TraceStats:
         )
 
 
-def native_stats(trace: native.Trace) -> TraceStats:
+def native_stats(trace: Trace) -> TraceStats:
     """Statistics of an open native trace."""
     collector = Collector()
     for chunk in trace.chunks():

@@ -1,0 +1,1 @@
+"""One file a recorded format; :mod:`vmemu.traces.recordings` chooses among them by content."""

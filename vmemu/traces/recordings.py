@@ -1,0 +1,41 @@
+"""Recordings of every known format: the reader is chosen by what a file holds, not by its name."""
+
+from __future__ import annotations
+
+import os
+
+from vmemu.errors import TraceError
+from vmemu.traces.opening import ByteStream, open_stream
+from vmemu.traces.reader import HEAD_BYTES, Reader
+from vmemu.traces.readers.gpa import GpaReader
+from vmemu.traces.readers.lackey import LackeyReader
+
+
+def known_readers() -> tuple[type[Reader], ...]:
+    """All readers, in the order in which they are asked; text before binary, strict before lax."""
+    return (LackeyReader, GpaReader)
+
+
+def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
+    """Opens a recording with the reader that knows its content; ``-`` is standard input.
+
+    Raises ``TraceError`` when it can't be opened or when no reader knows it.
+    """
+    stream = open_stream(path)
+    try:
+        head = stream.head(HEAD_BYTES)
+        for reader in known_readers():
+            if reader.sniff(head):
+                return reader(stream, fetches=fetches)
+        raise TraceError(_unknown_format(stream, head))
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _unknown_format(stream: ByteStream, head: bytes) -> str:
+    if not head:
+        why = "its compressed data is cut off" if stream.truncated else "it is empty"
+        return f"{stream.name}: not a recording: {why}"
+    titles = ", ".join(reader.title for reader in known_readers())
+    return f"{stream.name}: not a recording of a known format (known: {titles}, native traces)"

@@ -1,0 +1,55 @@
+"""A trace in memory: a page dictionary and the columns of its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmemu.traces.meta import Meta
+from vmemu.traces.reader import Chunk
+
+CHUNK = 1 << 18
+"""Accesses that are looked at together; bounds memory and keeps the columns in the cache."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one thread or vCPU did, in order: two read-only columns of the same length."""
+
+    id: int
+    where: NDArray[np.uint32] | NDArray[np.uint64]
+    what: NDArray[np.uint8]
+
+    @property
+    def accesses(self) -> int:
+        return len(self.what)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A checked trace. The arrays are read-only, mapped from the files or, if packed, in memory."""
+
+    name: str
+    """The path it was opened by."""
+    meta: Meta
+    pages: NDArray[np.uint64]
+    sizes: NDArray[np.uint16]
+    """Bytes. Always 64 entries, as many as ``what`` can index; those behind the table are 0."""
+    streams: list[Stream]
+
+    @property
+    def accesses(self) -> int:
+        """Entries in all columns: data accesses, and instruction fetches where they are held."""
+        return sum(stream.accesses for stream in self.streams)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All accesses with their addresses again, stream by stream."""
+        for stream in self.streams:
+            for start in range(0, stream.accesses, CHUNK):
+                where = stream.where[start : start + CHUNK]
+                what = stream.what[start : start + CHUNK]
+                addresses = self.pages[where >> 12] << np.uint64(12) | (where & 0xFFF)
+                yield Chunk(stream.id, addresses, what & np.uint8(3), self.sizes[what >> 2])

@@ -75,7 +75,7 @@ def send(end: Connection, message: Message, payload: bytes = b"") -> None:
             try:
                 data = data[os.write(end.fileno(), data) :]
             except BlockingIOError:
-                select.select([], [end], [])
+                _ready(end, select.POLLOUT, None)
     except BrokenPipeError:
         raise PeerGone(f"{message.name} could not be sent: the other end is closed") from None
 
@@ -101,11 +101,18 @@ def receive(end: Connection, expected: Message, timeout_s: float | None = None) 
     return payload
 
 
+def _ready(end: Connection, event: int, timeout_s: float | None) -> bool:
+    """Wait for the event, or for the other end to close; False when the time is over."""
+    poll = select.poll()  # select() refuses descriptors from 1024 on
+    poll.register(end, event)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+
 def _read(end: Connection, length: int, expected: Message, deadline: float | None) -> bytes:
     data = b""
     while len(data) < length:
         left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if not select.select([end], [], [], left)[0]:
+        if not _ready(end, select.POLLIN, left):
             raise MigrationError(f"no {expected.name} came in time")
         piece = os.read(end.fileno(), length - len(data))
         if not piece:

@@ -22,7 +22,9 @@ class Bell:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it was rung since the last wait; False when the time is over."""
-        if not select.select([self.fd], [], [], timeout_s)[0]:
+        poll = select.poll()  # select() refuses descriptors from 1024 on
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
             return False
         os.eventfd_read(self.fd)
         return True

@@ -203,4 +203,4 @@ class GuestWorker:
 
 def _array(ctype: str, array: NDArray[Any]) -> Any:
     """A C pointer to an array's memory that keeps it alive."""
-    return core.ffi.from_buffer(ctype, np.ascontiguousarray(array).data.cast("B"))
+    return core.ffi.from_buffer(ctype, np.ascontiguousarray(array))

@@ -103,9 +103,10 @@ def filesystem_of(path: str) -> tuple[str, str]:
     """
     real = os.path.realpath(path)
     best = ("", "")
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    # Names are any bytes, with blanks and backslashes in octal.
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")
+        mount = re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), left.split(" ")[4])
         inside = real == mount or real.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best[1]):
             best = (right.split()[0], mount)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from vmemu import hugepages
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.ramblock import RAMBlock, RAMList
 from vmemu.userfault import Ioctl, Userfaultfd
@@ -16,12 +17,18 @@ from vmemu.userfault import Ioctl, Userfaultfd
 class MemoryManager:
     """Owns the mappings of a VM. A context manager: whatever happens inside, nothing stays mapped.
 
-    ``wait_s`` is how long ``map`` waits for hugepages that others hold.
+    ``wait_s`` is how long ``map`` waits for hugepages that others hold, ``pause`` what sleeps.
     """
 
-    def __init__(self, blocks: Sequence[RAMBlock], wait_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[RAMBlock],
+        wait_s: float = 0.0,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.blocks = RAMList(blocks)
         self._wait_s = wait_s
+        self._pause = pause
         self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
 
     def map(self) -> None:
@@ -38,17 +45,27 @@ class MemoryManager:
             except HugepageShortage:
                 if time.monotonic() >= deadline:
                     raise
-            time.sleep(random.uniform(0.02, 0.1))  # so that those who wait do not all try at once
+            self._pause(random.uniform(0.02, 0.1))  # so that those who wait do not all try at once
 
     def _map_all(self) -> None:
         try:
             # The scarce ones first: a shortage shows before anything else was done.
             for block in sorted(self.blocks, key=lambda block: not block.hugetlb):
                 block.map()
+        except HugepageShortage:
+            self.unmap()
+            raise self._shortage(block.page_size) from None
         except BaseException:
             self.unmap()
             raise
         self.blocks.index_addresses()
+
+    def _shortage(self, page_size: int) -> HugepageShortage:
+        """For all blocks together: a remedy for the first of them would only lead to the next."""
+        wanting = [block for block in self.blocks if block.hugetlb and block.page_size == page_size]
+        names = ", ".join(block.name for block in wanting)
+        who = f"block {names}" if len(wanting) == 1 else f"the VM (blocks {names})"
+        return hugepages.shortage(who, page_size, sum(block.pages for block in wanting))
 
     def discard_all(self) -> None:
         """Empty every block, so that each page is missing; no THP may fill a hole. Raises

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import HugepageShortage, MigrationError, PeerGone, VmemuError
 from vmemu.guest_worker import Guest, GuestWorker, Waiting
+from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.plan import blocks_of, contents_of, make_workload
 from vmemu.postcopy import IncomingPostcopy
@@ -80,8 +80,11 @@ class Progress:
 
 @dataclass
 class Run:
-    """Everything that a run has and leaves for its result; what was not reached is None or
-    empty."""
+    """Everything that a run has and leaves for its result; what was not reached is None or empty.
+
+    ``postcopy_started_ns`` is when the source may send its first page, ``postcopy_ended_ns`` when
+    the last one was placed: CLOCK_MONOTONIC, 0 until then.
+    """
 
     scenario: Scenario
     status: str = "failed"
@@ -121,6 +124,7 @@ class Migration:
         self._source: SourceProcess | None = None
         self._ends: ChannelEnds | None = None
         self._guest: Guest | None = None
+        self._interrupts = Interrupts()
 
     # ---- the whole ----
 
@@ -132,23 +136,27 @@ class Migration:
         """
         run = self.run_state
         run.started_ns = time.monotonic_ns()
-        try:
-            self._migrate()
-            run.status = "completed"
-        except HugepageShortage as error:
-            if self.scenario.on_unavailable != "skip":
-                raise
-            run.status, run.error = "skipped", error
-        except KeyboardInterrupt as error:
-            run.status, run.error = "interrupted", error
-        except MigrationError as error:
-            run.status, run.error = "failed", self._explain(error)
-        finally:
-            self._clean_up()
+        with self._interrupts:
+            try:
+                self._migrate()
+                run.status = "completed"
+            except HugepageShortage as error:
+                if self.scenario.on_unavailable != "skip":
+                    raise
+                run.status, run.error = "skipped", error
+            except KeyboardInterrupt as error:
+                run.status, run.error = "interrupted", error
+            except MigrationError as error:
+                run.status, run.error = "failed", self._explain(error)
+            finally:
+                with self._enter("cleanup"):
+                    self._give_back()
+            if self._interrupts.take() and run.status == "completed":
+                run.status, run.error = "interrupted", KeyboardInterrupt()
         return run
 
     def _migrate(self) -> None:
-        with self._enter("prepare"):
+        with self._enter("prepare"), self._interrupts.allowed():
             self._prepare()
         with self._enter("map"):
             self._map()
@@ -182,7 +190,7 @@ class Migration:
         self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
-        self.run_state.memory = MemoryManager(blocks, wait_s)
+        self.run_state.memory = MemoryManager(blocks, wait_s, self._pause)
 
     def _map(self) -> None:
         assert self.run_state.memory is not None
@@ -213,13 +221,15 @@ class Migration:
 
     def _receive(self, message: Message) -> bytes:
         assert self._ends is not None
-        return receive(self._ends.main, message, self.scenario.source.startup_timeout / 1e9)
+        with self._interrupts.allowed():
+            return receive(self._ends.main, message, self.scenario.source.startup_timeout / 1e9)
 
     def _listen(self) -> None:
         incoming = self._incoming
         incoming.listen()
         self._receive(Message.LISTEN)
         self._receive(Message.RUN)
+        self.run_state.postcopy_started_ns = time.monotonic_ns()
         if self.scenario.migration.postcopy.push:
             incoming.request_push()
         incoming.run()
@@ -232,7 +242,6 @@ class Migration:
             GuestWorker(self._guest, index, self._bell)
             for index in range(self.scenario.guest.vcpus)
         ]
-        run.postcopy_started_ns = time.monotonic_ns()
         for worker in run.workers:
             worker.thread.start()
         self._wait(lambda: all(worker.thread.done for worker in run.workers))
@@ -241,7 +250,7 @@ class Migration:
         if not self.scenario.migration.postcopy.push:
             self._incoming.request_push()
         self._wait(lambda: self._incoming.complete)
-        self.run_state.postcopy_ended_ns = time.monotonic_ns()
+        self._note_complete()
 
     def _verify(self) -> None:
         run = self.run_state
@@ -274,7 +283,11 @@ class Migration:
             f"{first.block}+{first.offset:#x}: {first.found:#04x} instead of {first.expected:#04x}"
         )
 
-    # ---- waiting ----
+    # ---- waiting: only here can Ctrl-C strike ----
+
+    def _pause(self, seconds: float) -> None:
+        with self._interrupts.allowed():
+            time.sleep(seconds)
 
     @property
     def _incoming(self) -> IncomingPostcopy:
@@ -286,17 +299,30 @@ class Migration:
         assert self._bell is not None
         pages, since = -1, time.monotonic()
         while not over():
-            self._bell.wait(TICK_S)
-            self._incoming.check()
-            for worker in self.run_state.workers:
-                if worker.thread.error is not None:
-                    raise worker.thread.error
+            with self._interrupts.allowed():
+                self._bell.wait(TICK_S)
+            self._note_complete()
+            self._check()
             received = self._incoming.ram.pages_received
             if received != pages or not self._somebody_waits():
                 pages, since = received, time.monotonic()
             elif time.monotonic() - since > self.scenario.limits.stall / 1e9:
                 raise self._stalled(time.monotonic() - since)
-            self._report()
+            with self._interrupts.allowed():
+                self._report()
+        self._check()  # the last thread to end may have failed
+
+    def _check(self) -> None:
+        """Raise what ended a thread before its time."""
+        self._incoming.check()
+        for worker in self.run_state.workers:
+            if worker.thread.error is not None:
+                raise worker.thread.error
+
+    def _note_complete(self) -> None:
+        """Note when the last page came, which may be long before the guest is done."""
+        if self._incoming.complete and not self.run_state.postcopy_ended_ns:
+            self.run_state.postcopy_ended_ns = time.monotonic_ns()
 
     def _somebody_waits(self) -> bool:
         if self._incoming.complete:
@@ -335,17 +361,8 @@ class Migration:
                 return PeerGone(f"{ended} while it was needed ({error})")
         return error
 
-    def _clean_up(self) -> None:
-        """Give everything back. Ctrl-C waits until it is done: it takes no longer than the
-        threads."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            with self._enter("cleanup"):
-                self._give_back()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
     def _give_back(self) -> None:
+        """Give everything back; Ctrl-C waits until it is done."""
         run = self.run_state
         try:
             self._stop_guest()

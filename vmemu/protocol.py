@@ -90,18 +90,29 @@ def pack_hello(blocks: list[BlockEntry], target_page_size: int) -> bytes:
 def unpack_hello(payload: bytes) -> tuple[list[BlockEntry], int]:
     """(blocks, target page size). Raises ProtocolError for anything but a HELLO of this version."""
     hello = _load(payload)
-    if hello.get("version") != VERSION:
+    if type(hello.get("version")) is not int or hello["version"] != VERSION:
         raise ProtocolError(
             f"the source speaks version {hello.get('version')!r}, this end {VERSION}"
         )
     try:
-        blocks = [
-            BlockEntry(str(entry["name"]), int(entry["size"]), int(entry["page_size"]))
-            for entry in hello["blocks"]
-        ]
-        return blocks, int(hello["target_page_size"])
+        blocks = [_block_entry(entry) for entry in hello["blocks"]]
+        return blocks, _whole(hello["target_page_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"HELLO is not well formed: {error!r}") from None
+
+
+def _block_entry(entry: Any) -> BlockEntry:
+    name = entry["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"a block's name is {name!r}")
+    return BlockEntry(name, _whole(entry["size"]), _whole(entry["page_size"]))
+
+
+def _whole(value: Any) -> int:
+    """A JSON number that is whole and not negative; neither ``true`` nor ``1e3`` is one."""
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is no number of bytes")
+    return value
 
 
 def _load(payload: bytes) -> dict[str, Any]:

@@ -71,15 +71,17 @@ class RAMBlock:
         """Map the block, empty; hugepages are reserved now, so that a shortage is an error here and
         nowhere else.
 
-        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken).
-        Nothing is left behind by a failure.
+        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken),
+        ValueError (it is mapped already). Nothing is left behind by a failure.
         """
+        if self.address:
+            raise ValueError(f"block {self.name} is mapped already")
         if self.hugetlb:
             hugepages.pool(self.page_size)
-        self._fd = self._open()
         address = core.ffi.new("uint64_t *")
         alignment = max(self.page_size, _THP_SIZE)
         try:
+            self._fd = self._open()
             if self._fd >= 0:
                 os.ftruncate(self._fd, self.size)
             core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
@@ -140,6 +142,21 @@ class RAMBlock:
                 f"block {self.name}: {mount} holds pages of {has}, the block wants {size}",
                 hugepages.mount_command(self.page_size, mount),
             )
+        self._check_room(mount)
+
+    def _check_room(self, mount: str) -> None:
+        """A mount may be smaller than the machine's memory, and a touch that finds it full is a
+        SIGBUS."""
+        room = os.statvfs(mount)
+        if room.f_blocks and room.f_bavail * room.f_bsize < self.size:
+            total, free = room.f_blocks * room.f_bsize, room.f_bavail * room.f_bsize
+            raise HostError(
+                f"block {self.name} needs {format_size(self.size)}, and {mount} has "
+                f"{format_size(free)} free of {format_size(total)}",
+                hugepages.mount_command(self.page_size, mount)  # hugetlbfs can't be resized
+                if self.hugetlb
+                else f"mount -o remount,size={total - free + self.size} {mount}",
+            )
 
     def unmap(self) -> None:
         """Give everything back; safe to do twice."""
@@ -163,6 +180,8 @@ class RAMBlock:
         only drop this mapping of it. Raises ValueError for a range that is not whole pages of this
         block, CoreError.
         """
+        if not self.address:
+            raise ValueError(f"block {self.name} is not mapped")
         length = self.size - offset if length is None else length
         if (
             offset % self.page_size

@@ -55,15 +55,19 @@ class SourceProcess:
         self.process: BaseProcess = context.Process(
             target=serve, args=arguments, name="vmemu-source", daemon=True
         )
+        self._exitcode: int | None = None
+        self._closed = False
 
     def start(self) -> None:
         """Start it. The caller closes its own copy of the source's ends afterwards."""
-        with _without_main():
+        with _without_main(), _without_interrupts():
             self.process.start()
 
     def describe_end(self) -> str:
         """How it ended, in words; empty while it runs."""
-        code = self.process.exitcode
+        if not self._closed:
+            self._exitcode = self.process.exitcode
+        code = self._exitcode
         if code is None:
             return ""
         if code < 0:
@@ -72,12 +76,15 @@ class SourceProcess:
 
     def stop(self, patience_s: float) -> None:
         """Wait for its end, then kill it. Safe to call twice and before it was started."""
-        if self.process.pid is None:
+        if self._closed or self.process.pid is None:
             return
         self.process.join(patience_s)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
+        self._exitcode = self.process.exitcode
+        self._closed = True
+        self.process.close()  # it has descriptors, and they would wait for the garbage collector
 
 
 _main_lock = threading.Lock()
@@ -97,6 +104,20 @@ def _without_main() -> Iterator[None]:
             yield
         finally:
             sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start children with SIGINT blocked: a terminal's Ctrl-C goes to them too, and would strike
+    before they can ignore it."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # spawn starts it, and would unblock SIGINT again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ---- in the source ----
@@ -145,8 +166,10 @@ def _send_pages(source: Any, bell: Bell) -> None:
         return
     push = CThread("push", lambda: core.call(core.lib.vm_source_push, source), bell)
     push.start()
-    core.call(core.lib.vm_source_serve, source)
-    push.join()
+    try:
+        core.call(core.lib.vm_source_serve, source)
+    finally:
+        push.join()  # it writes to the main channel, on which a failure is told next
     if push.error is not None:
         raise push.error
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
+from vmemu.errors import VmemuError
+
 VERBS = {
     "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
     "trace": ("vmemu.cli.trace", "Look at recorded traces and convert them."),
 }
 """Verb: (module that has a click command of that name, what it does)."""
 
-EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_HOST, EXIT_INTERRUPTED = 1, 3, 130
 
 
 def main() -> None:
@@ -21,8 +23,6 @@ def main() -> None:
 
 
 def _guarded() -> int:
-    from vmemu.errors import VmemuError
-
     try:
         from vmemu.cli.group import invoke
 
@@ -35,6 +35,9 @@ def _guarded() -> int:
     except KeyboardInterrupt:
         print("vmemu: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except MemoryError:
+        print("vmemu: this host has too little memory for that", file=sys.stderr)
+        return EXIT_HOST
     except BrokenPipeError:
         # Whoever read our output has closed it; nothing more can be said to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,52 @@
+"""What the tests on real memory need of the host: without it they are skipped, with the reason.
+
+``VMEMU_REQUIRE=userfault,hugetlb`` turns each skip for want of the named resource into a failure,
+so that a machine that is meant to have it can't pass by skipping.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+from support import HUGE, PoolLock
+
+from vmemu import hugepages
+from vmemu.errors import HostError
+from vmemu.userfault import Userfaultfd
+
+
+def _missing(resource: str, reason: str) -> NoReturn:
+    required = os.environ.get("VMEMU_REQUIRE", "").replace(",", " ").split()
+    if resource in required:
+        pytest.fail(f"VMEMU_REQUIRE has {resource}, and: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def _userfault_refused() -> str:
+    """Why userfaultfd can't be opened here; empty when it can."""
+    try:
+        with Userfaultfd():
+            return ""
+    except HostError as error:
+        return str(error)
+
+
+@pytest.fixture
+def userfault(_userfault_refused: str) -> None:
+    """userfaultfd can be opened."""
+    if _userfault_refused:
+        _missing("userfault", _userfault_refused)
+
+
+@pytest.fixture
+def hugetlb(userfault: None, pool_lock: PoolLock) -> None:
+    """There are hugepages of 2 MiB; other tests may use some of them, so scenarios should wait."""
+    try:
+        total = hugepages.pool(HUGE).total
+    except HostError as error:
+        _missing("hugetlb", str(error))
+    if total == 0:
+        _missing("hugetlb", "the pool of 2 MiB hugepages is empty: sysctl vm.nr_hugepages=64")

@@ -1,0 +1,234 @@
+"""``vmemu run``: a scenario migrates by post-copy; the figures are shown and, if asked, kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from vmemu.config import Scenario
+    from vmemu.migration import Migration, Progress, Run
+
+Overrides = tuple[tuple[str, str], ...]
+Flips = tuple[tuple[str, int], ...]
+
+EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
+
+
+def _split_overrides(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> Overrides:
+    pairs = []
+    for text in values:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise click.BadParameter(
+                f"'{text}' is no path=value; write such as guest.vcpus=4", ctx, param
+            )
+        pairs.append((path, value))
+    return tuple(pairs)
+
+
+@click.command()
+@click.argument("scenario_file", metavar="SCENARIO.yaml")
+@click.option("--json", "json_file", metavar="FILE", help="Write the result; - for stdout.")
+@click.option("--seed", type=int, metavar="N", help="In the place of the scenario's seed.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="PATH=VALUE",
+    multiple=True,
+    callback=_split_overrides,
+    help="In the place of the scenario's value, such as guest.vcpus=4; may be repeated.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
+@click.option("--inject", multiple=True, metavar="POINT", hidden=True)
+def run(
+    scenario_file: str,
+    *,
+    json_file: str | None,
+    seed: int | None,
+    overrides: Overrides,
+    quiet: bool,
+    inject: tuple[str, ...],
+) -> int:
+    """Run a scenario: a guest migrates by post-copy, and every byte is checked.
+
+    Ends with 0 when it completed or was skipped, 1 when it failed, 2 when the input is wrong, 3
+    when this host can't, 130 when it was interrupted; the result of what ran is kept then, too.
+    """
+    with _Interrupts() as interrupts:
+        from vmemu.config import load
+
+        scenario = load(scenario_file, overrides, seed)
+        flips = _flips(scenario, inject)
+        result = _run_and_keep(interrupts, scenario, flips, json_file, not quiet)
+        stream = sys.stderr if json_file == "-" else sys.stdout
+        _show(result, stream, quiet)
+    return EXIT_CODES[result["status"]]
+
+
+def _run_and_keep(
+    interrupts: _Interrupts,
+    scenario: Scenario,
+    flips: Flips,
+    json_file: str | None,
+    show_progress: bool,
+) -> dict[str, Any]:
+    from vmemu.migration import Migration
+    from vmemu.results import document
+
+    if json_file is not None:
+        document.check_place(json_file)
+    with _progress(scenario, show_progress) as callback:
+        migration = Migration(scenario, progress=callback, flips=flips)
+        interrupts.run_begins(migration.run_state)
+        state = _migrate(migration)
+    result = document.build(state)
+    if json_file is not None:
+        document.write(result, json_file)
+    interrupts.run_is_kept()
+    return result
+
+
+def _flips(scenario: Scenario, inject: tuple[str, ...]) -> Flips:
+    if not inject:
+        return ()
+    from vmemu.testing import faultpoints
+
+    points = [faultpoints.parse(text) for text in inject]
+    return faultpoints.flips(points, {block.name: block.size for block in scenario.blocks})
+
+
+def _migrate(migration: Migration) -> Run:
+    """Run it. A Ctrl-C that came while it was giving everything back leaves its result all the
+    same."""
+    try:
+        return migration.run()
+    except KeyboardInterrupt as error:
+        state = migration.run_state
+        if state.status == "failed" and state.error is None:
+            state.status, state.error = "interrupted", error
+        return state
+
+
+def _command() -> str:
+    """This run's command line, to be run again."""
+    return shlex.join(["vmemu", *sys.argv[1:]])
+
+
+def _show(result: dict[str, Any], stream: TextIO, quiet: bool) -> None:
+    """Show the figures, or with ``quiet`` only what is wrong."""
+    from vmemu.errors import VmemuError
+    from vmemu.results import document, terminal
+
+    try:
+        if not quiet:
+            terminal.show(result, stream, _command())
+        elif result["status"] != "completed":
+            stream = sys.stderr
+            terminal.write_text(terminal.verdict(result) + "\n", stream)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk behind a redirection
+        document.silence(stream)
+        raise VmemuError(f"the figures can't be shown: {error.strerror}") from None
+
+
+# ---- signals ----
+
+
+class _Interrupts:
+    """What Ctrl-C and SIGTERM do, which differs from one part of the verb to the next.
+
+    Before the run nothing is there to give back, and an exception in the middle of an import would
+    be taken for that import's failure: the process ends at once. While it runs they raise
+    KeyboardInterrupt, unless the outcome is settled or one was raised just now: a second one must
+    not cut short how the first is dealt with. When the result is kept, they raise again.
+
+    A signal that is ignored stays so: it is how a shell keeps Ctrl-C from its background jobs.
+    """
+
+    PATIENCE_S = 1.0
+
+    def __init__(self) -> None:
+        self._settled: Callable[[], bool] | None = None
+        self._raised_at = -math.inf
+        self._before: list[tuple[signal.Signals, Any]] = []
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before.append((number, signal.signal(number, self._handle)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._settled is None:
+            os.write(2, b"vmemu: interrupted\n")
+            os._exit(EXIT_CODES["interrupted"])
+        if self._settled() or time.monotonic() - self._raised_at < self.PATIENCE_S:
+            return
+        self._raised_at = time.monotonic()
+        raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}")
+
+    def run_begins(self, state: Run) -> None:
+        """From here on they raise, until the run is settled one way or the other."""
+        self._settled = lambda: state.status != "failed" or state.error is not None
+
+    def run_is_kept(self) -> None:
+        """From here on they raise again."""
+        self._settled = lambda: False
+        self._raised_at = -math.inf
+
+
+# ---- progress ----
+
+
+@contextmanager
+def _progress(scenario: Scenario, wanted: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """What Migration calls as it goes; None unless stderr is a terminal."""
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    # No refresh thread: the bar is drawn when there is news, and never takes a CPU in between.
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    size = sum(block.size for block in scenario.blocks)
+    with bar:
+        task = bar.add_task("starting", total=None, detail=scenario.name)
+        bar.refresh()
+        yield lambda now: _draw(bar, task, now, size)
+
+
+def _draw(bar: Any, task: Any, now: Progress, size: int) -> None:
+    """Each phase has its own measure: accesses of the guest, pages, bytes compared."""
+    if now.phase == "verify":
+        done, total, detail = now.bytes_checked, size, f"{now.bytes_checked:,} bytes compared"
+    elif now.phase == "drain":
+        done, total, detail = now.pages, now.pages_total, f"{now.pages:,} pages"
+    else:
+        done, total = now.accesses, now.accesses_total
+        detail = f"{now.accesses:,} accesses, {now.pages:,} of {now.pages_total:,} pages"
+    bar.update(task, description=now.phase, completed=done, total=total, detail=detail)
+    bar.refresh()

@@ -1,0 +1,314 @@
+"""The result document: everything that a run showed, as plain data for JSON.
+
+``docs/results.md`` explains each key and ``vmemu/results/schema.py`` checks them. Sizes are bytes,
+times are integer nanoseconds under names that end in ``_ns``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vmemu.errors import CoreError, HostError, InputError, VmemuError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vmemu.guest_worker import GuestWorker, Mismatch, Waiting
+    from vmemu.migration import Run
+
+SCHEMA = "vmemu-result/1"
+"""Changes its number when a key goes away or changes its meaning; new keys keep it."""
+
+Document = dict[str, Any]
+
+_VCPU_QUANTILES = ("p50", "p90", "p99", "max")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def build(run: Run) -> Document:
+    """The document of a run that has ended, however it ended: what was not reached is 0 or empty.
+
+    Only figures are read, which the run keeps; its memory is unmapped by now.
+    """
+    import numpy as np
+
+    from vmemu import blocktime
+    from vmemu.guest_worker import FAULT_DTYPE
+
+    faults = [worker.faults() for worker in run.workers]
+    everything = np.concatenate([np.empty(0, FAULT_DTYPE), *faults])
+    vcpus = _vcpus(run, faults)
+    return {
+        "schema": SCHEMA,
+        "vmemu": _version(),
+        "host": _host(run),
+        "scenario": run.scenario.effective(),
+        "seed": run.scenario.seed,
+        "status": run.status,
+        "error": None if run.status == "completed" else _error(run.error),
+        "phases": [
+            {"name": p.name, "start_ns": p.start_ns, "duration_ns": p.duration_ns}
+            for p in run.phases
+        ],
+        "blocks": _blocks(run),
+        "vcpus": vcpus,
+        "faults": {"count": sum(vcpu["faults"] for vcpu in vcpus), **_faults(run, everything)},
+        "blocktime": {
+            "overlapped_ns": blocktime.overlapped(faults),
+            "total_ns": sum(vcpu["blocktime_ns"] for vcpu in vcpus),
+        },
+        "throughput": _throughput(run),
+        # Nothing is sent before post-copy begins, so there is nothing to throw away.
+        "discards": {"commands": 0, "ranges": 0, "bytes": 0},
+        "verify": _verify(run),
+    }
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vmemu")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _host(run: Run) -> Document:
+    from vmemu.userfault import feature_names
+
+    uffd = run.incoming.uffd if run.incoming else None
+    return {
+        "kernel": os.uname().release,
+        "cpus": len(os.sched_getaffinity(0)),
+        "userfault": {
+            "how": uffd.how.label if uffd else None,
+            "features": feature_names(int(uffd.features)) if uffd else [],
+        },
+    }
+
+
+def _error(error: BaseException | None) -> Document:
+    if error is None:
+        return {"kind": "unknown", "message": "the run did not come to its end"}
+    if isinstance(error, KeyboardInterrupt):
+        return {"kind": "interrupted", "message": str(error) or "interrupted"}
+    described: Document = {"kind": getattr(error, "kind", "internal"), "message": str(error)}
+    if isinstance(error, HostError):
+        described["remedy"] = error.remedy
+    if isinstance(error, CoreError):
+        described |= {
+            "operation": error.operation,
+            "errno": error.errno,
+            "address": error.address,
+        }
+    waiting: list[Waiting] | None = getattr(error, "waiting", None)
+    if waiting is not None:
+        described["waiting"] = [_waiting(one) for one in waiting]
+    return described
+
+
+def _waiting(one: Waiting) -> Document:
+    waited_ns = round(one.seconds * 1e9)
+    return {"vcpu": one.vcpu, "block": one.block, "offset": one.offset, "waited_ns": waited_ns}
+
+
+def _blocks(run: Run) -> list[Document]:
+    ram = run.incoming.ram if run.incoming else None
+    blocks = []
+    for index, block in enumerate(run.scenario.blocks):
+        arrived = ram.block[index].arrived if ram is not None else None
+        blocks.append(
+            {
+                "name": block.name,
+                "backing": block.backing,
+                "page_size": block.page_size,
+                "size": block.size,
+                "pages": {
+                    "total": block.size // block.page_size,
+                    "precopied": 0,
+                    "discarded": 0,
+                    "requested": int(arrived.requested) if arrived else 0,
+                    "pushed": int(arrived.pushed) if arrived else 0,
+                    "zero": int(arrived.zero) if arrived else 0,
+                },
+            }
+        )
+    return blocks
+
+
+def _vcpus(run: Run, faults: list[NDArray[Any]]) -> list[Document]:
+    if not run.workers:
+        return [_vcpu(index, None, None) for index in range(run.scenario.guest.vcpus)]
+    return [
+        _vcpu(worker.index, worker, own) for worker, own in zip(run.workers, faults, strict=True)
+    ]
+
+
+def _vcpu(index: int, worker: GuestWorker | None, faults: NDArray[Any] | None) -> Document:
+    from vmemu import blocktime
+
+    vcpu: Document = {"id": index}
+    for name in ("accesses", "reads", "writes", "dropped", "faults", "blocktime_ns"):
+        vcpu[name] = int(getattr(worker.figures, name)) if worker else 0
+    summary = dict.fromkeys(_VCPU_QUANTILES, 0)
+    if faults is not None:
+        summary = blocktime.summary(blocktime.latencies(faults))
+    vcpu["latency_ns"] = {name: summary[name] for name in _VCPU_QUANTILES}
+    return vcpu
+
+
+def _faults(run: Run, faults: NDArray[Any]) -> Document:
+    from vmemu import blocktime
+
+    stats = run.incoming.figures.stats if run.incoming else None
+    names = {"requests_sent": "requests"} | {
+        name: name for name in ("messages", "shared", "late", "spurious", "foreign", "deferred")
+    }
+    counts = {key: int(getattr(stats, name)) if stats else 0 for key, name in names.items()}
+    latency = blocktime.latencies(faults)
+    return {
+        **counts,
+        "latency_ns": blocktime.summary(latency),
+        "histogram": blocktime.histogram(latency),
+    }
+
+
+def _throughput(run: Run) -> Document:
+    received = int(run.incoming.figures.bytes_received) if run.incoming else 0
+    elapsed_ns = 0
+    if run.postcopy_started_ns:
+        elapsed_ns = max((run.postcopy_ended_ns or _gave_up_ns(run)) - run.postcopy_started_ns, 0)
+    rate = round(received * 1e9 / elapsed_ns) if elapsed_ns else 0
+    return {"bytes": received, "seconds": elapsed_ns / 1e9, "bytes_per_second": rate}
+
+
+def _gave_up_ns(run: Run) -> int:
+    """When a run that did not complete stopped taking pages."""
+    starts = [p.start_ns for p in run.phases if p.name == "cleanup"]
+    return run.started_ns + starts[0] if starts else 0
+
+
+def _verify(run: Run) -> Document:
+    final = run.verification
+    found = [one for worker in run.workers for one in worker.mismatches()]
+    found += final.mismatches() if final else []
+    figures = [worker.figures for worker in run.workers]
+    verified = {
+        "reads_checked": sum(int(one.reads_checked) for one in figures),
+        "reads_wrong": sum(int(one.reads_wrong) for one in figures),
+        "bytes_checked": final.bytes_checked if final else 0,
+        "bytes_wrong": final.bytes_wrong if final else 0,
+    }
+    return {
+        "ok": _verdict(run.status, verified),
+        **verified,
+        "mismatches": [_mismatch(one) for one in dict.fromkeys(found)],
+    }
+
+
+def _verdict(status: str, verified: Mapping[str, int]) -> bool | None:
+    """False as soon as anything is wrong, True only for a run that got to its end."""
+    if verified["reads_wrong"] or verified["bytes_wrong"]:
+        return False
+    checked = verified["reads_checked"] or verified["bytes_checked"]
+    return True if status == "completed" and checked else None
+
+
+def _mismatch(one: Mismatch) -> Document:
+    return {
+        "block": one.block,
+        "offset": int(one.offset),
+        "expected": int(one.expected),
+        "found": int(one.found),
+    }
+
+
+# ---- writing it ----
+
+
+def check_place(path: str) -> None:
+    """Raise InputError when ``write`` could not write there: better before a run than after it."""
+    if path == "-":
+        return
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a directory; name a file in it")
+    directory = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(directory):
+        raise InputError(f"{path}: can't be written: {directory} is no directory")
+    place = directory if _replaceable(path) else path
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{path}: can't be written: {place}: permission denied")
+
+
+def write(document: Document, path: str) -> None:
+    """Write the document as JSON to the file ``path``, all of it or nothing; ``-`` is stdout.
+
+    A file is replaced by a rename, so that whoever reads it sees the old or the new one; what is no
+    ordinary file (a device, a pipe) is written to. Raises InputError when the place can't be
+    written, VmemuError when it is full.
+    """
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    try:
+        if path == "-":
+            _write_stdout(text)
+        elif _replaceable(path):
+            _replace(os.path.realpath(path), text)
+        else:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+    except BrokenPipeError:
+        raise  # whoever read it has gone: not worth a message
+    except OSError as error:
+        kind = VmemuError if error.errno in _NO_SPACE else InputError
+        shown = "standard output" if path == "-" else path
+        raise kind(f"{shown}: the result can't be written: {error.strerror}") from None
+
+
+def _replaceable(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True  # not there yet, or whatever opening it will say
+
+
+def _write_stdout(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        silence(sys.stdout)
+        raise
+
+
+def silence(stream: TextIO) -> None:
+    """Give a stream that can't be written to the null device: the interpreter would try again at
+    its exit, and complain where nobody can read it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _replace(path: str, text: str) -> None:
+    """Write a new file next to ``path`` and rename it; its mode is 0666 less the umask."""
+    directory = os.path.dirname(path)
+    temporary = os.path.join(directory, f".vmemu-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,245 @@
+"""Models of the result document, for whoever reads one: tests, reports, comparisons.
+
+``vmemu run`` writes the document without them; ``docs/results.md`` says what each key means.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vmemu.errors import InputError
+
+Count = Annotated[int, Field(ge=0)]
+Nanoseconds = Annotated[int, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Userfault(_Model):
+    """``how`` is None when the run did not get as far as opening userfaultfd."""
+
+    how: str | None
+    features: list[str]
+
+
+class Host(_Model):
+    """The machine; ``cpus`` is how many the run could use."""
+
+    kernel: str
+    cpus: Annotated[int, Field(ge=1)]
+    userfault: Userfault
+
+
+class WaitingVcpu(_Model):
+    """A vCPU that waited for a page that did not come."""
+
+    vcpu: Count
+    block: str
+    offset: Bytes
+    waited_ns: Nanoseconds
+
+
+class Error(_Model):
+    """Why a run is not completed; what is not of its kind is absent."""
+
+    kind: str
+    message: str
+    remedy: str | None = None
+    operation: str | None = None
+    errno: int | None = None
+    address: Count | None = None
+    waiting: list[WaitingVcpu] | None = None
+
+
+class Phase(_Model):
+    """A stretch of the run, from its begin."""
+
+    name: str
+    start_ns: Nanoseconds
+    duration_ns: Nanoseconds
+
+
+class Pages(_Model):
+    """Host pages of a block, each counted once by how its final content arrived."""
+
+    total: Count
+    precopied: Count
+    discarded: Count
+    requested: Count
+    pushed: Count
+    zero: Count
+
+    @property
+    def arrived(self) -> int:
+        """Pages that are there."""
+        return self.precopied + self.requested + self.pushed + self.zero
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if self.arrived > self.total:
+            raise ValueError(f"{self.arrived} pages arrived, of {self.total}")
+        return self
+
+
+class Block(_Model):
+    """A RAM block."""
+
+    name: str
+    backing: Literal["anonymous", "hugetlbfs", "shared"]
+    page_size: Annotated[int, Field(gt=0)]
+    size: Annotated[int, Field(gt=0)]
+    pages: Pages
+
+    @model_validator(mode="after")
+    def _whole_pages(self) -> Self:
+        if self.pages.total * self.page_size != self.size:
+            raise ValueError(f"{self.pages.total} pages of {self.page_size} are not {self.size}")
+        return self
+
+
+class VcpuLatency(_Model):
+    """How long a vCPU's faults stopped it."""
+
+    p50: Nanoseconds
+    p90: Nanoseconds
+    p99: Nanoseconds
+    max: Nanoseconds
+
+
+class Vcpu(_Model):
+    """What a vCPU did and what it suffered."""
+
+    id: Count
+    accesses: Count
+    reads: Count
+    writes: Count
+    dropped: Count
+    faults: Count
+    blocktime_ns: Nanoseconds
+    latency_ns: VcpuLatency
+
+
+class Latency(_Model):
+    """How long faults of all vCPUs stopped them."""
+
+    p50: Nanoseconds
+    p90: Nanoseconds
+    p99: Nanoseconds
+    p999: Nanoseconds
+    max: Nanoseconds
+    mean: Nanoseconds
+
+
+class Bucket(_Model):
+    """Faults that took at most ``le_ns`` and more than the bucket before."""
+
+    le_ns: Nanoseconds
+    count: Count
+
+
+class Faults(_Model):
+    """Faults of all vCPUs, and what the fault thread saw of them."""
+
+    count: Count
+    requests_sent: Count
+    messages: Count
+    shared: Count
+    late: Count
+    spurious: Count
+    foreign: Count
+    deferred: Count
+    latency_ns: Latency
+    histogram: list[Bucket]
+
+
+class Blocktime(_Model):
+    """``overlapped_ns``: all vCPUs were stopped at once; ``total_ns``: the sum over vCPUs."""
+
+    overlapped_ns: Nanoseconds
+    total_ns: Nanoseconds
+
+
+class Throughput(_Model):
+    """Page content that came while pages were coming."""
+
+    bytes: Bytes
+    seconds: Annotated[float, Field(ge=0)]
+    bytes_per_second: Bytes
+
+
+class Discards(_Model):
+    """What the source told the destination to forget of pre-copy."""
+
+    commands: Count
+    ranges: Count
+    bytes: Bytes
+
+
+class Mismatch(_Model):
+    """A byte that is not what it must be."""
+
+    block: str
+    offset: Bytes
+    expected: Byte
+    found: Byte
+
+
+class Verify(_Model):
+    """``ok`` is None when nothing was checked, or the run ended before all of it was."""
+
+    ok: bool | None
+    reads_checked: Count
+    reads_wrong: Count
+    bytes_checked: Bytes
+    bytes_wrong: Bytes
+    mismatches: list[Mismatch]
+
+
+class Result(_Model):
+    """The whole document."""
+
+    schema_: Literal["vmemu-result/1"] = Field(alias="schema")
+    vmemu: str
+    host: Host
+    scenario: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
+    status: Literal["completed", "failed", "interrupted", "skipped"]
+    error: Error | None
+    phases: list[Phase]
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    vcpus: Annotated[list[Vcpu], Field(min_length=1)]
+    faults: Faults
+    blocktime: Blocktime
+    throughput: Throughput
+    discards: Discards
+    verify: Verify
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.error is None) != (self.status == "completed"):
+            raise ValueError("exactly the runs that are not completed have an error")
+        if self.status == "completed":
+            for block in self.blocks:
+                if block.pages.arrived != block.pages.total:
+                    raise ValueError(f"block {block.name} is not complete, but the run is")
+            if self.verify.ok is False:
+                raise ValueError("a run with wrong bytes is not completed")
+        return self
+
+
+def validate(document: object) -> Result:
+    """The document as models. Raises InputError with a line for each thing wrong."""
+    try:
+        return Result.model_validate(document)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(step) for step in problem['loc']) or 'document'}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise InputError("this is no result of vmemu-result/1:\n" + "\n".join(lines)) from None

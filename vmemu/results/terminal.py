@@ -1,0 +1,267 @@
+"""What a person sees of a result: a verdict, a few tables, what to run next.
+
+Everything is drawn from the result document. Rich draws it on a terminal; anywhere else it is plain
+aligned text, and rich is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from vmemu.units import format_duration, format_rate, format_size
+
+Document = dict[str, Any]
+
+_STYLES = {"completed": "green", "failed": "red", "interrupted": "yellow", "skipped": "yellow"}
+_GAP = "  "
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings; the first ``left`` columns are words, the others figures."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    left: int = 1
+
+    @property
+    def figures(self) -> bool:
+        """Whether the columns need headings."""
+        return any(self.columns)
+
+
+def verdict(document: Document) -> str:
+    """The first line: how the run ended, and why."""
+    status, error = document["status"], document["error"]
+    if status == "completed":
+        return f"completed: {_verified(document['verify'])}"
+    if status == "interrupted":
+        return f"interrupted in phase {_last_phase(document)}: the figures are those until then"
+    return f"{status}: {error['message']}"
+
+
+def sections(document: Document, command: str = "") -> Iterator[str | Table]:
+    """Everything but the verdict, in order; ``command`` is the run's own command line."""
+    if document["status"] != "skipped":
+        yield f"{document['scenario']['name']}, seed {document['seed']}"
+        if document["verify"]["mismatches"]:
+            yield _mismatches(document["verify"])
+        yield _blocks(document["blocks"])
+        yield _vcpus(document)
+        yield _figures(document)
+    hint = _hint(document, command)
+    if hint:
+        yield f"next: {hint}"
+
+
+def plain(document: Document, command: str = "") -> str:
+    """The whole as aligned text."""
+    below = (
+        section if isinstance(section, str) else f"\n{_align(section)}\n"
+        for section in sections(document, command)
+    )
+    return "\n".join([verdict(document), *below]).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
+
+
+def show(document: Document, stream: TextIO, command: str = "") -> None:
+    """Write it to ``stream``: with colour and lines if that is a terminal, else as plain text."""
+    if stream.isatty():
+        _show_rich(document, stream, command)
+    else:
+        write_text(plain(document, command), stream)
+
+
+def write_text(text: str, stream: TextIO) -> None:
+    """Write text and flush; what the stream's encoding lacks is escaped, not an error."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+# ---- the pieces ----
+
+
+def _verified(verify: Document) -> str:
+    compared, reads = verify["bytes_checked"], verify["reads_checked"]
+    if compared:
+        also = f"; {reads:,} reads checked as well" if reads else ""
+        return f"all {compared:,} bytes right{also}"
+    if reads:
+        return f"all {reads:,} reads right; memory was not compared at the end"
+    return "nothing was verified"
+
+
+def _last_phase(document: Document) -> str:
+    names = [phase["name"] for phase in document["phases"] if phase["name"] != "cleanup"]
+    return names[-1] if names else "prepare"
+
+
+def _mismatches(verify: Document) -> Table:
+    rows = [
+        (one["block"], f"{one['offset']:#x}", f"{one['expected']:#04x}", f"{one['found']:#04x}")
+        for one in verify["mismatches"]
+    ]
+    return Table(("wrong in block", "offset", "expected", "found"), rows)
+
+
+_ARRIVALS = ("precopied", "requested", "pushed", "zero")
+
+
+def _blocks(blocks: list[Document]) -> Table:
+    """The columns that say something: nothing pre-copied and nothing missing is the usual case."""
+    pages = [dict(block["pages"]) for block in blocks]
+    for one in pages:
+        one["missing"] = one["total"] - sum(one[name] for name in _ARRIVALS)
+    shown = [
+        name
+        for name in (*_ARRIVALS, "missing")
+        if name not in ("precopied", "missing") or any(one[name] for one in pages)
+    ]
+    rows = [
+        (
+            block["name"],
+            block["backing"],
+            format_size(block["page_size"]),
+            f"{one['total']:,}",
+            *(f"{one[name]:,}" for name in shown),
+        )
+        for block, one in zip(blocks, pages, strict=True)
+    ]
+    return Table(("block", "backing", "page size", "pages", *shown), rows, left=2)
+
+
+def _vcpus(document: Document) -> Table:
+    guest_ns = sum(p["duration_ns"] for p in document["phases"] if p["name"] == "guest")
+    rows = []
+    for vcpu in document["vcpus"]:
+        latency = vcpu["latency_ns"]
+        rows.append(
+            (
+                str(vcpu["id"]),
+                f"{vcpu['accesses']:,}",
+                f"{vcpu['faults']:,}",
+                *(_time(latency[name]) for name in ("p50", "p99", "max")),
+                _time(vcpu["blocktime_ns"]),
+                f"{vcpu['blocktime_ns'] / guest_ns:.1%}" if guest_ns else "-",
+            )
+        )
+    columns = ("vCPU", "accesses", "faults", "p50", "p99", "max", "blocked", "of guest time")
+    return Table(columns, rows)
+
+
+def _figures(document: Document) -> Table:
+    rows = [
+        ("faults", _faults(document["faults"])),
+        ("requests", _requests(document["faults"])),
+        ("blocked", f"all vCPUs at once for {_time(document['blocktime']['overlapped_ns'])}"),
+        ("throughput", _throughput(document["throughput"])),
+        ("phases", _phases(document["phases"])),
+        ("userfaultfd", _userfault(document["host"]["userfault"])),
+    ]
+    dropped = sum(vcpu["dropped"] for vcpu in document["vcpus"])
+    if dropped:
+        rows.insert(0, ("dropped", f"{dropped:,} accesses of the trace outside every block"))
+    return Table(("", ""), rows, left=2)
+
+
+def _faults(faults: Document) -> str:
+    if not faults["count"]:
+        return "none"
+    names = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
+    latency = faults["latency_ns"]
+    quantiles = ", ".join(f"{shown} {_time(latency[name])}" for name, shown in names.items())
+    return f"{faults['count']:,}, {quantiles}"
+
+
+def _requests(faults: Document) -> str:
+    what = {
+        "shared": "for a page asked for already",
+        "late": "for a page that had just come",
+        "deferred": "held back by a full return path",
+        "foreign": "outside every block",
+    }
+    notes = [f"{faults[name]:,} {said}" for name, said in what.items() if faults[name]]
+    return "; ".join([f"{faults['requests_sent']:,} sent", *notes])
+
+
+def _throughput(throughput: Document) -> str:
+    size = format_size(throughput["bytes"], digits=4)
+    rate = format_rate(throughput["bytes_per_second"], digits=3)
+    return f"{size} of pages in {_time(round(throughput['seconds'] * 1e9))}: {rate}"
+
+
+def _phases(phases: list[Document]) -> str:
+    return ", ".join(f"{p['name']} {_time(p['duration_ns'])}" for p in phases) or "none"
+
+
+def _userfault(userfault: Document) -> str:
+    how = userfault["how"]
+    if how is None:
+        return "not opened"
+    if "user-mode faults only" in how:
+        return "user-mode faults only (vm.unprivileged_userfaultfd=0)"
+    return str(how)
+
+
+def _time(ns: int) -> str:
+    return format_duration(ns, digits=3) if ns else "-"
+
+
+def _hint(document: Document, command: str) -> str:
+    error = document["error"] or {}
+    remedy = error.get("remedy")
+    if remedy:
+        return f"{remedy} && {command}" if command else str(remedy)
+    if error.get("kind") == "peer_gone" and "SIGKILL" in error["message"]:
+        return "sudo dmesg | grep -i 'out of memory'   if nobody here killed the source"
+    if not command:
+        return ""
+    if document["verify"]["ok"] is False:
+        seed = "" if "--seed" in command else f" --seed {document['seed']}"
+        return f"{command}{seed}   the seed makes the same run again"
+    if document["status"] == "completed" and "--json" not in command:
+        return f"{command} --json result.json   keeps these figures"
+    return ""
+
+
+# ---- drawing ----
+
+
+def _align(table: Table) -> str:
+    lines = [table.columns, *table.rows] if table.figures else table.rows
+    widths = [max(len(row[i]) for row in lines) for i in range(len(table.columns))]
+    return "\n".join(
+        _GAP.join(
+            cell.ljust(width) if i < table.left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in lines
+    )
+
+
+def _show_rich(document: Document, stream: TextIO, command: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+    console.print(Text(verdict(document), style=f"bold {_STYLES[document['status']]}"))
+    for section in sections(document, command):
+        if isinstance(section, str):
+            console.print(Text(section), soft_wrap=True)
+        else:
+            console.print(_rich_table(section))
+
+
+def _rich_table(table: Table) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD if table.figures else None, show_header=table.figures)
+    for i, name in enumerate(table.columns):
+        drawn.add_column(Text(name), justify="left" if i < table.left else "right")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn

@@ -67,9 +67,19 @@ def _page_pipe() -> tuple[Connection, Connection]:
     return read, write
 
 
-def send(end: Connection, message: Message, payload: bytes = b"") -> None:
+def pack(message: Message, payload: bytes = b"", pages: int = 0) -> bytes:
+    """A control message as it travels."""
+    return Header(message, pages=pages, length=len(payload)).pack() + payload
+
+
+def send(end: Connection, message: Message, payload: bytes = b"", pages: int = 0) -> None:
     """Send a control message. Raises PeerGone when nobody reads any more."""
-    data = memoryview(Header(message, length=len(payload)).pack() + payload)
+    send_bytes(end, pack(message, payload, pages), message.name)
+
+
+def send_bytes(end: Connection, packed: bytes, what: str) -> None:
+    """Send messages that are packed already, as one batch. Raises PeerGone."""
+    data = memoryview(packed)
     try:
         while data:
             try:
@@ -77,28 +87,51 @@ def send(end: Connection, message: Message, payload: bytes = b"") -> None:
             except BlockingIOError:
                 _ready(end, select.POLLOUT, None)
     except BrokenPipeError:
-        raise PeerGone(f"{message.name} could not be sent: the other end is closed") from None
+        raise PeerGone(f"{what} could not be sent: the other end is closed") from None
 
 
 def receive(end: Connection, expected: Message, timeout_s: float | None = None) -> bytes:
-    """The payload of the next message, which must be ``expected``.
+    """The payload of the next message, which must be ``expected``; as ``receive_one_of``."""
+    return receive_one_of(end, (expected,), timeout_s)[1]
+
+
+def receive_one_of(
+    end: Connection, expected: tuple[Message, ...], timeout_s: float | None = None
+) -> tuple[Message, bytes]:
+    """The next message, which must be one of ``expected``, and its payload.
 
     Raises PeerGone when the channel ends, ProtocolError for any other message, MigrationError after
     the timeout (None: waits as long as the peer lives) and when the message is FAILED. Reads not a
     byte more than the message: the C core goes on from there.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    header = Header(*HEADER.unpack(_read(end, HEADER.size, expected, deadline)))
+    names = " or ".join(message.name for message in expected)
+    header = Header(*HEADER.unpack(_read(end, HEADER.size, names, deadline)))
+    return _finish(end, header, expected, deadline)
+
+
+def receive_payload(
+    end: Connection, header: Header, expected: Message, timeout_s: float | None = None
+) -> bytes:
+    """The payload of a message whose header was read already. Raises as ``receive_one_of``."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    return _finish(end, header, (expected,), deadline)[1]
+
+
+def _finish(
+    end: Connection, header: Header, expected: tuple[Message, ...], deadline: float | None
+) -> tuple[Message, bytes]:
+    names = " or ".join(message.name for message in expected)
     if header.length > MAX_CONTROL_PAYLOAD:
         raise ProtocolError(
             f"{header.name} of {header.length} bytes is longer than any control message"
         )
-    if header.type not in (expected, Message.FAILED):
-        raise ProtocolError(f"{header.name} came where {expected.name} was expected")
-    payload = _read(end, header.length, expected, deadline)
+    if header.type not in (*expected, Message.FAILED):
+        raise ProtocolError(f"{header.name} came where {names} was expected")
+    payload = _read(end, header.length, names, deadline)
     if header.type == Message.FAILED:
         raise MigrationError(f"the source gave up: {payload.decode(errors='replace')}")
-    return payload
+    return Message(header.type), payload
 
 
 def _ready(end: Connection, event: int, timeout_s: float | None) -> bool:
@@ -108,14 +141,14 @@ def _ready(end: Connection, event: int, timeout_s: float | None) -> bool:
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
-def _read(end: Connection, length: int, expected: Message, deadline: float | None) -> bytes:
+def _read(end: Connection, length: int, expected: str, deadline: float | None) -> bytes:
     data = b""
     while len(data) < length:
         left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if not _ready(end, select.POLLIN, left):
-            raise MigrationError(f"no {expected.name} came in time")
+            raise MigrationError(f"no {expected} came in time")
         piece = os.read(end.fileno(), length - len(data))
         if not piece:
-            raise PeerGone(f"the channel was closed while {expected.name} was expected")
+            raise PeerGone(f"the channel was closed while {expected} was expected")
         data += piece
     return data

@@ -31,6 +31,7 @@ from vmemu._config.models import (
     Migration,
     Permutation,
     Postcopy,
+    Precopy,
     RecordedTrace,
     RegionMap,
     Section,
@@ -44,7 +45,7 @@ from vmemu._config.models import (
     Wait,
     Window,
 )
-from vmemu._config.types import LONGEST_NAME, Name, Position, Region, Whole
+from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
 from vmemu.errors import ConfigError, Problem
 
 __all__ = [
@@ -52,12 +53,14 @@ __all__ = [
     "Channel",
     "CompactMap",
     "FileContent",
+    "FlipPoint",
     "Guest",
     "Limits",
     "Migration",
     "Permutation",
     "Position",
     "Postcopy",
+    "Precopy",
     "RecordedTrace",
     "Region",
     "RegionMap",

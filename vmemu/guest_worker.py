@@ -7,7 +7,7 @@ on a page that has not arrived are real faults, and what each cost the vCPU is r
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from vmemu import core
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
-from vmemu.postcopy import IncomingPostcopy
 from vmemu.ramblock import RAMList
 from vmemu.workload import StreamSlice, SyntheticShare, Workload
 
 WORDS_PER_PAGE = 512
+NO_END = (1 << 64) - 1
 FAULT_DTYPE = np.dtype(
     [
         ("start_ns", np.uint64),
@@ -64,43 +64,51 @@ def mismatches(blocks: RAMList, entries: Any, count: int) -> list[Mismatch]:
 
 
 class Guest:
-    """What all vCPUs share: the dictionary laid on the mapped blocks, and marks of what was
-    written.
+    """What all vCPUs of one process share: the dictionary laid on memory, marks of writes.
 
-    ``marks`` (uint8, a byte for each 8-byte word of each dictionary page) has a bit for each byte
-    written, or is None when nothing is verified.
+    ``ram`` is the C core's table of the blocks where this process has them. ``marks`` (uint8, a
+    byte for each 8-byte word of each dictionary page) has a bit for each byte written, or is None
+    when nothing is verified. ``written`` (uint64, a bit a dictionary page) is kept for dirty
+    tracking when ``track_writes`` is set.
     """
 
     def __init__(
         self,
         workload: Workload,
-        incoming: IncomingPostcopy,
+        blocks: RAMList,
+        ram: Any,
         expected: ExpectedContent,
+        *,
         check_reads: bool,
         keep_marks: bool,
+        track_writes: bool = False,
     ) -> None:
         self.workload = workload
-        self.incoming = incoming
-        self.blocks = incoming.memory.blocks
+        self.blocks = blocks
         pages = len(workload.block)
         # numpy's zeros are calloc's: what is never written costs no memory.
         self.marks: NDArray[np.uint8] | None = None
         if check_reads or keep_marks:
             self.marks = np.zeros(pages * WORDS_PER_PAGE, np.uint8)
-        self._refs = np.empty(pages * 2, np.uint64)
-        self._keep = [_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset)]
-        self._expected = expected
-        refs = core.ffi.cast("struct vm_page_ref *", _array("uint64_t[]", self._refs))
-        core.lib.vm_refs_fill(refs, pages, *self._keep, incoming.ram, expected.table)
+        self.written = np.zeros(pages // 64 + 1, np.uint64) if track_writes else None
+        self.place = (_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset))
+        refs_memory = np.empty(pages * 2, np.uint64)
+        refs = core.ffi.cast("struct vm_page_ref *", _array("uint64_t[]", refs_memory))
+        core.lib.vm_refs_fill(refs, pages, *self.place, ram, expected.table)
+        self._sizes = _array("uint16_t[]", workload.sizes)
+        self._marks = core.ffi.NULL if self.marks is None else _array("uint8_t[]", self.marks)
+        self._written = (
+            core.ffi.NULL if self.written is None else _array("uint64_t[]", self.written)
+        )
+        self._keep = (ram, expected, refs_memory)
         self.shared = core.ffi.new("struct vm_guest *")
-        self.shared.ram = incoming.ram
+        self.shared.ram = ram
         self.shared.content = expected.table
         self.shared.refs = refs
         self.shared.pages = pages
-        self._sizes = _array("uint16_t[]", workload.sizes)
         self.shared.sizes = self._sizes
-        self._marks = core.ffi.NULL if self.marks is None else _array("uint8_t[]", self.marks)
         self.shared.marks = self._marks
+        self.shared.written = self._written
         self.shared.check_reads = check_reads
 
     def block_marks(self, index: int) -> NDArray[np.uint8] | None:
@@ -110,33 +118,61 @@ class Guest:
         gathered = np.zeros(self.blocks[index].size // 8, np.uint8)
         pages = len(self.workload.block)
         target = _array("uint8_t[]", gathered)
-        core.lib.vm_marks_gather(target, index, pages, *self._keep, self._marks)
+        core.lib.vm_marks_gather(target, index, pages, *self.place, self._marks)
         return gathered
 
 
 class GuestWorker:
-    """One vCPU: its thread, its progress, its faults."""
+    """One vCPU: its thread, its progress, its faults.
 
-    def __init__(self, guest: Guest, index: int, bell: Bell) -> None:
+    It replays the accesses [``begin``, ``end``) of its share; ``slots`` is where it writes its
+    thread id and where its faults are counted, two C pointers.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        index: int,
+        bell: Bell,
+        *,
+        slots: tuple[Any, Any],
+        begin: int = 0,
+        end: int = NO_END,
+    ) -> None:
         self.index = index
         self._guest = guest
-        self._vcpu = core.ffi.gc(core.ffi.new("struct vm_vcpu *"), core.lib.vm_vcpu_release)
-        self._vcpu.guest = guest.shared
-        self._vcpu.id = index
-        self._vcpu.tid, self._vcpu.seen = guest.incoming.vcpu_slots(index)
+        self._vcpu = self._create(begin, end)
+        self._vcpu.tid, self._vcpu.seen = self._slots = slots
         self._keep: list[Any] = []
-        work = guest.workload.vcpus[index]
-        streams: Any = core.ffi.NULL
-        synthetic: Any = core.ffi.NULL
-        count = 0
-        if isinstance(work, SyntheticShare):
-            synthetic = self._synthetic(work)
-        else:
-            streams, count = self._streams(work), len(work)
-        arguments = (self._vcpu, streams, count, synthetic)
-        self.thread = CThread(
-            f"vcpu{index}", lambda: core.call(core.lib.vm_vcpu_run, *arguments), bell
+        self.thread = CThread(f"vcpu{index}", self._call(core.lib.vm_vcpu_run, self._vcpu), bell)
+        # What was replayed at the source is marked beside the run, by a state of its own.
+        self._marks_prefix = begin > 0 and guest.marks is not None
+        self._marker = self._create(begin, begin)
+        self.marking = CThread(
+            f"mark{index}", self._call(core.lib.vm_vcpu_mark, self._marker), bell
         )
+
+    def _create(self, begin: int, end: int) -> Any:
+        vcpu = core.ffi.gc(core.ffi.new("struct vm_vcpu *"), core.lib.vm_vcpu_release)
+        vcpu.guest = self._guest.shared
+        vcpu.id = self.index
+        vcpu.begin, vcpu.end = begin, end
+        return vcpu
+
+    def _call(self, function: Any, vcpu: Any) -> Callable[[], object]:
+        """A call on this vCPU's work, which it goes through from the start."""
+        work = self._guest.workload.vcpus[self.index]
+        if isinstance(work, SyntheticShare):
+            arguments = (vcpu, core.ffi.NULL, 0, self._synthetic(work))
+        else:
+            arguments = (vcpu, self._streams(work), len(work), core.ffi.NULL)
+        return lambda: core.call(function, *arguments)
+
+    def start(self) -> None:
+        """Let the vCPU run, and mark what it did elsewhere before."""
+        self.thread.start()
+        if self._marks_prefix:
+            self.marking.start()
 
     def _streams(self, slices: Sequence[StreamSlice]) -> Any:
         table = core.ffi.new("struct vm_stream[]", max(len(slices), 1))
@@ -178,6 +214,21 @@ class GuestWorker:
         """End the replay after the touch that it is in; whoever waits for a page has to be released
         too."""
         self._vcpu.stop = 1
+        self._marker.stop = 1
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of its threads; False when the time is over."""
+        return self.thread.join(timeout_s) and self.marking.join(timeout_s)
+
+    @property
+    def done(self) -> bool:
+        """Whether its threads have ended."""
+        return self.thread.done and (self.marking.done or not self._marks_prefix)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended one of its threads before its time."""
+        return self.thread.error or self.marking.error
 
     def waiting(self) -> Waiting | None:
         """Where it is stopped now, if it is."""

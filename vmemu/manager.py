@@ -67,13 +67,6 @@ class MemoryManager:
         who = f"block {names}" if len(wanting) == 1 else f"the VM (blocks {names})"
         return hugepages.shortage(who, page_size, sum(block.pages for block in wanting))
 
-    def discard_all(self) -> None:
-        """Empty every block, so that each page is missing; no THP may fill a hole. Raises
-        CoreError."""
-        for block in self.blocks:
-            block.set_thp(False)
-            block.discard()
-
     def register(self, uffd: Userfaultfd) -> None:
         """Register every block for missing faults and check what can be done on it.
 

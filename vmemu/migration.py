@@ -5,7 +5,8 @@
     prepare   open the trace, lay it on the blocks; nothing is taken from the machine yet
     map       memory of the destination
     source    the source process comes up and announces its blocks
-    listen    memory is emptied and registered, the fault thread runs
+    precopy   rounds of pages while the guest runs at the source; until the flip
+    listen    what was written since is forgotten, memory is registered, the fault thread runs
     guest     vCPUs replay; pages come on demand and, with push, in the background
     drain     the guest is done; the pages that are left come
     verify    every byte is compared
@@ -19,18 +20,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from vmemu.channel import ChannelEnds, create_pipes, receive
+from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import HugepageShortage, MigrationError, PeerGone, VmemuError
+from vmemu.flip import Flip, unpack_flip
 from vmemu.guest_worker import Guest, GuestWorker, Waiting
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
-from vmemu.plan import blocks_of, contents_of, make_workload
+from vmemu.plan import blocks_of, contents_of, entries_of, flip_positions, make_workload
 from vmemu.postcopy import IncomingPostcopy
-from vmemu.protocol import BlockEntry, Message, unpack_hello
+from vmemu.protocol import Message, unpack_discard, unpack_summary
+from vmemu.recipe import Recipe
 from vmemu.source_loader import SourceProcess, SourceSpec
+from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -97,6 +101,8 @@ class Run:
     expected: ExpectedContent | None = None
     workers: list[GuestWorker] = field(default_factory=list)
     verification: Verification | None = None
+    flip: Flip | None = None
+    guest_started_ns: int = 0
     postcopy_started_ns: int = 0
     postcopy_ended_ns: int = 0
 
@@ -124,6 +130,7 @@ class Migration:
         self._source: SourceProcess | None = None
         self._ends: ChannelEnds | None = None
         self._guest: Guest | None = None
+        self._recipe: Recipe | None = None
         self._interrupts = Interrupts()
 
     # ---- the whole ----
@@ -162,6 +169,8 @@ class Migration:
             self._map()
         with self._enter("source"):
             self._start_source()
+        with self._enter("precopy"):
+            self._precopy()
         with self._enter("listen"):
             self._listen()
         with self._enter("guest"):
@@ -185,7 +194,7 @@ class Migration:
 
     def _prepare(self) -> None:
         blocks = blocks_of(self.scenario)
-        self.run_state.workload = make_workload(self.scenario, blocks)
+        self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
         contents = contents_of(self.scenario)
         self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
         wait = self.scenario.on_unavailable
@@ -208,26 +217,64 @@ class Migration:
             source_ends.close()
         incoming = IncomingPostcopy(memory, self._ends, self.scenario.guest.vcpus, self._bell)
         self.run_state.incoming = incoming
-        incoming.advise(*unpack_hello(self._receive(Message.HELLO)))
+        incoming.advise(unpack_summary(self._receive(Message.HELLO)))
 
     def _source_spec(self, memory: MemoryManager) -> SourceSpec:
         names = [block.name for block in memory.blocks]
+        migration = self.scenario.migration
+        precopy = PrecopySpec(
+            rounds=migration.precopy.rounds,
+            bandwidth=migration.precopy.bandwidth,
+            max_downtime_ns=migration.precopy.max_downtime,
+            converged=migration.precopy.switch == "converged",
+        )
         return SourceSpec(
             seed=self.scenario.seed,
-            blocks=tuple(BlockEntry(b.name, b.size, b.page_size) for b in memory.blocks),
+            blocks=entries_of(list(memory.blocks)),
             contents=contents_of(self.scenario),
+            precopy=precopy,
+            guest=self._source_guest(),
+            postcopy_bandwidth=migration.postcopy.bandwidth,
             flips=tuple((names.index(name), offset) for name, offset in self._flips),
         )
 
+    def _source_guest(self) -> SourceGuestSpec | None:
+        """The part of the guest's life before the flip; None when it has none."""
+        workload, flip = self.run_state.workload, self.scenario.migration.flip_at
+        assert workload is not None
+        assert self._recipe is not None
+        ends = flip_positions(self.scenario, workload)
+        if flip.after_ns is None and not any(ends):
+            return None
+        return SourceGuestSpec(self._recipe, ends, flip.after_ns, self.scenario.verify.reads)
+
     def _receive(self, message: Message) -> bytes:
+        return self._receive_one_of(message)[1]
+
+    def _receive_one_of(self, *messages: Message) -> tuple[Message, bytes]:
         assert self._ends is not None
+        timeout_s = self.scenario.source.startup_timeout / 1e9
         with self._interrupts.allowed():
-            return receive(self._ends.main, message, self.scenario.source.startup_timeout / 1e9)
+            return receive_one_of(self._ends.main, messages, timeout_s)
+
+    def _precopy(self) -> None:
+        """Until the source says FLIP: where the guest stopped, and what it did there."""
+        thread = self._incoming.receive_precopy()
+        self._wait(lambda: thread.done)
+        assert self._ends is not None
+        payload = receive_payload(
+            self._ends.main, self._incoming.control, Message.FLIP, TICK_S + PATIENCE_S
+        )
+        self.run_state.flip = unpack_flip(payload, self.scenario.guest.vcpus)
 
     def _listen(self) -> None:
         incoming = self._incoming
+        while True:
+            message, payload = self._receive_one_of(Message.DISCARD, Message.LISTEN)
+            if message is Message.LISTEN:
+                break
+            incoming.discard(*unpack_discard(payload))
         incoming.listen()
-        self._receive(Message.LISTEN)
         self._receive(Message.RUN)
         self.run_state.postcopy_started_ns = time.monotonic_ns()
         if self.scenario.migration.postcopy.push:
@@ -237,14 +284,33 @@ class Migration:
     def _run_guest(self) -> None:
         run, verify = self.run_state, self.scenario.verify
         assert run.workload is not None and run.expected is not None and self._bell is not None
-        self._guest = Guest(run.workload, self._incoming, run.expected, verify.reads, verify.final)
+        self._guest = Guest(
+            run.workload,
+            self._incoming.blocks,
+            self._incoming.ram,
+            run.expected,
+            check_reads=verify.reads,
+            keep_marks=verify.final,
+        )
         run.workers = [
-            GuestWorker(self._guest, index, self._bell)
+            GuestWorker(
+                self._guest,
+                index,
+                self._bell,
+                slots=self._incoming.vcpu_slots(index),
+                begin=self._begin(index),
+            )
             for index in range(self.scenario.guest.vcpus)
         ]
+        run.guest_started_ns = time.monotonic_ns()
         for worker in run.workers:
-            worker.thread.start()
-        self._wait(lambda: all(worker.thread.done for worker in run.workers))
+            worker.start()
+        self._wait(lambda: all(worker.done for worker in run.workers))
+
+    def _begin(self, vcpu: int) -> int:
+        """Where a vCPU goes on: at the source's last access, or at its first."""
+        flip = self.run_state.flip
+        return flip.vcpus[vcpu]["position"] if flip is not None and flip.vcpus else 0
 
     def _drain(self) -> None:
         if not self.scenario.migration.postcopy.push:
@@ -273,7 +339,9 @@ class Migration:
         run = self.run_state
         wrong_reads = sum(int(worker.figures.reads_wrong) for worker in run.workers)
         wrong_bytes = run.verification.bytes_wrong if run.verification else 0
-        found = [m for worker in run.workers for m in worker.mismatches()]
+        found = list(run.flip.mismatches) if run.flip is not None else []
+        wrong_reads += run.flip.total("reads_wrong") if run.flip is not None else 0
+        found += [m for worker in run.workers for m in worker.mismatches()]
         found += run.verification.mismatches() if run.verification else []
         if not found:
             return
@@ -303,7 +371,7 @@ class Migration:
                 self._bell.wait(TICK_S)
             self._note_complete()
             self._check()
-            received = self._incoming.ram.pages_received
+            received = self._incoming.ram.pages_received + self._incoming.figures.messages
             if received != pages or not self._somebody_waits():
                 pages, since = received, time.monotonic()
             elif time.monotonic() - since > self.scenario.limits.stall / 1e9:
@@ -316,8 +384,8 @@ class Migration:
         """Raise what ended a thread before its time."""
         self._incoming.check()
         for worker in self.run_state.workers:
-            if worker.thread.error is not None:
-                raise worker.thread.error
+            if worker.error is not None:
+                raise worker.error
 
     def _note_complete(self) -> None:
         """Note when the last page came, which may be long before the guest is done."""
@@ -327,7 +395,8 @@ class Migration:
     def _somebody_waits(self) -> bool:
         if self._incoming.complete:
             return False
-        return self._phase == "drain" or any(w.waiting() for w in self.run_state.workers)
+        waiting = any(worker.waiting() for worker in self.run_state.workers)
+        return waiting or self._phase in ("precopy", "drain")
 
     def _stalled(self, seconds: float) -> StallError:
         waiting = [one for worker in self.run_state.workers if (one := worker.waiting())]
@@ -367,7 +436,7 @@ class Migration:
         try:
             self._stop_guest()
             if run.incoming is not None:
-                run.incoming.end()
+                run.incoming.end(failed=run.status != "completed")
         finally:
             if self._ends is not None:
                 self._ends.close()
@@ -385,11 +454,11 @@ class Migration:
         if run.incoming is not None:
             run.incoming.release()
         for worker in run.workers:
-            worker.thread.join(PATIENCE_S)
+            worker.join(PATIENCE_S)
 
     def _unmap(self) -> None:
         run = self.run_state
-        stuck = [worker for worker in run.workers if not worker.thread.join(0)]
+        stuck = [worker for worker in run.workers if not worker.join(0)]
         if stuck:
             # Unmapping under a thread that still touches memory would kill the process.
             raise VmemuError(f"{len(stuck)} vCPU threads do not end; their memory stays mapped")

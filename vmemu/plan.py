@@ -7,6 +7,7 @@ place in the scenario.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vmemu.config import (
     FileContent,
@@ -18,10 +19,11 @@ from vmemu.config import (
 )
 from vmemu.content import ContentSpec
 from vmemu.errors import TraceError
+from vmemu.protocol import BlockEntry
 from vmemu.ramblock import Backing, RAMBlock
-from vmemu.traces import mapping, native
-from vmemu.traces.trace import Stream, Trace
-from vmemu.workload import StreamSlice, Workload, deal_streams, size_table, synthetic
+from vmemu.recipe import Recipe, RecordedRecipe, SyntheticRecipe
+from vmemu.traces import native
+from vmemu.workload import Workload
 
 
 def blocks_of(scenario: Scenario) -> list[RAMBlock]:
@@ -48,45 +50,72 @@ def contents_of(scenario: Scenario) -> tuple[ContentSpec, ...]:
     )
 
 
-def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> Workload:
-    """What the vCPUs will do. Raises ConfigError when the trace can't be read or laid on the
-    blocks."""
+def entries_of(blocks: Sequence[RAMBlock]) -> tuple[BlockEntry, ...]:
+    """The blocks as both ends announce them."""
+    return tuple(BlockEntry(block.name, block.size, block.page_size) for block in blocks)
+
+
+def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> tuple[Workload, Recipe]:
+    """What the vCPUs will do, and how the source can make the same.
+
+    Raises ConfigError when the trace can't be read or laid on the blocks.
+    """
     trace = scenario.guest.trace
     if isinstance(trace, RecordedTrace):
         return _recorded(scenario, trace, blocks)
     made = trace.synthetic
-    return synthetic(
-        blocks,
-        scenario.guest.vcpus,
-        scenario.seed,
+    recipe = SyntheticRecipe(
+        vcpus=scenario.guest.vcpus,
+        seed=scenario.seed,
         kind=made.kind,
         accesses=made.accesses,
         write_share=float(made.write_share),
         stride=made.stride if isinstance(made, Sequential) else 64,
     )
+    return recipe.make(entries_of(blocks)), recipe
 
 
-def _recorded(scenario: Scenario, config: RecordedTrace, blocks: Sequence[RAMBlock]) -> Workload:
+def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:
+    """How many accesses of its share each vCPU makes at the source.
+
+    All of them when the flip is at a time. Raises ConfigError for a place beyond the trace.
+    """
+    flip = scenario.migration.flip_at
+    shares = workload.accesses_by_vcpu()
+    if flip.position is None:
+        return tuple(shares)
+    total = sum(shares)
+    try:
+        at = flip.position.resolve(total)
+    except ValueError as error:
+        what, _, remedy = str(error).partition("; ")
+        raise scenario.error("migration.flip_at", what, remedy) from None
+    return tuple(share * at // max(total, 1) for share in shares)
+
+
+def _recorded(
+    scenario: Scenario, config: RecordedTrace, blocks: Sequence[RAMBlock]
+) -> tuple[Workload, Recipe]:
     try:
         trace = native.open(config.file)
     except TraceError as error:
         remedy = "name a native trace; `vmemu trace convert` makes one from a recording"
         raise scenario.error("guest.trace.file", str(error), remedy) from None
+    low, high = _window(scenario, config.window, trace.accesses)
+    recipe = RecordedRecipe(
+        file=str(config.file), vcpus=scenario.guest.vcpus, low=low, high=high, **_layout(config)
+    )
     try:
-        pages = _lay_out(trace, config, blocks)
+        return recipe.lay_out(trace, entries_of(blocks)), recipe
     except TraceError as error:
         raise scenario.error("guest.trace.map", str(error), "") from None
-    low, high = _window(scenario, config.window, trace.accesses)
-    streams = [_cut(stream, low, high, trace.accesses) for stream in trace.streams]
-    dealt = deal_streams(streams, scenario.guest.vcpus)
-    return Workload(pages.block, pages.offset, size_table(list(trace.sizes)), dealt)
 
 
-def _lay_out(trace: Trace, config: RecordedTrace, blocks: Sequence[RAMBlock]) -> mapping.PageMap:
+def _layout(config: RecordedTrace) -> dict[str, Any]:
     if isinstance(config.map, RegionMap):
-        regions = [mapping.Region(r.start, r.end, r.block, r.offset) for r in config.map.regions]
-        return mapping.map_regions(trace.pages, regions, blocks, config.map.outside, trace=trace)
-    return mapping.map_compact(trace.pages, blocks, config.map.block)
+        regions = tuple((r.start, r.end, r.block, r.offset) for r in config.map.regions)
+        return {"regions": regions, "outside": config.map.outside}
+    return {"block": config.map.block}
 
 
 def _window(scenario: Scenario, window: Window, total: int) -> tuple[int, int]:
@@ -99,9 +128,3 @@ def _window(scenario: Scenario, window: Window, total: int) -> tuple[int, int]:
             what, _, remedy = str(error).partition("; ")
             raise scenario.error(f"guest.trace.window.{name}", what, remedy) from None
     return resolved[0], resolved[1]
-
-
-def _cut(stream: Stream, low: int, high: int, total: int) -> StreamSlice:
-    """The stream's part of a window on all streams: they are taken to advance side by side."""
-    begin, end = (stream.accesses * bound // max(total, 1) for bound in (low, high))
-    return StreamSlice(stream.where[begin:end], stream.what[begin:end])

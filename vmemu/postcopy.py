@@ -2,13 +2,18 @@
 
 ::
 
-    NONE ── advise ──▶ ADVISE ── listen ──▶ LISTENING ── run ──▶ RUNNING ── end ──▶ END
-                                  any of them ── end ──▶ END
+    NONE ─ advise ▶ ADVISE ─ discard ▶ DISCARD ─ listen ▶ LISTENING ─ run ▶ RUNNING ─ end ▶ END
+                      └──────────── listen ─────────────────▲
+                                any of them ─ end ▶ END
 
-Advise compares what both ends believe about the blocks. Listen empties them, registers them with
-userfaultfd and starts the fault thread: from here on a touch is answered. Run starts the listen
-thread, which places what the source sends, and lets the guest go. End gives everything back in
-QEMU's order and may be called in any state, twice too.
+Advise compares what both ends believe about the blocks and empties all memory. Pre-copy then fills
+some of it. Discard forgets what the source has written since it was sent. Listen counts what is
+left as received, registers all memory with userfaultfd and starts the fault thread: from here on a
+touch of a missing page is answered. Run starts the listen thread, which places what the source
+sends. End gives everything back in QEMU's order and may be called in any state, twice too.
+
+A step in a state that does not allow it raises StateError, which names both, and changes nothing.
+A step that fails otherwise leaves the state as it was.
 """
 
 from __future__ import annotations
@@ -16,15 +21,16 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vmemu import core
 from vmemu.channel import ChannelEnds, send
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import MigrationError, PeerGone, StateError
+from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
 from vmemu.manager import MemoryManager
-from vmemu.protocol import BlockEntry, Message
-from vmemu.ramblock import BASE_PAGE
+from vmemu.protocol import BlockEntry, Header, Message, Summary
+from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
 from vmemu.units import format_size
 from vmemu.userfault import Feature, Userfaultfd
 
@@ -37,9 +43,19 @@ class PostcopyState(enum.Enum):
 
     NONE = "none"
     ADVISE = "advise"
+    DISCARD = "discard"
     LISTENING = "listening"
     RUNNING = "running"
     END = "end"
+
+
+@dataclass
+class Discards:
+    """What the source had us forget: DISCARD commands, ranges in them, bytes in these."""
+
+    commands: int = 0
+    ranges: int = 0
+    bytes: int = 0
 
 
 class IncomingPostcopy:
@@ -62,6 +78,12 @@ class IncomingPostcopy:
         self._vcpu_faults = core.ffi.new("uint64_t[]", vcpus)
         self._vcpus = vcpus
         self._threads: list[CThread] = []
+        self.discards = Discards()
+
+    @property
+    def blocks(self) -> RAMList:
+        """The destination's blocks."""
+        return self.memory.blocks
 
     def _expect(self, step: str, *allowed: PostcopyState) -> None:
         if self.state not in allowed:
@@ -72,35 +94,91 @@ class IncomingPostcopy:
 
     # ---- the way there ----
 
-    def advise(self, announced: list[BlockEntry], target_page_size: int) -> None:
-        """Compare the source's blocks with ours. Raises MigrationError naming all that differ; the
-        state stays."""
+    def advise(self, theirs: Summary) -> None:
+        """Compare the source's blocks with ours, empty all memory, tell the source to go on.
+
+        Raises MigrationError naming all that differ.
+        """
         self._expect("advise", PostcopyState.NONE)
-        ours = [BlockEntry(b.name, b.size, b.page_size) for b in self.memory.blocks]
-        differences = _differences(ours, announced)
-        if target_page_size != BASE_PAGE:
-            differences.append(
-                f"target page size {target_page_size} at the source, {BASE_PAGE} here"
-            )
+        ours = Summary([BlockEntry(b.name, b.size, b.page_size) for b in self.blocks], BASE_PAGE)
+        differences = _differences(ours, theirs)
         if differences:
             raise MigrationError("source and destination differ: " + "; ".join(differences))
+        for block in self.blocks:
+            block.discard()
+        self.ram = self.blocks.table()
+        self._fill_incoming()
+        with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
+            send(self._ends.return_path, Message.ADVISE, ours.pack())
         self.state = PostcopyState.ADVISE
 
-    def listen(self) -> None:
-        """Empty and register all blocks, start the fault thread, tell the source to send.
+    def receive_precopy(self) -> CThread:
+        """Start the thread that takes pre-copied pages; it ends at the flip. See ``control``."""
+        self._expect("receive_precopy", PostcopyState.ADVISE)
+        return self._start("precopy", core.lib.vm_precopy_receive)
 
-        Raises HostError or CoreError; the state stays, and ``end`` gives back what was taken.
+    @property
+    def control(self) -> Header:
+        """The header that ended pre-copy; its payload has not been read."""
+        c = self._incoming.control
+        return Header(c.type, c.flags, c.block, c.offset, c.pages, c.length)
+
+    def discard(self, name: str, ranges: list[tuple[int, int]]) -> None:
+        """Forget ranges (offset, length) of a block, in bytes.
+
+        Raises ProtocolError for a block that does not exist, a range outside it or one that is no
+        whole number of its host pages: then nothing is forgotten. Raises CoreError.
         """
-        self._expect("listen", PostcopyState.ADVISE)
-        self.memory.discard_all()
+        self._expect("discard", PostcopyState.ADVISE, PostcopyState.DISCARD)
+        index = self._find(name)
+        block = self.blocks[index]
+        for offset, length in ranges:
+            _check_discard(block, offset, length)
+        if self.state is PostcopyState.ADVISE:
+            self._prepare_discard()
+        for offset, length in ranges:
+            block.discard(offset, length)
+            core.lib.vm_precopy_forget(self.ram, index, offset, length)
+        self.discards.commands += 1
+        self.discards.ranges += len(ranges)
+        self.discards.bytes += sum(length for _, length in ranges)
+        self.state = PostcopyState.DISCARD
+
+    def _find(self, name: str) -> int:
+        for index, block in enumerate(self.blocks):
+            if block.name == name:
+                return index
+        raise ProtocolError(f"the source discards ranges of block {name!r}, which does not exist")
+
+    def _prepare_discard(self) -> None:
+        """No transparent hugepage may fill a hole with pages that are missing."""
+        for block in self.blocks:
+            block.set_thp(False)
+
+    def listen(self) -> None:
+        """Register all memory and start the fault thread.
+
+        Raises ProtocolError when pre-copy left a host page in part, HostError, CoreError; ``end``
+        gives back what was taken.
+        """
+        self._expect("listen", PostcopyState.ADVISE, PostcopyState.DISCARD)
+        self._prepare_discard()
+        self._settle()
         self.uffd = Userfaultfd(_wanted_features())
         self.uffd.require(self._needed_features())
         self.memory.register(self.uffd)
-        self.ram = self.memory.blocks.table()
-        self._fill_incoming(self.uffd.fd)
+        self._incoming.uffd = self.uffd.fd
         self._start("fault", core.lib.vm_fault_loop)
-        send(self._ends.return_path, Message.READY)
         self.state = PostcopyState.LISTENING
+
+    def _settle(self) -> None:
+        for index, block in enumerate(self.blocks):
+            partial = core.lib.vm_precopy_settle(self.ram, index)
+            if partial:
+                raise ProtocolError(
+                    f"block {block.name}: {partial} pages of {format_size(block.page_size)} were "
+                    "pre-copied in part and not discarded"
+                )
 
     def run(self) -> None:
         """Place what the source sends from now on; the guest may touch its memory."""
@@ -144,7 +222,7 @@ class IncomingPostcopy:
         to stop first."""
         self.memory.unregister()
 
-    def end(self) -> None:
+    def end(self, failed: bool = False) -> None:
         """Give everything but the mappings back. Safe in any state and after any failure; once is
         enough.
 
@@ -159,7 +237,7 @@ class IncomingPostcopy:
             self.memory.unregister,
             self._stop_threads,
             self._close_uffd,
-            self._shut_return_path,
+            lambda: self._shut_return_path(failed),
             self._quit.close,
         ]
         _run_all(steps)
@@ -179,9 +257,9 @@ class IncomingPostcopy:
         if self.uffd is not None:
             self.uffd.close()
 
-    def _shut_return_path(self) -> None:
+    def _shut_return_path(self, failed: bool) -> None:
         with contextlib.suppress(PeerGone):  # a source that is gone needs no telling
-            send(self._ends.return_path, Message.SHUT)
+            send(self._ends.return_path, Message.SHUT, pages=int(failed))
         self._ends.close()
 
     # ---- pieces ----
@@ -194,10 +272,10 @@ class IncomingPostcopy:
             needed.append(Feature.MISSING_SHMEM)
         return needed
 
-    def _fill_incoming(self, uffd: int) -> None:
+    def _fill_incoming(self) -> None:
         incoming = self._incoming
         incoming.ram = self.ram
-        incoming.uffd = uffd
+        incoming.uffd = -1
         incoming.main_fd = self._ends.main.fileno()
         incoming.urgent_fd = self._ends.urgent_fd
         incoming.return_fd = self._ends.return_path.fileno()
@@ -207,23 +285,40 @@ class IncomingPostcopy:
         incoming.vcpu_faults = self._vcpu_faults
         incoming.vcpus = self._vcpus
 
-    def _start(self, name: str, loop: Any) -> None:
+    def _start(self, name: str, loop: Any) -> CThread:
         thread = CThread(name, lambda: core.call(loop, self._incoming), self._bell)
         self._threads.append(thread)
         thread.start()
+        return thread
 
 
 def _wanted_features() -> Feature:
     return Feature.THREAD_ID | Feature.MISSING_HUGETLBFS | Feature.MISSING_SHMEM
 
 
-def _differences(ours: list[BlockEntry], theirs: list[BlockEntry]) -> list[str]:
-    """What differs between two tables of blocks, in words."""
+def _check_discard(block: RAMBlock, offset: int, length: int) -> None:
+    where = f"block {block.name}: a discard of {offset:#x}+{length:#x}"
+    if length == 0 or offset % block.page_size or length % block.page_size:
+        raise ProtocolError(
+            f"{where} is no whole number of pages of {format_size(block.page_size)}"
+        )
+    if offset + length > block.size:
+        raise ProtocolError(f"{where} lies outside its {block.size:#x} bytes")
+
+
+def _differences(ours: Summary, theirs: Summary) -> list[str]:
+    """What differs between two summaries, in words."""
     found = []
-    if [block.name for block in ours] != [block.name for block in theirs]:
-        here, there = ", ".join(b.name for b in ours), ", ".join(b.name for b in theirs)
-        return [f"blocks {there} at the source, {here} here"]
-    for our, their in zip(ours, theirs, strict=True):
+    if theirs.target_page_size != ours.target_page_size:
+        found.append(
+            f"target page size {theirs.target_page_size} at the source, "
+            f"{ours.target_page_size} here"
+        )
+    if [block.name for block in ours.blocks] != [block.name for block in theirs.blocks]:
+        here = ", ".join(block.name for block in ours.blocks)
+        there = ", ".join(block.name for block in theirs.blocks)
+        return [*found, f"blocks {there} at the source, {here} here"]
+    for our, their in zip(ours.blocks, theirs.blocks, strict=True):
         if our.size != their.size:
             found.append(f"block {our.name}: {their.size} bytes at the source, {our.size} here")
         if our.page_size != their.page_size:

@@ -8,11 +8,12 @@ payload::
           2  u16 flags     FLAG_URGENT
           4  u32 block     index in the table of HELLO
           8  u64 offset    first byte in the block, whole host pages
-         16  u32 pages     host pages that are meant
+         16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
          20  u32 length    bytes that follow
 
-HELLO, READY and FAILED carry JSON or text; a request carries a block's name, once, until another
-block is meant. Page messages and requests are only ever handled in C (``_core/wire.h``).
+HELLO, ADVISE, FLIP and FAILED carry JSON or text, DISCARD ranges; a request carries a block's
+name, once, until another block is meant. Page messages and requests are only ever handled in C
+(``_core/wire.h``).
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from typing import Any, NamedTuple
 
 from vmemu.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<HHIQII")
 FLAG_URGENT = 1
 MAX_CONTROL_PAYLOAD = 1 << 20
 """The longest JSON that an end accepts, in bytes."""
+MAX_DISCARDS_PER_COMMAND = 12
+"""Ranges of one block that a DISCARD carries at most, as in QEMU."""
+_RANGE = struct.Struct("<QQ")
 
 
 class Message(enum.IntEnum):
@@ -36,13 +40,18 @@ class Message(enum.IntEnum):
     vm_message``."""
 
     HELLO = 1
-    LISTEN = 2
-    RUN = 3
-    PAGES = 4
-    ZERO = 5
-    COMPLETE = 6
-    FAILED = 7
-    READY = 16
+    PRECOPY_PAGES = 2
+    PRECOPY_ZERO = 3
+    ROUND = 4
+    FLIP = 5
+    DISCARD = 6
+    LISTEN = 7
+    RUN = 8
+    PAGES = 9
+    ZERO = 10
+    COMPLETE = 11
+    FAILED = 12
+    ADVISE = 16
     REQ_PAGES = 17
     REQ_PAGES_ID = 18
     PUSH = 19
@@ -77,28 +86,71 @@ class BlockEntry(NamedTuple):
     page_size: int
 
 
-def pack_hello(blocks: list[BlockEntry], target_page_size: int) -> bytes:
-    """The payload of HELLO."""
-    hello = {
-        "version": VERSION,
-        "target_page_size": target_page_size,
-        "blocks": [block._asdict() for block in blocks],
-    }
-    return json.dumps(hello).encode()
+class Summary(NamedTuple):
+    """What both ends tell each other at advise: QEMU's summary of page sizes, and the blocks."""
+
+    blocks: list[BlockEntry]
+    target_page_size: int
+
+    @property
+    def page_sizes(self) -> int:
+        """All page sizes in use, each a bit, as QEMU's ram_pagesize_summary."""
+        summary = 0
+        for block in self.blocks:
+            summary |= block.page_size
+        return summary
+
+    def pack(self) -> bytes:
+        """The payload of HELLO and ADVISE."""
+        document = {
+            "version": VERSION,
+            "target_page_size": self.target_page_size,
+            "page_sizes": self.page_sizes,
+            "blocks": [block._asdict() for block in self.blocks],
+        }
+        return json.dumps(document).encode()
 
 
-def unpack_hello(payload: bytes) -> tuple[list[BlockEntry], int]:
-    """(blocks, target page size). Raises ProtocolError for anything but a HELLO of this version."""
-    hello = _load(payload)
-    if type(hello.get("version")) is not int or hello["version"] != VERSION:
+def unpack_summary(payload: bytes) -> Summary:
+    """Read the payload of HELLO or ADVISE. Raises ProtocolError for anything but this version."""
+    document = load_object(payload)
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise ProtocolError(
-            f"the source speaks version {hello.get('version')!r}, this end {VERSION}"
+            f"the other end speaks version {document.get('version')!r}, this end {VERSION}"
         )
     try:
-        blocks = [_block_entry(entry) for entry in hello["blocks"]]
-        return blocks, _whole(hello["target_page_size"])
+        blocks = [_block_entry(entry) for entry in document["blocks"]]
+        summary = Summary(blocks, _whole(document["target_page_size"]))
+        page_sizes = _whole(document["page_sizes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"HELLO is not well formed: {error!r}") from None
+        raise ProtocolError(f"the summary of blocks is not well formed: {error!r}") from None
+    if page_sizes != summary.page_sizes:
+        raise ProtocolError(
+            f"the summary of page sizes is {page_sizes:#x}, that of the blocks "
+            f"{summary.page_sizes:#x}"
+        )
+    return summary
+
+
+def pack_discard(name: str, ranges: list[tuple[int, int]]) -> bytes:
+    """The payload of DISCARD: (offset, length) in bytes, at most 12 of one block."""
+    encoded = name.encode()
+    return bytes([len(encoded)]) + encoded + b"".join(_RANGE.pack(*one) for one in ranges)
+
+
+def unpack_discard(payload: bytes) -> tuple[str, list[tuple[int, int]]]:
+    """(block name, ranges). Raises ProtocolError."""
+    size = payload[0] if payload else 0
+    name, ranges = payload[1 : 1 + size], payload[1 + size :]
+    if len(name) != size or not size or len(ranges) % _RANGE.size:
+        raise ProtocolError(f"a discard of {len(payload)} bytes is not well formed")
+    count = len(ranges) // _RANGE.size
+    if not 1 <= count <= MAX_DISCARDS_PER_COMMAND:
+        raise ProtocolError(
+            f"a discard has {count} ranges; 1 to {MAX_DISCARDS_PER_COMMAND} are allowed"
+        )
+    found = [_RANGE.unpack_from(ranges, at * _RANGE.size) for at in range(count)]
+    return name.decode(errors="replace"), [(offset, length) for offset, length in found]
 
 
 def _block_entry(entry: Any) -> BlockEntry:
@@ -115,11 +167,12 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _load(payload: bytes) -> dict[str, Any]:
+def load_object(payload: bytes) -> dict[str, Any]:
+    """A JSON object from a peer. Raises ProtocolError."""
     try:
         loaded = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"HELLO carries no JSON: {error}") from None
+        raise ProtocolError(f"a control message carries no JSON: {error}") from None
     if not isinstance(loaded, dict):
-        raise ProtocolError("HELLO carries no JSON object")
+        raise ProtocolError("a control message carries no JSON object")
     return loaded

@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmemu import core
-from vmemu.channel import ChannelEnds, receive, send
+from vmemu.channel import ChannelEnds, receive, send, send_bytes
 from vmemu.content import ContentSpec, fill_entry, read_padded
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import PeerGone, VmemuError
-from vmemu.protocol import BlockEntry, Message, pack_hello
+from vmemu.errors import MigrationError, PeerGone, VmemuError
+from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
+from vmemu.source_precopy import Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
+NO_PRECOPY = PrecopySpec()
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -38,6 +40,9 @@ class SourceSpec:
     seed: int
     blocks: tuple[BlockEntry, ...]
     contents: tuple[ContentSpec, ...]
+    precopy: PrecopySpec = NO_PRECOPY
+    guest: SourceGuestSpec | None = None
+    postcopy_bandwidth: int = 0
     flips: tuple[tuple[int, int], ...] = ()
 
 
@@ -144,20 +149,37 @@ def _say_failed(ends: ChannelEnds, reason: str) -> None:
 
 
 def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
-    send(ends.main, Message.HELLO, pack_hello(list(spec.blocks), BASE_PAGE))
+    ours = Summary(list(spec.blocks), BASE_PAGE)
+    send(ends.main, Message.HELLO, ours.pack())
     source = _create(spec)
-    receive(ends.return_path, Message.READY)
-    send(ends.main, Message.LISTEN)
-    send(ends.main, Message.RUN)
+    source.main_fd = ends.main.fileno()
+    theirs = unpack_summary(receive(ends.return_path, Message.ADVISE))
+    if theirs != ours:
+        raise MigrationError("the destination's blocks or page sizes are not the source's")
+    _precopy(spec, source, ends)
     bell = Bell()
     try:
-        source.main_fd = ends.main.fileno()
         source.urgent_fd = ends.urgent_fd
         source.return_fd = ends.return_path.fileno()
         source.push_fd = os.eventfd(0, os.EFD_CLOEXEC)
         _send_pages(source, bell)
     finally:
         bell.close()
+
+
+def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
+    """Everything up to the flip; afterwards the guest belongs to the destination."""
+    guest = None
+    if spec.guest is not None:
+        guest = SourceGuest(spec.guest, source, spec.seed, spec.blocks, spec.contents)
+    after_ns = spec.guest.after_ns if spec.guest is not None else None
+    precopy = Precopy(
+        source, spec.blocks, spec.precopy, guest=guest, after_ns=after_ns, main=ends.main
+    )
+    precopy.run()
+    send_bytes(ends.main, precopy.package(), "the flip")
+    source.limiter.bytes_per_second = spec.postcopy_bandwidth
+    source.limiter.free_at_ns = 0
 
 
 def _send_pages(source: Any, bell: Bell) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.content import key_of, threshold
-from vmemu.ramblock import RAMBlock
+from vmemu.protocol import BlockEntry
 
 GUEST_PAGE = 4096
 """Bytes in a page of a trace's dictionary, whatever the pages of the blocks are."""
@@ -63,13 +63,16 @@ class Workload:
     @property
     def accesses(self) -> int:
         """Accesses of all vCPUs."""
-        total = 0
-        for work in self.vcpus:
-            if isinstance(work, SyntheticShare):
-                total += work.accesses
-            else:
-                total += sum(len(part.what) for part in work)
-        return total
+        return sum(self.accesses_by_vcpu())
+
+    def accesses_by_vcpu(self) -> list[int]:
+        """Accesses of each vCPU."""
+        return [
+            work.accesses
+            if isinstance(work, SyntheticShare)
+            else sum(len(part.what) for part in work)
+            for work in self.vcpus
+        ]
 
 
 def deal_streams(streams: Sequence[StreamSlice], vcpus: int) -> list[list[StreamSlice]]:
@@ -96,7 +99,7 @@ def size_table(sizes: Sequence[int]) -> NDArray[np.uint16]:
     return table
 
 
-def identity_map(blocks: Sequence[RAMBlock]) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+def identity_map(blocks: Sequence[BlockEntry]) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
     """(block, offset) of a dictionary that holds every 4 KiB page of all blocks, in their order."""
     pages = [block.size // GUEST_PAGE for block in blocks]
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), pages)
@@ -104,7 +107,7 @@ def identity_map(blocks: Sequence[RAMBlock]) -> tuple[NDArray[np.int32], NDArray
     return block, np.concatenate(offset)
 
 
-def unit_starts(blocks: Sequence[RAMBlock]) -> NDArray[np.uint64]:
+def unit_starts(blocks: Sequence[BlockEntry]) -> NDArray[np.uint64]:
     """Where each host page begins when all blocks lie one behind the other, and the end; bytes."""
     starts = []
     base = 0
@@ -115,7 +118,7 @@ def unit_starts(blocks: Sequence[RAMBlock]) -> NDArray[np.uint64]:
 
 
 def synthetic(
-    blocks: Sequence[RAMBlock],
+    blocks: Sequence[BlockEntry],
     vcpus: int,
     seed: int,
     *,

@@ -22,8 +22,11 @@ from vmemu._config.types import (
     Duration,
     ExistingPath,
     Flag,
+    FlipAt,
+    FlipPoint,
     Name,
     Position,
+    Rate,
     RegionText,
     Share,
     Size,
@@ -395,11 +398,45 @@ class Postcopy(Section):
         description="Push pages in the background; without, only demand faults bring them"
         " until the guest is done.",
     )
+    bandwidth: Rate = Field(
+        default=0,
+        serialization_alias="bandwidth_bytes_per_second",
+        description="Limit of the background push; requests are never held back by it.",
+    )
+
+
+class Precopy(Section):
+    """What is sent while the guest still runs on the source."""
+
+    rounds: Whole = Field(
+        default=0, ge=0, le=1000, description="Passes over the dirty pages, at most."
+    )
+    bandwidth: Rate = Field(
+        default=0,
+        serialization_alias="bandwidth_bytes_per_second",
+        description="Limit of pre-copy; 0 in the result stands for unlimited.",
+    )
+    max_downtime: Duration = Field(
+        default=300_000_000,
+        gt=0,
+        serialization_alias="max_downtime_ns",
+        description="With 'switch: converged': flip when what is dirty could be sent in this time.",
+    )
+    switch: Literal["at_once", "converged"] = Field(
+        default="at_once",
+        description="Flip when the rounds are over, or as soon as they have converged.",
+    )
 
 
 class Migration(Section):
     """How the pages move."""
 
+    precopy: Precopy = Field(default=Precopy(), description="The pre-copy phase.")
+    flip_at: FlipAt = Field(
+        default=FlipPoint(position=Position(share=Fraction(0))),
+        description="How much of the trace runs on the source before the guest moves: a share,"
+        " a number of accesses, or a time such as 2s.",
+    )
     postcopy: Postcopy = Field(default=Postcopy(), description="The post-copy phase.")
 
 

@@ -101,6 +101,10 @@ def _absolute(value: Any) -> Path:
     return Path(os.path.normpath(text))
 
 
+def _rate(value: Any) -> int:
+    return 0 if value == "unlimited" else units.parse_rate(value)
+
+
 Size = Annotated[
     int,
     BeforeValidator(validator(units.parse_size)),
@@ -110,6 +114,13 @@ Duration = Annotated[
     int,
     BeforeValidator(validator(units.parse_duration)),
     WithJsonSchema({"type": "string", "description": "text such as 250us, 30s, 2min"}),
+]
+Rate = Annotated[
+    int,
+    BeforeValidator(validator(_rate)),
+    WithJsonSchema(
+        {"type": "string", "description": "text such as 1GiB/s or 10Gbit/s, or unlimited"}
+    ),
 ]
 Share = Annotated[
     float,
@@ -147,6 +158,27 @@ class Position:
 
     def __str__(self) -> str:
         return str(self.accesses or 0) if self.share is None else units.format_share(self.share)
+
+
+@dataclass(frozen=True)
+class FlipPoint:
+    """When the guest moves: at a place in its trace, or ``after_ns`` of running at the source."""
+
+    position: Position | None = None
+    after_ns: int | None = None
+
+    def __str__(self) -> str:
+        if self.after_ns is not None:
+            return units.format_duration(self.after_ns)
+        return str(self.position)
+
+
+def _flip_point(value: Any) -> FlipPoint:
+    if isinstance(value, FlipPoint):
+        return value
+    if isinstance(value, str) and not value.endswith("%"):
+        return FlipPoint(after_ns=validator(units.parse_duration)(value))
+    return FlipPoint(position=_position(value))
 
 
 def _position(value: Any) -> Position:
@@ -244,3 +276,13 @@ def by_kind(default: str | None = None) -> Discriminator:
         return getattr(value, "kind", None)
 
     return Discriminator(choose)
+
+
+FlipAt = Annotated[
+    FlipPoint,
+    PlainValidator(_flip_point),
+    PlainSerializer(str),
+    WithJsonSchema(
+        {"type": ["integer", "string"], "description": "accesses, a percentage, or a duration"}
+    ),
+]

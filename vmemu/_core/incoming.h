@@ -15,6 +15,7 @@
 #include "error.h"
 #include "ram.h"
 #include "uffd.h"
+#include "wire.h"
 
 struct vm_fault_stats {
     uint64_t messages; /* page faults read from userfaultfd */
@@ -40,12 +41,30 @@ struct vm_incoming {
     uint64_t *vcpu_faults;
     struct vm_fault_stats stats;
     struct vm_place_stats placed_main, placed_urgent;
-    uint64_t bytes_received; /* payload, on both channels */
+    uint64_t bytes_received;  /* payload, on both channels */
+    struct vm_header control; /* the message that ended vm_precopy_receive, its payload unread */
+    uint64_t messages;        /* of pre-copy; a source that is alive sends some all the time */
+    uint32_t rounds;          /* of pre-copy that have begun */
 };
 
 /* 0 when told to quit, -1 on failure. */
 int vm_fault_loop(struct vm_incoming *in, struct vm_error *err);
 /* 0 when the source said that all is sent or when told to quit, -1 on failure. */
 int vm_listen_loop(struct vm_incoming *in, struct vm_error *err);
+
+/*
+ * Pre-copy: read pages from the main channel straight into memory that is not registered yet, until
+ * another message comes; its header is left in in->control. 0 then or when told to quit, -1 on
+ * failure.
+ */
+int vm_precopy_receive(struct vm_incoming *in, struct vm_error *err);
+/* Forget pre-copied pages: the memory of [offset, offset + length), whole host pages, was
+ * discarded. */
+void vm_precopy_forget(struct vm_ram *ram, uint32_t block, uint64_t offset, uint64_t length);
+/*
+ * The flip: what was pre-copied and not discarded counts as received. Returns the pages of a block
+ * that are there only in part, which must not be.
+ */
+uint64_t vm_precopy_settle(struct vm_ram *ram, uint32_t block);
 
 #endif

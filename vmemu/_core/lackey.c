@@ -76,7 +76,8 @@ static const char *parse_access(const char *line, struct access *access)
     at = parse_size(at + 1, &access->size);
     if (!at)
         return NULL;
-    if (access->address + access->size - 1 < access->address) /* over the end of the address space */
+    if (access->address + access->size - 1 <
+        access->address) /* over the end of the address space */
         return NULL;
     if (*at == '\r')
         at++;

@@ -12,6 +12,7 @@
 /* How the final content of each page arrived: every page of a complete block is in exactly one of
  * them. */
 struct vm_arrivals {
+    uint64_t precopied;
     uint64_t requested;
     uint64_t pushed;
     uint64_t zero;
@@ -25,6 +26,10 @@ struct vm_block {
     bool hugetlb;
     uint64_t *received;  /* a bit a host page: it is placed */
     uint64_t *requested; /* a bit a host page: it was asked for */
+    /* Pre-copy, a bit a target page: it came before the flip and was not discarded; as zeros. */
+    uint64_t *precopied;
+    uint64_t *precopied_zero;
+    uint64_t discarded; /* host pages of which pre-copy had brought something that was forgotten */
     struct vm_arrivals arrived;
     uint32_t name_length;
     char name[VM_NAME_MAX + 1];

@@ -1,5 +1,6 @@
 #include "replay.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -218,6 +219,13 @@ static inline void read_piece(struct vm_vcpu *v, const struct piece *p)
     }
 }
 
+static void note_written(uint64_t *written, uint64_t page)
+{
+    if (!vm_bit_test(written, page)) {
+        vm_bit_test_and_set(written, page);
+    }
+}
+
 static inline void write_piece(struct vm_vcpu *v, const struct piece *p)
 {
     uint8_t *marks = v->guest->marks;
@@ -227,6 +235,10 @@ static inline void write_piece(struct vm_vcpu *v, const struct piece *p)
     /* Most writes are to where one was before: look before paying for a locked operation. */
     if (marks && (vm_get(&marks[p->where >> 3]) & bits) != bits) {
         __atomic_fetch_or(&marks[p->where >> 3], bits, __ATOMIC_RELEASE);
+    }
+    /* After the store: whoever takes the bit and sends the page then sends what was stored. */
+    if (VM_UNLIKELY(v->guest->written != NULL)) {
+        note_written(v->guest->written, p->where >> VM_PAGE_SHIFT);
     }
 }
 
@@ -371,57 +383,149 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
     vm_add(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
 }
 
-static inline __attribute__((always_inline)) void replay_slice(struct replay *r, const void *where,
-                                                               const uint8_t *what, uint32_t count,
-                                                               bool wide)
+/* ---- the order of accesses ---- */
+
+/* Some accesses that follow each other: a part of a stream, or freshly made. */
+struct slice {
+    const void *where;
+    const uint8_t *what;
+    uint32_t count;
+    bool wide;
+};
+
+/* Where slices come from: the streams in turn, as a scheduler would deal a CPU, or the generator.
+ */
+struct order {
+    struct vm_stream *stream;
+    uint32_t streams, turn;
+    struct vm_synthetic *synthetic;
+    uint64_t where[SLICE];
+    uint8_t what[SLICE];
+};
+
+static bool next_made(struct order *o, struct slice *slice)
 {
-    uint32_t i;
-
-    for (i = 0; i < count && !vm_get(&r->v->stop); i++) {
-        uint64_t at = wide ? ((const uint64_t *)where)[i] : ((const uint32_t *)where)[i];
-
-        access_any(r, at, r->sizes[what[i] >> 2], what[i] & 3);
-    }
-    count_slice(r, what, i);
+    *slice = (struct slice){o->where, o->what, 0, true};
+    slice->count = vm_synthetic_fill(o->synthetic, o->where, o->what, SLICE);
+    return slice->count > 0;
 }
 
-static uint32_t replay_from_stream(struct replay *r, struct vm_stream *s)
+static bool next_slice(struct order *o, struct slice *slice)
 {
-    uint32_t count = s->count < SLICE ? (uint32_t)s->count : SLICE;
-
-    if (s->wide) {
-        replay_slice(r, s->where, s->what, count, true);
-        s->where = (const uint64_t *)s->where + count;
-    } else {
-        replay_slice(r, s->where, s->what, count, false);
-        s->where = (const uint32_t *)s->where + count;
+    if (o->synthetic) {
+        return next_made(o, slice);
     }
-    s->what += count;
-    s->count -= count;
-    return count;
+    for (uint32_t tried = 0; tried < o->streams; tried++) {
+        struct vm_stream *s = &o->stream[o->turn++ % o->streams];
+
+        if (s->count > 0) {
+            *slice = (struct slice){s->where, s->what, SLICE, s->wide};
+            if (s->count < SLICE) {
+                slice->count = (uint32_t)s->count;
+            }
+            s->where = (const uint8_t *)s->where + (uint64_t)slice->count * (s->wide ? 8 : 4);
+            s->what += slice->count;
+            s->count -= slice->count;
+            return true;
+        }
+    }
+    return false;
 }
 
-static void replay_streams(struct replay *r, struct vm_stream *stream, uint32_t streams)
+/* Cut away what lies outside [begin, end) when the slice starts at position at. */
+static struct slice cut(struct slice s, uint64_t at, uint64_t begin, uint64_t end)
 {
-    bool more = true;
+    uint64_t low = begin > at ? begin - at : 0, high = end > at ? end - at : 0;
 
-    while (more && !vm_get(&r->v->stop)) {
-        more = false;
-        for (uint32_t i = 0; i < streams; i++) {
-            more |= replay_from_stream(r, &stream[i]) > 0;
+    low = low < s.count ? low : s.count;
+    high = high < s.count ? high : s.count;
+    s.where = (const uint8_t *)s.where + low * (s.wide ? 8 : 4);
+    s.what += low;
+    s.count = high > low ? (uint32_t)(high - low) : 0;
+    return s;
+}
+
+/* Hand the accesses [begin, end) to a function that returns how many it did. */
+static void for_each_slice(struct replay *r, struct order *o, uint64_t begin, uint64_t end,
+                           uint32_t (*use)(struct replay *r, const struct slice *s))
+{
+    struct slice slice;
+    uint64_t at = 0;
+
+    vm_set(&r->v->position, begin);
+    while (at < end && !vm_get(&r->v->stop) && next_slice(o, &slice)) {
+        struct slice part = cut(slice, at, begin, end);
+
+        at += slice.count;
+        if (part.count > 0) {
+            vm_add(&r->v->position, use(r, &part));
         }
     }
 }
 
-static void replay_synthetic(struct replay *r, struct vm_synthetic *s)
+static inline uint64_t where_of(const struct slice *s, uint32_t i, bool wide)
 {
-    uint64_t where[SLICE];
-    uint8_t what[SLICE];
-    uint32_t made;
+    return wide ? ((const uint64_t *)s->where)[i] : ((const uint32_t *)s->where)[i];
+}
 
-    while (!vm_get(&r->v->stop) && (made = vm_synthetic_fill(s, where, what, SLICE)) > 0) {
-        replay_slice(r, where, what, made, true);
+static inline __attribute__((always_inline)) uint32_t replay_as(struct replay *r,
+                                                                const struct slice *s, bool wide)
+{
+    uint32_t i;
+
+    for (i = 0; i < s->count && !vm_get(&r->v->stop); i++) {
+        access_any(r, where_of(s, i, wide), r->sizes[s->what[i] >> 2], s->what[i] & 3);
     }
+    return i;
+}
+
+static uint32_t replay_slice(struct replay *r, const struct slice *s)
+{
+    uint32_t done = s->wide ? replay_as(r, s, true) : replay_as(r, s, false);
+
+    count_slice(r, s->what, done);
+    return done;
+}
+
+/* Mark the bytes of one write; a write that goes on on the next page does so in the dictionary too.
+ */
+static void mark_write(const struct replay *r, uint64_t where, unsigned size)
+{
+    uint8_t *marks = r->guest->marks;
+
+    for (uint64_t byte = where; byte < where + size; byte++) {
+        if (!(r->guest->refs[byte >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE)) {
+            __atomic_fetch_or(&marks[byte >> 3], (uint8_t)(1u << (byte & 7)), __ATOMIC_RELEASE);
+        }
+    }
+}
+
+static uint32_t mark_slice(struct replay *r, const struct slice *s)
+{
+    for (uint32_t i = 0; i < s->count; i++) {
+        unsigned kind = s->what[i] & 3;
+        uint64_t where = where_of(s, i, s->wide);
+        /* An access whose first byte lies outside was dropped as a whole. */
+        bool dropped = r->guest->refs[where >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE;
+
+        if ((kind == VM_STORE || kind == VM_MODIFY) && !dropped) {
+            mark_write(r, where, r->sizes[s->what[i] >> 2]);
+        }
+    }
+    return s->count;
+}
+
+static struct order *order_create(struct vm_stream *stream, uint32_t streams,
+                                  struct vm_synthetic *synthetic)
+{
+    struct order *o = calloc(1, sizeof(*o));
+
+    if (o) {
+        o->stream = stream;
+        o->streams = streams;
+        o->synthetic = synthetic;
+    }
+    return o;
 }
 
 int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
@@ -429,21 +533,38 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
 {
     const struct vm_guest *g = v->guest;
     struct replay r = {.v = v, .guest = g};
+    struct order *order = order_create(stream, streams, synthetic);
 
     r.refs = malloc(g->pages * sizeof(*r.refs));
-    if (!r.refs) {
+    if (!r.refs || !order) {
+        free(order);
+        free(r.refs);
+        errno = ENOMEM;
         return vm_fail_errno(err, "memory for the page table of a vCPU", 0);
     }
     memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
     memcpy(r.sizes, g->sizes, sizeof(r.sizes));
     vm_set_release(v->tid, (uint32_t)syscall(SYS_gettid));
-    if (synthetic) {
-        replay_synthetic(&r, synthetic);
-    } else {
-        replay_streams(&r, stream, streams);
-    }
+    for_each_slice(&r, order, v->begin, v->end, replay_slice);
     vm_set(v->tid, 0);
+    free(order);
     free(r.refs);
+    return 0;
+}
+
+int vm_vcpu_mark(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
+                 struct vm_synthetic *synthetic, struct vm_error *err)
+{
+    struct replay r = {.v = v, .guest = v->guest};
+    struct order *order = order_create(stream, streams, synthetic);
+
+    if (!order) {
+        errno = ENOMEM;
+        return vm_fail_errno(err, "memory for marking", 0);
+    }
+    memcpy(r.sizes, v->guest->sizes, sizeof(r.sizes));
+    for_each_slice(&r, order, 0, v->begin, mark_slice);
+    free(order);
     return 0;
 }
 

@@ -47,6 +47,8 @@ struct vm_guest {
     const uint16_t *sizes; /* VM_SIZES entries */
     uint8_t
         *marks; /* a byte for each word of each dictionary page: what was written; NULL: not kept */
+    uint64_t *
+        written; /* a bit a dictionary page, set by writes: dirty tracking at the source; or NULL */
     bool check_reads;
 };
 
@@ -61,10 +63,12 @@ struct vm_stream {
 struct vm_vcpu {
     const struct vm_guest *guest;
     uint32_t id;
+    uint64_t begin, end;  /* the accesses of its share that are replayed: [begin, end) */
     uint32_t stop;        /* set by another thread: end as soon as the next touch is over */
     uint32_t *tid;        /* where the fault thread looks for this thread's id */
     const uint64_t *seen; /* faults of this thread that the fault thread has read */
     /* Figures; read by others while it runs. */
+    uint64_t position; /* in its share: the first access that is not done */
     uint64_t accesses, reads, writes, dropped;
     uint64_t faults, blocktime_ns;
     uint64_t reads_checked, reads_wrong;
@@ -94,6 +98,12 @@ void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const
  */
 int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
                 struct vm_synthetic *synthetic, struct vm_error *err);
+/*
+ * Mark what the accesses before v->begin wrote, without touching memory: they were replayed
+ * elsewhere, at the source. May run beside vm_vcpu_run of the same share, on a vm_vcpu of its own.
+ */
+int vm_vcpu_mark(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
+                 struct vm_synthetic *synthetic, struct vm_error *err);
 void vm_vcpu_release(struct vm_vcpu *v);
 
 #endif

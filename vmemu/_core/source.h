@@ -2,6 +2,7 @@
  * The source while post-copy runs: answers requests and pushes the rest. Each page is sent at most
  * once, whoever claims its bit first.
  *
+ *   vm_source_round  pre-copy: sends every dirty target page once, while the guest runs here;
  *   vm_source_serve  preempt: answers requests on the urgent channel while
  *   vm_source_push   sends everything else on the main channel from a thread of its own;
  *   vm_source_both   without preempt: one thread, one channel, requests before the push.
@@ -13,27 +14,34 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "limiter.h"
 #include "ram.h"
 
 struct vm_image {
     uint8_t *data; /* owned; ordinary memory whatever backs the block */
     uint64_t size;
     uint64_t pages;
-    uint64_t *sent; /* a bit a host page: claimed by whoever sends it */
+    uint64_t *sent; /* a bit a host page: claimed by whoever sends it in post-copy */
+    uint64_t
+        *dirty; /* a bit a target page (4 KiB): what the destination does not have in pre-copy */
     uint32_t page_shift;
     uint32_t name_length;
     char name[VM_NAME_MAX + 1];
 };
 
 struct vm_source {
-    int main_fd;     /* write end */
-    int urgent_fd;   /* write end, or -1 */
-    int return_fd;   /* read end */
-    int push_fd;     /* eventfd: the background push may begin */
-    uint32_t stop;   /* the destination needs nothing more, or is gone */
-    uint64_t cursor; /* where the push goes on: block << 40 | page; moved by requests */
+    int main_fd;               /* write end */
+    int urgent_fd;             /* write end, or -1 */
+    int return_fd;             /* read end */
+    int push_fd;               /* eventfd: the background push may begin */
+    uint32_t stop;             /* the destination needs nothing more, or is gone */
+    uint32_t flip;             /* end the round of pre-copy: the guest has stopped */
+    struct vm_limiter limiter; /* of pre-copy, then of the push; never of requests */
+    uint64_t cursor;           /* where the push goes on: block << 40 | page; moved by requests */
     /* Figures. */
     uint64_t requests, pages_urgent, pages_pushed, pages_zero;
+    uint64_t pages_precopied, bytes_precopied; /* target pages, again each time */
+    uint32_t rounds;
     uint32_t count;
     struct vm_image image[];
 };
@@ -43,6 +51,28 @@ void vm_source_destroy(struct vm_source *s);
 /* Map the image of block index, zeros; 0, or -1. */
 int vm_source_set(struct vm_source *s, uint32_t index, const char *name, uint64_t size,
                   uint32_t page_shift, struct vm_error *err);
+
+/*
+ * Send every dirty target page once, claiming its bit before it is read: what is written later is
+ * dirty again. Ends early when s->flip or s->stop is set. 0, or -1.
+ */
+int vm_source_round(struct vm_source *s, struct vm_error *err);
+/* Dirty target pages of a block. */
+uint64_t vm_source_dirty(const struct vm_source *s, uint32_t block);
+/*
+ * A host page travels as a whole: one that is dirty in part becomes dirty throughout, and the
+ * others are at the destination and need not be sent. Returns the dirty host pages.
+ */
+uint64_t vm_source_canonicalise(struct vm_source *s, uint32_t block);
+/* The first stretch of dirty host pages at or after *first, which becomes its start; 0: there is
+ * none. */
+uint64_t vm_source_dirty_run(const struct vm_source *s, uint32_t block, uint64_t *first);
+/*
+ * Take the marks of pages that the guest wrote and set the dirty bits of where they lie. written: a
+ * bit a page of the guest's dictionary, cleared; block and offset as in vm_refs_fill.
+ */
+void vm_source_harvest(struct vm_source *s, uint64_t pages, const int32_t *block,
+                       const uint64_t *offset, uint64_t *written);
 
 /* Each returns 0 when the destination is done or gone, or -1. */
 int vm_source_serve(struct vm_source *s, struct vm_error *err);

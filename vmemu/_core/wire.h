@@ -6,7 +6,7 @@
  *         2  u16 flags     VM_FLAG_URGENT
  *         4  u32 block     index in the table that the source announced
  *         8  u64 offset    first byte in the block; whole host pages
- *        16  u32 pages     host pages that are meant
+ *        16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
  *        20  u32 length    bytes that follow
  */
 #ifndef VM_WIRE_H
@@ -17,19 +17,24 @@
 
 enum vm_message {
     /* source to destination */
-    VM_MSG_HELLO = 1,    /* the source is up: table of blocks follows */
-    VM_MSG_LISTEN = 2,   /* from here on pages may come */
-    VM_MSG_RUN = 3,      /* the guest may run */
-    VM_MSG_PAGES = 4,    /* pages * page size bytes follow */
-    VM_MSG_ZERO = 5,     /* the pages are zeros, nothing follows */
-    VM_MSG_COMPLETE = 6, /* every page was sent, on this channel or on the urgent one */
-    VM_MSG_FAILED = 7,   /* the source gives up; the reason follows */
+    VM_MSG_HELLO = 1,         /* the source is up: table of blocks follows */
+    VM_MSG_PRECOPY_PAGES = 2, /* pre-copy: `pages` target pages follow */
+    VM_MSG_PRECOPY_ZERO = 3,  /* pre-copy: the target pages are zeros */
+    VM_MSG_ROUND = 4,         /* round number `pages` of pre-copy begins */
+    VM_MSG_FLIP = 5,          /* the vCPUs have stopped: where they were follows */
+    VM_MSG_DISCARD = 6,       /* forget these ranges of a block */
+    VM_MSG_LISTEN = 7,        /* from here on pages may come in any order */
+    VM_MSG_RUN = 8,           /* the guest may run */
+    VM_MSG_PAGES = 9,         /* pages * page size bytes follow */
+    VM_MSG_ZERO = 10,         /* the pages are zeros, nothing follows */
+    VM_MSG_COMPLETE = 11,     /* every page was sent, on this channel or on the urgent one */
+    VM_MSG_FAILED = 12,       /* the source gives up; the reason follows */
     /* destination to source: the return path */
-    VM_MSG_READY = 16,        /* blocks agreed on and registered */
+    VM_MSG_ADVISE = 16,       /* blocks and page sizes agreed on, memory is mapped */
     VM_MSG_REQ_PAGES = 17,    /* of the block that was named last */
     VM_MSG_REQ_PAGES_ID = 18, /* of the block whose name follows */
     VM_MSG_PUSH = 19,         /* begin the background push now */
-    VM_MSG_SHUT = 20,         /* the destination needs nothing more */
+    VM_MSG_SHUT = 20,         /* the destination needs nothing more; `pages` is 1 after an error */
 };
 
 enum { VM_FLAG_URGENT = 1 }; /* this answers a request */

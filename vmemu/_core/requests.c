@@ -1,0 +1,178 @@
+/* The return path as the source reads it: requests are answered before anything is pushed. */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "source_parts.h"
+#include "util.h"
+
+/* Puts the messages of the return path together from whatever read gives. */
+struct requests {
+    struct vm_source *s;
+    int64_t named; /* the block that was named last, or -1 */
+    bool push;     /* the destination has asked for the push */
+    uint32_t have;
+    uint8_t buffer[4096];
+};
+
+static int64_t find_name(const struct vm_source *s, const uint8_t *name, uint32_t length)
+{
+    for (uint32_t i = 0; i < s->count; i++) {
+        if (s->image[i].name_length == length && memcmp(s->image[i].name, name, length) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static int refuse(const struct vm_header *h, const char *why, struct vm_error *err)
+{
+    return vm_fail_protocol(err, "return path",
+                            "message type %u, offset %#llx, %u pages, %u bytes: %s", h->type,
+                            (unsigned long long)h->offset, h->pages, h->length, why);
+}
+
+/* Answer a request: one message a page, so that the first page asked for is not held up by the
+ * others. */
+static int answer(struct requests *q, const struct vm_header *h, struct vm_error *err)
+{
+    struct vm_source *s = q->s;
+    uint32_t block = (uint32_t)q->named;
+    struct vm_image *image = &s->image[block];
+    uint64_t first = h->offset >> image->page_shift;
+    int fd = s->urgent_fd >= 0 ? s->urgent_fd : s->main_fd;
+
+    if (h->offset != first << image->page_shift || h->pages == 0 || first >= image->pages ||
+        h->pages > image->pages - first) {
+        return refuse(h, "no whole pages of the block", err);
+    }
+    vm_add(&s->requests, 1);
+    for (uint64_t page = first; page < first + h->pages; page++) {
+        if (!vm_bit_test_and_set(image->sent, page) &&
+            vm_source_send_run(s, fd, block, page, 1, vm_page_is_zero(image, page), VM_FLAG_URGENT,
+                               err) < 0) {
+            return -1;
+        }
+    }
+    /* What the guest needs next is likely to lie behind what it needed now: the push goes on from
+     * here. */
+    vm_set(&s->cursor, (uint64_t)block << VM_CURSOR_SHIFT | (first + h->pages));
+    return 0;
+}
+
+static int handle_request(struct requests *q, const struct vm_header *h, const uint8_t *name,
+                          struct vm_error *err)
+{
+    switch (h->type) {
+    case VM_MSG_REQ_PAGES_ID:
+        q->named = find_name(q->s, name, h->length);
+        return q->named < 0 ? refuse(h, "a block that does not exist", err) : answer(q, h, err);
+    case VM_MSG_REQ_PAGES:
+        return q->named < 0 ? refuse(h, "no block was named before", err) : answer(q, h, err);
+    case VM_MSG_PUSH:
+        if (!q->push) {
+            q->push = true;
+            eventfd_write(q->s->push_fd, 1);
+        }
+        return 0;
+    case VM_MSG_SHUT:
+        vm_set_release(&q->s->stop, 1);
+        return 0;
+    default:
+        return refuse(h, "not expected here", err);
+    }
+}
+
+static int handle_requests(struct requests *q, struct vm_error *err)
+{
+    uint32_t used = 0;
+
+    while (q->have - used >= sizeof(struct vm_header) && !vm_get(&q->s->stop)) {
+        struct vm_header h;
+
+        memcpy(&h, q->buffer + used, sizeof(h));
+        if (h.length > VM_NAME_MAX || (h.length && h.type != VM_MSG_REQ_PAGES_ID)) {
+            return refuse(&h, "the length can't be right", err);
+        }
+        if (q->have - used < sizeof(h) + h.length) {
+            break;
+        }
+        if (handle_request(q, &h, q->buffer + used + sizeof(h), err) < 0) {
+            return -1;
+        }
+        used += (uint32_t)sizeof(h) + h.length;
+    }
+    q->have -= used;
+    memmove(q->buffer, q->buffer + used, q->have);
+    return 0;
+}
+
+/* One read of the return path and what it completes. Its end means that the destination is gone:
+ * stop. */
+static int read_requests(struct requests *q, struct vm_error *err)
+{
+    ssize_t got = read(q->s->return_fd, q->buffer + q->have, sizeof(q->buffer) - q->have);
+
+    if (got > 0) {
+        q->have += (uint32_t)got;
+        return handle_requests(q, err);
+    }
+    if (got == 0) {
+        vm_set_release(&q->s->stop, 1);
+        return 0;
+    }
+    return errno == EINTR || errno == EAGAIN ? 0 : vm_fail_errno(err, "read of the return path", 0);
+}
+
+int vm_source_serve(struct vm_source *s, struct vm_error *err)
+{
+    struct requests q = {.s = s, .named = -1};
+    int rc = 0;
+
+    while (rc == 0 && !vm_get_acquire(&s->stop)) {
+        rc = read_requests(&q, err);
+    }
+    vm_set_release(&s->stop, 1);
+    eventfd_write(s->push_fd, 1); /* a push that has not begun has to see the end too */
+    return rc;
+}
+
+/* How long to wait for a request before the next run of the push may go; negative: for ever. */
+static const struct timespec *patience(struct vm_source *s, bool pushing, struct timespec *wait)
+{
+    uint64_t delay = pushing ? vm_limiter_delay(&s->limiter, vm_now_ns()) : 0;
+
+    *wait = (struct timespec){(time_t)(delay / 1000000000u), (long)(delay % 1000000000u)};
+    return pushing ? wait : NULL;
+}
+
+int vm_source_both(struct vm_source *s, struct vm_error *err)
+{
+    struct requests q = {.s = s, .named = -1};
+    struct pollfd p = {.fd = s->return_fd, .events = POLLIN};
+    bool left = true;
+    int rc = 0;
+
+    while (rc >= 0 && !vm_get_acquire(&s->stop)) {
+        bool pushing = q.push && left;
+        struct timespec wait;
+        int ready = ppoll(&p, 1, patience(s, pushing, &wait), NULL);
+
+        if (ready < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
+            return vm_fail_errno(err, "poll of the return path", 0);
+        }
+        if (p.revents) {
+            rc = read_requests(&q, err);
+        } else if (pushing) {
+            rc = vm_push_one_run(s, err);
+            left = rc != 0;
+            rc = left || rc < 0 ? rc : vm_push_complete(s, err);
+        }
+    }
+    return rc < 0 ? -1 : 0;
+}

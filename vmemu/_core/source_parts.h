@@ -1,0 +1,33 @@
+/* What the parts of the source share: pre-copy, push, requests. Not for others. */
+#ifndef VM_SOURCE_PARTS_H
+#define VM_SOURCE_PARTS_H
+
+#include "source.h"
+#include "wire.h"
+
+/* length is a multiple of 64 */
+bool vm_bytes_are_zero(const uint8_t *bytes, uint64_t length);
+
+static inline bool vm_page_is_zero(const struct vm_image *image, uint64_t page)
+{
+    return vm_bytes_are_zero(image->data + (page << image->page_shift), UINT64_C(1)
+                                                                            << image->page_shift);
+}
+
+/* The peer closing its end is how a destination that is done, or dies, looks from here: it sets
+ * s->stop and is no failure. */
+int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const void *payload,
+                   struct vm_error *err);
+
+/* Send host pages of a block in post-copy, all of them zeros or none. */
+int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
+                       bool zero, unsigned flags, struct vm_error *err);
+
+/* The background push, a run at a time: 1 when one was sent, 0 when nothing is left, -1 on failure.
+ */
+int vm_push_one_run(struct vm_source *s, struct vm_error *err);
+int vm_push_complete(struct vm_source *s, struct vm_error *err);
+
+enum { VM_CURSOR_SHIFT = 40 }; /* 2^40 pages a block, 2^24 blocks */
+
+#endif

@@ -215,7 +215,13 @@ class Migration:
             self._source.start()
         finally:
             source_ends.close()
-        incoming = IncomingPostcopy(memory, self._ends, self.scenario.guest.vcpus, self._bell)
+        incoming = IncomingPostcopy(
+            memory,
+            self._ends,
+            self.scenario.guest.vcpus,
+            self._bell,
+            fault_threads=self.scenario.migration.postcopy.fault_threads,
+        )
         self.run_state.incoming = incoming
         incoming.advise(unpack_summary(self._receive(Message.HELLO)))
 

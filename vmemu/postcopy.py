@@ -65,7 +65,15 @@ class IncomingPostcopy:
     themselves. ``bell`` rings when the last page is placed and when one of the two threads ends.
     """
 
-    def __init__(self, memory: MemoryManager, ends: ChannelEnds, vcpus: int, bell: Bell) -> None:
+    def __init__(
+        self,
+        memory: MemoryManager,
+        ends: ChannelEnds,
+        vcpus: int,
+        bell: Bell,
+        *,
+        fault_threads: int = 1,
+    ) -> None:
         self.state = PostcopyState.NONE
         self.memory = memory
         self.uffd: Userfaultfd | None = None
@@ -73,7 +81,8 @@ class IncomingPostcopy:
         self._ends = ends
         self._bell = bell
         self._quit = Bell()
-        self._incoming = core.ffi.new("struct vm_incoming *")
+        self._incoming = core.ffi.gc(core.ffi.new("struct vm_incoming *"), _release)
+        self._incoming.fault_threads = fault_threads
         self._vcpu_tid = core.ffi.new("uint32_t[]", vcpus)
         self._vcpu_faults = core.ffi.new("uint64_t[]", vcpus)
         self._vcpus = vcpus
@@ -168,7 +177,8 @@ class IncomingPostcopy:
         self.uffd.require(self._needed_features())
         self.memory.register(self.uffd)
         self._incoming.uffd = self.uffd.fd
-        self._start("fault", core.lib.vm_fault_loop)
+        for index in range(self._incoming.fault_threads):
+            self._start(f"fault{index}", core.lib.vm_fault_loop, index)
         self.state = PostcopyState.LISTENING
 
     def _settle(self) -> None:
@@ -285,11 +295,16 @@ class IncomingPostcopy:
         incoming.vcpu_faults = self._vcpu_faults
         incoming.vcpus = self._vcpus
 
-    def _start(self, name: str, loop: Any) -> CThread:
-        thread = CThread(name, lambda: core.call(loop, self._incoming), self._bell)
+    def _start(self, name: str, loop: Any, *arguments: int) -> CThread:
+        thread = CThread(name, lambda: core.call(loop, self._incoming, *arguments), self._bell)
         self._threads.append(thread)
         thread.start()
         return thread
+
+
+def _release(incoming: Any) -> None:
+    for stages in (incoming.stages_main, incoming.stages_urgent):
+        core.lib.vm_stages_release(core.ffi.addressof(stages))
 
 
 def _wanted_features() -> Feature:

@@ -1,7 +1,7 @@
 """The messages between source and destination: one table that both ends use and the C core is
 checked against.
 
-Every message in either direction is a header of 24 bytes, little-endian, then ``length`` bytes of
+Every message in either direction is a header of 40 bytes, little-endian, then ``length`` bytes of
 payload::
 
     byte  0  u16 type      Message
@@ -10,6 +10,8 @@ payload::
           8  u64 offset    first byte in the block, whole host pages
          16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
          20  u32 length    bytes that follow
+         24  u64 queued    when the source read the request that this answers, ns, or 0
+         32  u64 sent      when it began to send the answer, ns, or 0
 
 HELLO, ADVISE, FLIP and FAILED carry JSON or text, DISCARD ranges; a request carries a block's
 name, once, until another block is meant. Page messages and requests are only ever handled in C
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple
 from vmemu.errors import ProtocolError
 
 VERSION = 2
-HEADER = struct.Struct("<HHIQII")
+HEADER = struct.Struct("<HHIQIIQQ")
 FLAG_URGENT = 1
 MAX_CONTROL_PAYLOAD = 1 << 20
 """The longest JSON that an end accepts, in bytes."""
@@ -67,9 +69,11 @@ class Header(NamedTuple):
     offset: int = 0
     pages: int = 0
     length: int = 0
+    queued_ns: int = 0
+    sent_ns: int = 0
 
     def pack(self) -> bytes:
-        """The 24 bytes."""
+        """The bytes."""
         return HEADER.pack(*self)
 
     @property

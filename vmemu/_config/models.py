@@ -403,6 +403,9 @@ class Postcopy(Section):
         serialization_alias="bandwidth_bytes_per_second",
         description="Limit of the background push; requests are never held back by it.",
     )
+    fault_threads: Whole = Field(
+        default=1, ge=1, le=64, description="Threads that read userfaultfd, for many vCPUs."
+    )
 
 
 class Precopy(Section):

@@ -1,5 +1,5 @@
 /*
- * The fault thread. What the kernel gives and what can race:
+ * The fault threads. What the kernel gives and what can race:
  *
  *  - A fault is queued before its page table entry is looked at again, and a placed page wakes its
  * waiters after the entry is set; so a waiter is either woken or sees the page, and a message may
@@ -12,100 +12,31 @@
  *  - With an urgent channel this thread both asks and receives. It must never stop in a write to
  * the return path while the source stops in a write to the urgent channel; so requests that find no
  * room are kept, and while any is kept no further fault is read.
+ *  - Several fault threads may read one userfaultfd: each message is given to one of them, and all
+ * may be woken for it. Only the first owns the urgent channel.
+ *  - A client process has a mapping of its own on a shared block and a userfaultfd of its own. A
+ * page that is placed here is there for it too, but its waiters wait on its userfaultfd and are
+ * woken there.
  */
 #include <errno.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "asking.h"
 #include "incoming.h"
 #include "receiver.h"
 #include "uffd_abi.h"
 #include "util.h"
 
-enum { MESSAGES_AT_ONCE = 64 };
-
-struct request {
-    uint32_t block;
-    uint64_t page;
-};
-
 struct fault_thread {
     struct vm_incoming *in;
-    struct vm_receiver *urgent; /* NULL without preempt */
-    int64_t named;              /* the block that the last request named, or -1 */
-    unsigned kept;              /* requests that wait for room, in the order of their faults */
-    struct request keep[MESSAGES_AT_ONCE];
+    struct vm_receiver *urgent; /* NULL without preempt, and in all but the first thread */
+    struct vm_asking asking;
+    struct pollfd *polled;
 };
-
-/* 1 when sent, 0 when there is no room now, -1 on failure. A message is below PIPE_BUF: whole or
- * not at all. */
-static int send_request(struct fault_thread *t, struct request q, struct vm_error *err)
-{
-    const struct vm_block *block = &t->in->ram->block[q.block];
-    struct {
-        struct vm_header header;
-        char name[VM_NAME_MAX + 1];
-    } message = {.header = {
-                     .type = VM_MSG_REQ_PAGES,
-                     .block = q.block,
-                     .offset = q.page << block->page_shift,
-                     .pages = 1,
-                 }};
-
-    if (t->named != q.block) {
-        message.header.type = VM_MSG_REQ_PAGES_ID;
-        message.header.length = block->name_length;
-        memcpy(message.name, block->name, block->name_length);
-    }
-    while (write(t->in->return_fd, &message, sizeof(message.header) + message.header.length) < 0) {
-        if (errno == EAGAIN) {
-            return 0;
-        }
-        if (errno == EPIPE) {
-            return vm_fail_gone(err, "return path",
-                                "the source closed it while pages were missing");
-        }
-        if (errno != EINTR) {
-            return vm_fail_errno(err, "return path", 0);
-        }
-    }
-    t->named = q.block;
-    vm_add(&t->in->stats.requests, 1);
-    return 1;
-}
-
-static int request_or_keep(struct fault_thread *t, struct request q, struct vm_error *err)
-{
-    int sent = t->kept ? 0 : send_request(t, q, err);
-
-    if (sent == 0) {
-        t->keep[t->kept++] = q;
-        vm_add(&t->in->stats.deferred, 1);
-    }
-    return sent < 0 ? -1 : 0;
-}
-
-static int send_kept(struct fault_thread *t, struct vm_error *err)
-{
-    unsigned sent = 0;
-
-    while (sent < t->kept) {
-        int rc = send_request(t, t->keep[sent], err);
-
-        if (rc < 0) {
-            return -1;
-        }
-        if (rc == 0) {
-            break;
-        }
-        sent++;
-    }
-    t->kept -= sent;
-    memmove(t->keep, t->keep + sent, t->kept * sizeof(t->keep[0]));
-    return 0;
-}
 
 static void count_for_vcpu(struct vm_incoming *in, uint32_t tid)
 {
@@ -119,39 +50,85 @@ static void count_for_vcpu(struct vm_incoming *in, uint32_t tid)
     }
 }
 
-static int handle_fault(struct fault_thread *t, uint64_t address, uint32_t tid,
-                        struct vm_error *err)
+/* Where an address of the guest, or of a client's mapping, lies in the blocks; false: nowhere. */
+static bool locate(const struct vm_incoming *in, const struct vm_client *client, uint64_t address,
+                   struct vm_request *q)
+{
+    uint64_t offset;
+
+    if (client) {
+        q->block = client->block;
+        offset = address - client->base;
+        if (offset >= client->size) {
+            return false;
+        }
+    } else {
+        int64_t found = vm_ram_find(in->ram, address);
+
+        if (found < 0) {
+            return false;
+        }
+        q->block = (uint32_t)found;
+        offset = address - in->ram->block[found].host;
+    }
+    q->page = offset >> in->ram->block[q->block].page_shift;
+    return true;
+}
+
+/* The page has come since the fault was queued: whoever waits for it, here or in the client, goes
+ * on. */
+static int wake(struct vm_incoming *in, const struct vm_client *client, struct vm_request q,
+                struct vm_error *err)
+{
+    const struct vm_block *block = &in->ram->block[q.block];
+    uint64_t offset = q.page << block->page_shift, length = UINT64_C(1) << block->page_shift;
+
+    if (client) {
+        vm_clients_wake(in, q.block, offset, length);
+        return 0;
+    }
+    return vm_uffd_wake(in->uffd, block->host + offset, length, err);
+}
+
+static int handle_fault(struct fault_thread *t, const struct vm_client *client,
+                        const struct uffd_msg *m, struct vm_error *err)
 {
     struct vm_incoming *in = t->in;
-    int64_t found = vm_ram_find(in->ram, address);
     struct vm_block *block;
-    struct request q;
+    struct vm_request q;
 
-    if (found < 0) {
+    if (!locate(in, client, m->arg.pagefault.address, &q)) {
         vm_add(&in->stats.foreign, 1);
         return 0;
     }
     vm_add(&in->stats.messages, 1);
-    count_for_vcpu(in, tid); /* before the page can come, so that the vCPU finds it counted */
-    block = &in->ram->block[found];
-    q.block = (uint32_t)found;
-    q.page = (address - block->host) >> block->page_shift;
+    if (client) {
+        vm_add(&in->stats.of_clients, 1);
+    } else {
+        /* Before the page can come, so that the vCPU finds its fault counted. */
+        count_for_vcpu(in, m->arg.pagefault.ptid);
+    }
+    block = &in->ram->block[q.block];
     if (vm_bit_test(block->received, q.page)) {
         vm_add(&in->stats.late, 1);
-        return vm_uffd_wake(in->uffd, block->host + (q.page << block->page_shift),
-                            UINT64_C(1) << block->page_shift, err);
+        return wake(in, client, q, err);
     }
     if (vm_bit_test_and_set(block->requested, q.page)) {
         vm_add(&in->stats.shared, 1);
-        return 0;
+        /* It may have come between the two looks, when nobody knew yet that a client waits for it.
+         */
+        return client && vm_bit_test(block->received, q.page) ? wake(in, client, q, err) : 0;
     }
-    return request_or_keep(t, q, err);
+    block->ask[q.page].ns = vm_now_ns();
+    block->ask[q.page].tid = m->arg.pagefault.ptid;
+    return vm_ask(&t->asking, q, err);
 }
 
-static int read_faults(struct fault_thread *t, struct vm_error *err)
+static int read_faults(struct fault_thread *t, const struct vm_client *client, struct vm_error *err)
 {
-    struct uffd_msg message[MESSAGES_AT_ONCE];
-    ssize_t got = read(t->in->uffd, message, sizeof(message));
+    struct uffd_msg message[VM_ASK_AT_ONCE];
+    size_t room = VM_ASK_AT_ONCE - t->asking.kept;
+    ssize_t got = read(client ? client->uffd : t->in->uffd, message, room * sizeof(message[0]));
 
     if (got < 0) {
         if (errno == EAGAIN || errno == EINTR) {
@@ -167,78 +144,135 @@ static int read_faults(struct fault_thread *t, struct vm_error *err)
     for (size_t i = 0; i < (size_t)got / sizeof(message[0]); i++) {
         if (message[i].event != UFFD_EVENT_PAGEFAULT) {
             vm_add(&t->in->stats.foreign, 1);
-        } else if (handle_fault(t, message[i].arg.pagefault.address, message[i].arg.pagefault.ptid,
-                                err) < 0) {
+        } else if (handle_fault(t, client, &message[i], err) < 0) {
             return -1;
         }
     }
     return 0;
 }
 
-enum { POLL_QUIT, POLL_UFFD, POLL_URGENT, POLL_RETURN, POLL_COUNT };
+/* The clients' userfaultfds follow in the order of in->client. */
+enum { POLL_QUIT, POLL_URGENT, POLL_RETURN, POLL_UFFD, POLL_CLIENTS };
 
-/* A descriptor of -1 is passed over by poll: that is how a channel is left out of a round. */
-static int handle_round(struct fault_thread *t, struct pollfd *p, struct vm_error *err)
+static int receive_urgent(struct fault_thread *t, struct vm_error *err)
 {
-    if (p[POLL_URGENT].revents) {
-        int rc = vm_receiver_step(t->urgent, err);
+    int rc = vm_receiver_step(t->urgent, err);
 
-        if (rc < 0) {
-            return -1;
-        }
-        if (rc == VM_RECEIVED_COMPLETE) {
-            p[POLL_URGENT].fd = -1; /* the source has sent its last urgent page */
-        }
+    if (rc == VM_RECEIVED_COMPLETE) {
+        t->polled[POLL_URGENT].fd = -1; /* the source has sent its last urgent page */
     }
-    if (p[POLL_RETURN].revents && send_kept(t, err) < 0) {
+    return rc < 0 ? -1 : 0;
+}
+
+static int handle_round(struct fault_thread *t, struct vm_error *err)
+{
+    struct pollfd *p = t->polled;
+
+    if (p[POLL_URGENT].revents && receive_urgent(t, err) < 0) {
         return -1;
     }
-    return p[POLL_UFFD].revents ? read_faults(t, err) : 0;
+    if (p[POLL_RETURN].revents && vm_ask_kept(&t->asking, err) < 0) {
+        return -1;
+    }
+    if (p[POLL_UFFD].revents && read_faults(t, NULL, err) < 0) {
+        return -1;
+    }
+    for (uint32_t i = 0; i < t->in->clients; i++) {
+        struct pollfd *of_client = &p[POLL_CLIENTS + i];
+
+        if (of_client->revents & (POLLERR | POLLHUP | POLLNVAL)) {
+            of_client->fd = -1; /* the client has ended */
+        } else if (of_client->revents && t->asking.kept < VM_ASK_AT_ONCE &&
+                   read_faults(t, &t->in->client[i], err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* A negative descriptor is passed over by poll: no further fault is read while a request is kept.
+ */
+static void choose_polled(struct fault_thread *t)
+{
+    bool kept = t->asking.kept > 0;
+
+    t->polled[POLL_UFFD].fd = kept ? -1 : t->in->uffd;
+    t->polled[POLL_RETURN].fd = kept ? t->in->return_fd : -1;
+    for (uint32_t i = 0; i < t->in->clients; i++) {
+        t->polled[POLL_CLIENTS + i].events = kept ? 0 : POLLIN;
+    }
 }
 
 static int serve_faults(struct fault_thread *t, struct vm_error *err)
 {
-    struct vm_incoming *in = t->in;
-    struct pollfd p[POLL_COUNT] = {
-        [POLL_QUIT] = {.fd = in->quit_fd, .events = POLLIN},
-        [POLL_UFFD] = {.events = POLLIN},
-        [POLL_URGENT] = {.fd = in->urgent_fd, .events = POLLIN},
-        [POLL_RETURN] = {.events = POLLOUT},
-    };
-
+    t->polled[POLL_QUIT] = (struct pollfd){.fd = t->in->quit_fd, .events = POLLIN};
+    t->polled[POLL_URGENT] =
+        (struct pollfd){.fd = t->urgent ? t->urgent->fd : -1, .events = POLLIN};
+    t->polled[POLL_RETURN].events = POLLOUT;
+    t->polled[POLL_UFFD].events = POLLIN;
+    for (uint32_t i = 0; i < t->in->clients; i++) {
+        t->polled[POLL_CLIENTS + i].fd = t->in->client[i].uffd;
+    }
     for (;;) {
-        p[POLL_UFFD].fd = t->kept ? -1 : in->uffd;
-        p[POLL_RETURN].fd = t->kept ? in->return_fd : -1;
-        if (poll(p, POLL_COUNT, -1) < 0) {
+        choose_polled(t);
+        if (poll(t->polled, POLL_CLIENTS + t->in->clients, -1) < 0) {
             if (errno == EINTR) {
                 continue;
             }
             return vm_fail_errno(err, "poll of the fault thread", 0);
         }
-        if (p[POLL_QUIT].revents) {
+        if (t->polled[POLL_QUIT].revents) {
             return 0;
         }
-        if (handle_round(t, p, err) < 0) {
+        if (handle_round(t, err) < 0) {
             return -1;
         }
     }
 }
 
-int vm_fault_loop(struct vm_incoming *in, struct vm_error *err)
+static int serve_with_urgent(struct fault_thread *t, struct vm_error *err)
 {
     struct vm_receiver receiver;
-    struct fault_thread thread = {.in = in, .named = -1};
     int rc;
 
-    if (in->urgent_fd < 0) {
-        return serve_faults(&thread, err);
-    }
-    if (vm_receiver_create(&receiver, in, in->urgent_fd, "urgent channel", 1, &in->placed_urgent,
-                           err) < 0) {
+    if (vm_receiver_create(&receiver, t->in, t->in->urgent_fd, "urgent channel", 1,
+                           &t->in->placed_urgent, &t->in->stages_urgent, err) < 0) {
         return -1;
     }
-    thread.urgent = &receiver;
-    rc = serve_faults(&thread, err);
+    t->urgent = &receiver;
+    rc = serve_faults(t, err);
     vm_receiver_destroy(&receiver);
     return rc;
+}
+
+int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err)
+{
+    struct fault_thread thread = {
+        .in = in,
+        .asking = {.in = in, .named = -1, .always_name = in->fault_threads > 1},
+        .polled = calloc(POLL_CLIENTS + in->clients, sizeof(struct pollfd)),
+    };
+    int rc;
+
+    if (!thread.polled) {
+        errno = ENOMEM;
+        return vm_fail_errno(err, "memory for the fault thread", 0);
+    }
+    rc = index == 0 && in->urgent_fd >= 0 ? serve_with_urgent(&thread, err)
+                                          : serve_faults(&thread, err);
+    free(thread.polled);
+    return rc;
+}
+
+void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, uint64_t length)
+{
+    struct vm_error ignored; /* a client that has ended needs no waking */
+
+    for (uint32_t i = 0; i < in->clients; i++) {
+        const struct vm_client *client = &in->client[i];
+
+        if (client->block == block && offset < client->size) {
+            vm_uffd_wake(client->uffd, client->base + offset, length, &ignored);
+        }
+    }
 }

@@ -18,13 +18,40 @@
 #include "wire.h"
 
 struct vm_fault_stats {
-    uint64_t messages; /* page faults read from userfaultfd */
-    uint64_t requests; /* sent to the source: one a page */
-    uint64_t shared;   /* faults on a page that was asked for already */
-    uint64_t late;     /* faults on a page that had arrived meanwhile; woken */
-    uint64_t spurious; /* poll said there was something and there was nothing */
-    uint64_t foreign;  /* events that are no page fault, faults outside every block */
-    uint64_t deferred; /* requests that had to wait for room in the return path */
+    uint64_t messages;   /* page faults read from userfaultfd */
+    uint64_t requests;   /* sent to the source: one a page */
+    uint64_t shared;     /* faults on a page that was asked for already */
+    uint64_t late;       /* faults on a page that had arrived meanwhile; woken */
+    uint64_t spurious;   /* poll said there was something and there was nothing */
+    uint64_t foreign;    /* events that are no page fault, faults outside every block */
+    uint64_t of_clients; /* among messages: of client processes */
+    uint64_t deferred;   /* requests that had to wait for room in the return path */
+};
+
+/* The way of a page that was asked for; times are CLOCK_MONOTONIC, the same for all processes. */
+struct vm_stage_record {
+    uint64_t asked_ns;   /* the fault thread has read the fault */
+    uint64_t queued_ns;  /* the source has read the request */
+    uint64_t sent_ns;    /* the source begins to send the page */
+    uint64_t arrived_ns; /* all of it is here */
+    uint64_t placed_ns;  /* it is placed, and whoever waits is woken */
+    uint64_t page;
+    uint32_t block;
+    uint32_t tid; /* who faulted first */
+};
+
+/* Written by one thread, read when it has ended. Without memory records are left out, and counted.
+ */
+struct vm_stages {
+    struct vm_stage_record *record; /* owned */
+    uint64_t count, capacity, lost;
+};
+
+/* Another process that has mapped a shared block and handed its userfaultfd over. */
+struct vm_client {
+    int uffd;
+    uint32_t block;
+    uint64_t base, size; /* its mapping of the block, from the block's start */
 };
 
 struct vm_incoming {
@@ -39,8 +66,12 @@ struct vm_incoming {
     uint32_t vcpus;
     uint32_t *vcpu_tid;
     uint64_t *vcpu_faults;
+    uint32_t fault_threads;
+    uint32_t clients;
+    struct vm_client *client;
     struct vm_fault_stats stats;
     struct vm_place_stats placed_main, placed_urgent;
+    struct vm_stages stages_main, stages_urgent;
     uint64_t bytes_received;  /* payload, on both channels */
     struct vm_header control; /* the message that ended vm_precopy_receive, its payload unread */
     uint64_t messages;        /* of pre-copy; a source that is alive sends some all the time */
@@ -48,9 +79,13 @@ struct vm_incoming {
 };
 
 /* 0 when told to quit, -1 on failure. */
-int vm_fault_loop(struct vm_incoming *in, struct vm_error *err);
+int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err);
 /* 0 when the source said that all is sent or when told to quit, -1 on failure. */
 int vm_listen_loop(struct vm_incoming *in, struct vm_error *err);
+
+/* Pages of a block were placed: wake who waits for them in client processes. */
+void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, uint64_t length);
+void vm_stages_release(struct vm_stages *stages);
 
 /*
  * Pre-copy: read pages from the main channel straight into memory that is not registered yet, until

@@ -36,8 +36,8 @@ int vm_listen_loop(struct vm_incoming *in, struct vm_error *err)
     struct vm_receiver receiver;
     int rc;
 
-    if (vm_receiver_create(&receiver, in, in->main_fd, "main channel", 0, &in->placed_main, err) <
-        0) {
+    if (vm_receiver_create(&receiver, in, in->main_fd, "main channel", 0, &in->placed_main,
+                           &in->stages_main, err) < 0) {
         return -1;
     }
     rc = listen_until_complete(&receiver, err);

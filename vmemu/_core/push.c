@@ -112,5 +112,6 @@ int vm_source_push(struct vm_source *s, struct vm_error *err)
     while (rc == 1 && !held_back(s)) {
         rc = vm_push_one_run(s, err);
     }
-    return rc < 0 ? -1 : vm_push_complete(s, err);
+    /* Stopped half-way, it is not complete: whoever stopped it says what is to be said. */
+    return rc == 0 ? vm_push_complete(s, err) : rc < 0 ? -1 : 0;
 }

@@ -35,6 +35,7 @@ void vm_ram_destroy(struct vm_ram *ram)
     for (uint32_t i = 0; i < ram->count; i++) {
         free(ram->block[i].received);
         free(ram->block[i].requested);
+        free(ram->block[i].ask);
         free(ram->block[i].precopied);
         free(ram->block[i].precopied_zero);
     }
@@ -57,10 +58,13 @@ int vm_ram_set(struct vm_ram *ram, uint32_t index, const char *name, uint64_t ho
     memcpy(block->name, name, length);
     block->received = bitmap_create(block->pages);
     block->requested = bitmap_create(block->pages);
+    block->ask = calloc(block->pages, sizeof(*block->ask));
     block->precopied = bitmap_create(size >> VM_PAGE_SHIFT);
     block->precopied_zero = bitmap_create(size >> VM_PAGE_SHIFT);
-    return block->received && block->requested && block->precopied && block->precopied_zero ? 0
-                                                                                            : -1;
+    return block->received && block->requested && block->ask && block->precopied &&
+                   block->precopied_zero
+               ? 0
+               : -1;
 }
 
 void vm_ram_seal(struct vm_ram *ram)

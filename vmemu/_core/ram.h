@@ -18,6 +18,12 @@ struct vm_arrivals {
     uint64_t zero;
 };
 
+/* Who asked for a page first, and when its fault was read. */
+struct vm_ask {
+    uint64_t ns; /* CLOCK_MONOTONIC */
+    uint32_t tid;
+};
+
 struct vm_block {
     uint64_t host; /* address of the mapping */
     uint64_t size; /* bytes, whole host pages */
@@ -26,6 +32,7 @@ struct vm_block {
     bool hugetlb;
     uint64_t *received;  /* a bit a host page: it is placed */
     uint64_t *requested; /* a bit a host page: it was asked for */
+    struct vm_ask *ask;  /* a host page each; of the pages that were asked for */
     /* Pre-copy, a bit a target page: it came before the flip and was not discarded; as zeros. */
     uint64_t *precopied;
     uint64_t *precopied_zero;

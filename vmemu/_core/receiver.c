@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -24,7 +25,8 @@ static uint64_t largest_page(const struct vm_ram *ram)
 }
 
 int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name,
-                       int eager, struct vm_place_stats *stats, struct vm_error *err)
+                       int eager, struct vm_place_stats *stats, struct vm_stages *stages,
+                       struct vm_error *err)
 {
     uint64_t page = largest_page(in->ram);
     uint64_t payload = page > VM_RUN_BYTES ? page : VM_RUN_BYTES;
@@ -34,6 +36,7 @@ int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, co
     r->fd = fd;
     r->name = name;
     r->stats = stats;
+    r->stages = stages;
     r->eager = eager ? HEADER + page : HEADER;
     /* One page before the payload holds its header, one behind it the header that follows. */
     r->map_length = payload + 2 * BASE_PAGE;
@@ -143,6 +146,44 @@ static void count_arrival(struct vm_block *block, const struct vm_header *h, uin
     }
 }
 
+/* A run that answers a request is one page. */
+static void record_stages(struct vm_receiver *r, const struct vm_header *h, uint64_t arrived_ns,
+                          uint64_t placed_ns)
+{
+    const struct vm_block *block = &r->in->ram->block[h->block];
+    struct vm_stages *s = r->stages;
+    uint64_t page = h->offset >> block->page_shift;
+
+    if (s->count == s->capacity) {
+        uint64_t capacity = s->capacity ? 2 * s->capacity : 1024;
+        void *grown = realloc(s->record, capacity * sizeof(*s->record));
+
+        if (!grown) {
+            s->lost++;
+            return;
+        }
+        s->record = grown;
+        s->capacity = capacity;
+    }
+    s->record[s->count++] = (struct vm_stage_record){
+        .asked_ns = vm_get(&block->ask[page].ns),
+        .queued_ns = h->queued_ns,
+        .sent_ns = h->sent_ns,
+        .arrived_ns = arrived_ns,
+        .placed_ns = placed_ns,
+        .page = page,
+        .block = h->block,
+        .tid = vm_get(&block->ask[page].tid),
+    };
+}
+
+void vm_stages_release(struct vm_stages *stages)
+{
+    free(stages->record);
+    stages->record = NULL;
+    stages->count = stages->capacity = 0;
+}
+
 static int place_pages(struct vm_receiver *r, const struct vm_header *h, const uint8_t *payload,
                        struct vm_error *err)
 {
@@ -150,7 +191,7 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
     struct vm_block *block = &in->ram->block[h->block];
     uint64_t page_size = UINT64_C(1) << block->page_shift;
     uint64_t host = block->host + h->offset;
-    uint64_t fresh;
+    uint64_t arrived_ns = vm_now_ns(), placed_ns, fresh;
     int rc;
 
     if (h->type == VM_MSG_ZERO) {
@@ -162,8 +203,14 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
         /* The mapping is gone only when somebody is giving it all back. */
         return rc < 0 ? -1 : vm_fail_errno(err, "placing pages in a mapping that is gone", host);
     }
+    placed_ns = vm_now_ns();
     fresh = vm_ram_mark_received(block, h->offset >> block->page_shift, h->pages);
     count_arrival(block, h, fresh);
+    if (h->flags & VM_FLAG_URGENT) {
+        record_stages(r, h, arrived_ns, placed_ns);
+    }
+    /* After the bits: a client that looks at them later finds the page by itself. */
+    vm_clients_wake(in, h->block, h->offset, (uint64_t)h->pages * page_size);
     vm_add(&in->bytes_received, h->length);
     if (vm_ram_count_received(in->ram, fresh)) {
         eventfd_write(in->bell_fd, 1);

@@ -13,6 +13,7 @@ struct vm_receiver {
     int fd;
     const char *name; /* of the channel, for messages */
     struct vm_place_stats *stats;
+    struct vm_stages *stages;
     uint8_t *map; /* the staging area, owned */
     uint64_t map_length;
     uint8_t *start;    /* a header fits before the page-aligned payload: where a message begins */
@@ -28,7 +29,8 @@ enum vm_received { VM_RECEIVED_MORE = 0, VM_RECEIVED_COMPLETE = 1 };
 /* eager: read a whole page with its header in one go (urgent channel), else the header first
  * (bulk). */
 int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name,
-                       int eager, struct vm_place_stats *stats, struct vm_error *err);
+                       int eager, struct vm_place_stats *stats, struct vm_stages *stages,
+                       struct vm_error *err);
 void vm_receiver_destroy(struct vm_receiver *r);
 
 /* Call when fd is readable: one read, and every message that it completes. An enum vm_received, or

@@ -41,7 +41,7 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
     struct vm_source *s = q->s;
     uint32_t block = (uint32_t)q->named;
     struct vm_image *image = &s->image[block];
-    uint64_t first = h->offset >> image->page_shift;
+    uint64_t first = h->offset >> image->page_shift, queued_ns = vm_now_ns();
     int fd = s->urgent_fd >= 0 ? s->urgent_fd : s->main_fd;
 
     if (h->offset != first << image->page_shift || h->pages == 0 || first >= image->pages ||
@@ -51,7 +51,7 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
     vm_add(&s->requests, 1);
     for (uint64_t page = first; page < first + h->pages; page++) {
         if (!vm_bit_test_and_set(image->sent, page) &&
-            vm_source_send_run(s, fd, block, page, 1, vm_page_is_zero(image, page), VM_FLAG_URGENT,
+            vm_source_send_run(s, fd, block, page, 1, vm_page_is_zero(image, page), queued_ns,
                                err) < 0) {
             return -1;
         }

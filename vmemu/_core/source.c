@@ -91,21 +91,20 @@ int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const
 }
 
 int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
-                       bool zero, unsigned flags, struct vm_error *err)
+                       bool zero, uint64_t queued_ns, struct vm_error *err)
 {
     const struct vm_image *image = &s->image[block];
     struct vm_header h = {
         .type = zero ? VM_MSG_ZERO : VM_MSG_PAGES,
-        .flags = (uint16_t)flags,
+        .flags = queued_ns ? VM_FLAG_URGENT : 0,
         .block = block,
         .offset = first << image->page_shift,
         .pages = pages,
         .length = zero ? 0 : pages << image->page_shift,
+        .queued_ns = queued_ns,
+        .sent_ns = queued_ns ? vm_now_ns() : 0,
     };
 
-    vm_add(zero                     ? &s->pages_zero
-           : flags & VM_FLAG_URGENT ? &s->pages_urgent
-                                    : &s->pages_pushed,
-           pages);
+    vm_add(zero ? &s->pages_zero : queued_ns ? &s->pages_urgent : &s->pages_pushed, pages);
     return vm_source_send(s, fd, &h, image->data + h.offset, err);
 }

@@ -19,9 +19,10 @@ static inline bool vm_page_is_zero(const struct vm_image *image, uint64_t page)
 int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const void *payload,
                    struct vm_error *err);
 
-/* Send host pages of a block in post-copy, all of them zeros or none. */
+/* Send host pages of a block in post-copy, all of them zeros or none. queued_ns: when the request
+ * that they answer was read; 0: nobody asked. */
 int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
-                       bool zero, unsigned flags, struct vm_error *err);
+                       bool zero, uint64_t queued_ns, struct vm_error *err);
 
 /* The background push, a run at a time: 1 when one was sent, 0 when nothing is left, -1 on failure.
  */

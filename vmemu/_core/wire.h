@@ -8,6 +8,8 @@
  *         8  u64 offset    first byte in the block; whole host pages
  *        16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
  *        20  u32 length    bytes that follow
+ *        24  u64 queued    when the source read the request that this answers, CLOCK_MONOTONIC ns,
+ * or 0 32  u64 sent      when it began to send the answer, or 0
  */
 #ifndef VM_WIRE_H
 #define VM_WIRE_H
@@ -46,9 +48,11 @@ struct vm_header {
     uint64_t offset;
     uint32_t pages;
     uint32_t length;
+    uint64_t queued_ns;
+    uint64_t sent_ns;
 };
 
-_Static_assert(sizeof(struct vm_header) == 24, "the header has no padding");
+_Static_assert(sizeof(struct vm_header) == 40, "the header has no padding");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "headers are written as they lie in memory");
 

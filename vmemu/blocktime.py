@@ -11,6 +11,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+STAGE_DTYPE = np.dtype(
+    [
+        *((name, np.uint64) for name in ("asked_ns", "queued_ns", "sent_ns", "arrived_ns")),
+        *((name, np.uint64) for name in ("placed_ns", "page")),
+        ("block", np.uint32),
+        ("tid", np.uint32),
+    ]
+)
+"""The way of a requested page as ``struct vm_stage_record`` has it; times of CLOCK_MONOTONIC."""
+STAGES = {
+    "request": ("asked_ns", "queued_ns"),
+    "queue": ("queued_ns", "sent_ns"),
+    "transfer": ("sent_ns", "arrived_ns"),
+    "place": ("arrived_ns", "placed_ns"),
+}
+"""From the fault thread to the source, waiting there, on the way, and being placed."""
+QEMU_BUCKETS = 24
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "p999": 0.999}
 
 
@@ -67,3 +84,27 @@ def overlapped(faults: Sequence[NDArray[np.void]]) -> int:
     order = np.argsort(times, kind="stable")
     times, stopped = times[order], np.cumsum(change[order])
     return int(np.diff(times)[stopped[:-1] == len(faults)].sum())
+
+
+def qemu_buckets(latency: NDArray[np.uint64]) -> list[int]:
+    """Counts in QEMU's 24 buckets: number N holds [2^N, 2^(N+1)) us.
+
+    What took less than 1 us is in the first, what took longer than the last one's in the last.
+    """
+    if len(latency) == 0:
+        return [0] * QEMU_BUCKETS
+    us = np.maximum(latency // 1000, 1)
+    index = np.minimum(np.log2(us.astype(np.float64)).astype(np.int64), QEMU_BUCKETS - 1)
+    return [int(count) for count in np.bincount(index, minlength=QEMU_BUCKETS)]
+
+
+def stages(records: NDArray[np.void]) -> dict[str, dict[str, int]]:
+    """How long each stage of a requested page took: a summary a stage."""
+    return {name: summary(records[end] - records[begin]) for name, (begin, end) in STAGES.items()}
+
+
+def of_others(records: NDArray[np.void], vcpu_threads: Sequence[int]) -> NDArray[np.uint64]:
+    """Latencies, from fault to placed, of pages that no vCPU had asked for first."""
+    others = records[~np.isin(records["tid"], np.array(vcpu_threads, np.uint32))]
+    result: NDArray[np.uint64] = others["placed_ns"] - others["asked_ns"]
+    return result

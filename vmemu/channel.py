@@ -8,6 +8,7 @@ messages before and after.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -88,6 +89,12 @@ def send_bytes(end: Connection, packed: bytes, what: str) -> None:
                 _ready(end, select.POLLOUT, None)
     except BrokenPipeError:
         raise PeerGone(f"{what} could not be sent: the other end is closed") from None
+
+
+def try_send(end: Connection, message: Message, pages: int = 0) -> None:
+    """Send a control message if there is room for it at once and somebody reads; else leave it."""
+    with contextlib.suppress(BrokenPipeError, BlockingIOError):
+        os.write(end.fileno(), pack(message, pages=pages))
 
 
 def receive(end: Connection, expected: Message, timeout_s: float | None = None) -> bytes:

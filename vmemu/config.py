@@ -46,7 +46,8 @@ from vmemu._config.models import (
     Window,
 )
 from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
-from vmemu.errors import ConfigError, Problem
+from vmemu.errors import ConfigError, Problem, VmemuError
+from vmemu.units import printable
 
 __all__ = [
     "Block",
@@ -74,6 +75,7 @@ __all__ = [
     "Wait",
     "Window",
     "load",
+    "split_override",
 ]
 
 
@@ -105,6 +107,7 @@ class Scenario(Section):
     on_unavailable: Unavailable = Field(
         default="fail",
         description="When the host lacks a resource: fail, skip the run, or wait for it.",
+        examples=["{wait: 30s}"],
     )
     limits: Limits = Field(default=Limits(), description="What ends a run that gets nowhere.")
 
@@ -130,16 +133,32 @@ class Scenario(Section):
 
         A field that the file leaves out gets the place of the nearest mapping around it.
         """
+        return ConfigError([Problem(*self._place(field), field, what, remedy)])
+
+    def place_of(self, field: str) -> str:
+        """Where a field stands, to lead a message: ``boot.yaml:4:11: blocks[1].size``."""
+        place = self._place(field)
+        where = f"{place.file}:{place.line}:{place.column}" if place.line else place.file
+        return f"{where}: {field}"
+
+    def located(self, error: VmemuError) -> VmemuError:
+        """``error`` at its place in the file, if it is about one of the blocks."""
+        for index, block in enumerate(self.blocks):
+            if block.name == error.block:
+                return error.at(self.place_of(f"blocks[{index}].{error.key}".rstrip(".")))
+        return error
+
+    def _place(self, field: str) -> yamlfile.Place:
         document = self._document
         if document is None:
-            return ConfigError([Problem(self.name, 0, 0, field, what, remedy)])
+            return yamlfile.Place(self.name, 0, 0)
         path: yamlfile.Path = ()
         for step in yamlfile.split_path(field):
             item = yamlfile.find_step(yamlfile.value_at(document.data, path), step)
             if item is None:
                 break
             path = (*path, item)
-        return ConfigError([Problem(*document.place(path), field, what, remedy)])
+        return document.place(path)
 
     def effective(self) -> dict[str, Any]:
         """The whole configuration with its defaults, fit for JSON.
@@ -152,12 +171,14 @@ class Scenario(Section):
 
 def load(
     path: str | os.PathLike[str],
-    overrides: Iterable[tuple[str, str]] = (),
+    overrides: Iterable[tuple[str, str | None]] = (),
     seed: int | None = None,
 ) -> Scenario:
     """The scenario in the file ``path``, with ``overrides`` and ``seed`` put in its place.
 
-    Each override is a dotted path and the YAML text of its new value: ``("guest.vcpus", "4")``.
+    Each override is a dotted path and the YAML text of its new value: ``("guest.vcpus", "4")``;
+    :func:`split_override` makes one of an argument of ``--set``. Relative paths in them start at
+    the scenario's directory, as those of the file do.
     Raises ConfigError with every problem of the file and the overrides; nothing else.
     """
     document = yamlfile.read(os.fspath(path))
@@ -170,7 +191,10 @@ def load(
             )
         raise ConfigError(document.problems)
     for dotted, text in overrides:
-        document.override(dotted, text)
+        if text is None:
+            document.problems.append(_no_override(dotted))
+        else:
+            document.override(dotted, text)
     if seed is not None:
         document.put(("seed",), seed, "--seed")
     scenario = _validated(document)
@@ -178,6 +202,13 @@ def load(
         raise ConfigError(document.problems)
     scenario._document = document
     return scenario
+
+
+def split_override(text: str) -> tuple[str, str | None]:
+    """The override in ``guest.vcpus=4``; for ``load`` to refuse, with all else that is wrong, when
+    it is none."""
+    path, equals, value = text.partition("=")
+    return (path, value) if equals and path else (text, None)
 
 
 def _validated(document: yamlfile.Document) -> Scenario | None:
@@ -189,8 +220,34 @@ def _validated(document: yamlfile.Document) -> Scenario | None:
         scenario = Scenario.model_validate(data, context=context)
     except ValidationError as error:
         document.problems += wording.problems(error, Scenario, document)
+        document.problems += _beyond_wrong_kinds(error, context, document, data)
     document.problems += [document.problem(*found) for found in across(data)]
     return scenario
+
+
+def _beyond_wrong_kinds(
+    error: ValidationError,
+    context: dict[str, Any],
+    document: yamlfile.Document,
+    data: dict[str, Any],
+) -> list[Problem]:
+    """What is wrong next to a misspelt ``kind``, which chooses the fields that are checked."""
+    guessed = wording.with_kinds_guessed(error, Scenario, data)
+    if guessed is None:
+        return []
+    try:
+        Scenario.model_validate(guessed, context=context)
+    except ValidationError as more:
+        further = wording.problems(more, Scenario, document)
+        # What a guessed kind lacks may be no mistake once the kind is right.
+        sure = [problem for problem in further if problem.what != wording.MISSING]
+        return [problem for problem in sure if problem not in document.problems]
+    return []
+
+
+def _no_override(text: str) -> Problem:
+    what = f"'{printable(text)}' is no path=value"
+    return Problem("--set", 0, 0, "", what, "write such as guest.vcpus=4")
 
 
 def _default_name(file: str) -> str:

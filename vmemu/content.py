@@ -40,18 +40,16 @@ def threshold(share: float) -> int:
     return ALL if share >= 1 else int(share * (1 << 64))
 
 
-def read_padded(path: str, size: int) -> Any:
-    """The file's bytes in C memory of ``size`` bytes, zeros behind them. Raises InputError."""
-    memory = core.ffi.new("uint8_t[]", size)
+def read_into(path: str, memory: Any) -> None:
+    """Read a file into a writable buffer. Raises InputError, also when the file is longer."""
     try:
         with open(path, "rb") as file:
-            file.readinto(core.ffi.buffer(memory))
+            file.readinto(memory)
             longer = file.read(1)
     except OSError as error:
         raise InputError(f"content file {path}: {error.strerror}") from None
     if longer:
-        raise InputError(f"content file {path} is longer than its block of {size} bytes")
-    return memory
+        raise InputError(f"content file {path} is longer than its block of {len(memory)} bytes")
 
 
 class ExpectedContent:
@@ -63,7 +61,9 @@ class ExpectedContent:
         for entry, block, spec in zip(self.table, blocks, specs, strict=True):
             fill_entry(entry, seed, block.name, block.page_shift, spec.zero_share)
             if spec.path is not None:
-                entry.file = self._keep(read_padded(spec.path, block.size))
+                memory = core.ffi.new("uint8_t[]", block.size)  # zeros behind the file's bytes
+                read_into(spec.path, core.ffi.buffer(memory))
+                entry.file = self._keep(memory)
 
     def _keep(self, memory: Any) -> Any:
         self._files.append(memory)

@@ -19,13 +19,36 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Self
 
 
 class VmemuError(Exception):
-    """Root of all errors raised on purpose."""
+    """Root of all errors raised on purpose.
+
+    An error about a RAM block names it in ``block``, and in ``key`` what of the block is to blame
+    (``path``, ``size``); both are empty otherwise. ``place`` says where that stands in the
+    scenario; whoever knows the scenario adds it, and the message then begins with it.
+    """
 
     exit_code = 1
     kind = "error"
+    block = ""
+    key = ""
+    place = ""
+
+    def about(self, block: str, key: str = "") -> Self:
+        """This error, of that block and key of it."""
+        self.block, self.key = block, key
+        return self
+
+    def at(self, place: str) -> Self:
+        """This error at ``place``, as ``Scenario.place_of`` gives it; a place that it has stays."""
+        self.place = self.place or place
+        return self
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{self.place}: {message}" if self.place else message
 
 
 class InputError(VmemuError):
@@ -67,9 +90,15 @@ class ConfigError(InputError):
 
 
 class TraceError(InputError):
-    """A recording or a native trace can't be read, or says what it can't mean."""
+    """A recording or a native trace can't be read, or says what it can't mean; ``remedy`` is what
+    would do, if that is known."""
 
     kind = "trace"
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what}; {remedy}" if remedy else what)
 
 
 class HostError(VmemuError):

@@ -5,8 +5,10 @@ Source: Documentation/admin-guide/mm/hugetlbpage.rst; figures from ``/sys/kernel
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +80,47 @@ def resize_command(page_size: int, pages: int) -> str:
     return f"echo {pages} > {_directory(page_size) / 'nr_hugepages'}"
 
 
-def mount_command(page_size: int, directory: str) -> str:
-    """The command that mounts a hugetlbfs of that page size."""
-    return f"mount -t hugetlbfs -o pagesize={page_size >> 10}K none {directory}"
+def mount_command(page_size: int) -> tuple[str, str]:
+    """(command, directory): mounts a hugetlbfs of that page size on a directory made for it.
+
+    Never on one that holds anything: a mount hides what lies below it.
+    """
+    directory = _new_directory(page_size)
+    options = f"pagesize={page_size >> 10}K"
+    return f"mkdir -p {directory} && mount -t hugetlbfs -o {options} none {directory}", directory
+
+
+def _new_directory(page_size: int) -> str:
+    base = f"/dev/hugepages-{format_size(page_size).removesuffix('iB')}"
+    for number in itertools.count(1):
+        directory = base if number == 1 else f"{base}-{number}"
+        if _free_to_mount_on(directory):
+            return directory
+    raise AssertionError("the names do not end")
+
+
+def _free_to_mount_on(directory: str) -> bool:
+    """Whether nothing is there, or an empty directory that nothing is mounted on."""
+    try:
+        return not os.listdir(directory) and not os.path.ismount(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def mount_for(page_size: int, size: int) -> str:
+    """Where a hugetlbfs of that page size is mounted that takes ``size`` more bytes from this
+    user; empty without one."""
+    for kind, mount in _mounts():
+        # A mount may lie hidden below a later one.
+        seen = kind == "hugetlbfs" and filesystem_of(mount) == (kind, mount)
+        if seen and os.access(mount, os.W_OK | os.X_OK):
+            room = os.statvfs(mount)
+            enough = not room.f_blocks or room.f_bavail * room.f_bsize >= size
+            if room.f_bsize == page_size and enough:
+                return mount
+    return ""
 
 
 def shortage(what: str, page_size: int, pages: int) -> HugepageShortage:
@@ -103,11 +143,17 @@ def filesystem_of(path: str) -> tuple[str, str]:
     """
     real = os.path.realpath(path)
     best = ("", "")
+    for kind, mount in _mounts():
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best[1]):
+            best = (kind, mount)
+    return best
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """(type, mount point) of every mount, in the order in which they were made."""
     # Names are any bytes, with blanks and backslashes in octal.
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         left, _, right = line.partition(" - ")
         mount = re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), left.split(" ")[4])
-        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best[1]):
-            best = (right.split()[0], mount)
-    return best
+        yield right.split()[0], mount

@@ -7,8 +7,10 @@ import errno
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from vmemu import hugepages
+from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.ramblock import RAMBlock, RAMList
 from vmemu.userfault import Ioctl, Userfaultfd
@@ -65,7 +67,8 @@ class MemoryManager:
         wanting = [block for block in self.blocks if block.hugetlb and block.page_size == page_size]
         names = ", ".join(block.name for block in wanting)
         who = f"block {names}" if len(wanting) == 1 else f"the VM (blocks {names})"
-        return hugepages.shortage(who, page_size, sum(block.pages for block in wanting))
+        pages = sum(block.pages for block in wanting)
+        return hugepages.shortage(who, page_size, pages).about(wanting[0].name, "size")
 
     def register(self, uffd: Userfaultfd) -> None:
         """Register every block for missing faults and check what can be done on it.
@@ -85,29 +88,23 @@ class MemoryManager:
                 names = ", ".join(f"UFFDIO_{ioctl.name}" for ioctl in missing)
                 raise HostError(
                     f"block {block.name}: no {names} on {block.backing.value} memory here"
-                )
+                ).about(block.name, "backing")
 
     def unregister(self) -> None:
         """Unregister all blocks: whoever waits for a page goes on with a fresh one. Safe to call
-        twice."""
-        while self._registered:
-            uffd, block = self._registered.pop()
-            uffd.unregister(block.address, block.size)
+        twice. One that fails does not keep the others registered."""
+        registered, self._registered = self._registered, []
+        run_all(partial(uffd.unregister, b.address, b.size) for uffd, b in registered)
 
     def unmap(self) -> None:
         """Give all memory back; safe to call twice."""
-        for block in self.blocks:
-            block.unmap()
-        self.blocks.index_addresses()
+        run_all([*(block.unmap for block in self.blocks), self.blocks.index_addresses])
 
     def __enter__(self) -> MemoryManager:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.unregister()
-        finally:
-            self.unmap()
+        run_all([self.unregister, self.unmap])
 
 
 def _register_error(block: RAMBlock, error: CoreError) -> HostError:
@@ -117,4 +114,4 @@ def _register_error(block: RAMBlock, error: CoreError) -> HostError:
         )
     else:
         why = str(error)
-    return HostError(f"block {block.name} can't be registered: {why}")
+    return HostError(f"block {block.name} can't be registered: {why}").about(block.name, "backing")

@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
+from vmemu.cleanup import run_all
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import HugepageShortage, MigrationError, PeerGone, VmemuError
+from vmemu.errors import HostError, MigrationError, PeerGone
 from vmemu.flip import Flip, unpack_flip
 from vmemu.guest_worker import Guest, GuestWorker, Waiting
 from vmemu.interrupts import Interrupts
@@ -145,22 +147,39 @@ class Migration:
         run.started_ns = time.monotonic_ns()
         with self._interrupts:
             try:
-                self._migrate()
-                run.status = "completed"
-            except HugepageShortage as error:
-                if self.scenario.on_unavailable != "skip":
-                    raise
-                run.status, run.error = "skipped", error
-            except KeyboardInterrupt as error:
-                run.status, run.error = "interrupted", error
-            except MigrationError as error:
-                run.status, run.error = "failed", self._explain(error)
-            finally:
-                with self._enter("cleanup"):
-                    self._give_back()
+                self._attempt()
+            except BaseException:
+                self._clean_up()
+                raise
+            self._note_cleanup(self._clean_up())
             if self._interrupts.take() and run.status == "completed":
                 run.status, run.error = "interrupted", KeyboardInterrupt()
         return run
+
+    def _attempt(self) -> None:
+        """Migrate; what ends it is noted in the run, but for errors of input and host."""
+        run = self.run_state
+        try:
+            self._migrate()
+            run.status = "completed"
+        except HostError as error:
+            if self.scenario.on_unavailable != "skip":
+                raise
+            run.status, run.error = "skipped", error
+        except KeyboardInterrupt as error:
+            run.status, run.error = "interrupted", error
+        except MigrationError as error:
+            run.status, run.error = "failed", self._explain(error)
+
+    def _note_cleanup(self, error: Exception | None) -> None:
+        """A failure to give something back must not hide what the run came to."""
+        run = self.run_state
+        if error is None:
+            return
+        if run.error is None:
+            run.status, run.error = "failed", error
+        else:
+            run.error.add_note(f"cleaning up failed as well: {error}")
 
     def _migrate(self) -> None:
         with self._enter("prepare"), self._interrupts.allowed():
@@ -436,37 +455,44 @@ class Migration:
                 return PeerGone(f"{ended} while it was needed ({error})")
         return error
 
-    def _give_back(self) -> None:
-        """Give everything back; Ctrl-C waits until it is done."""
+    def _clean_up(self) -> Exception | None:
+        """Give everything back; Ctrl-C waits until it is done. What failed, if anything did."""
         run = self.run_state
-        try:
-            self._stop_guest()
-            if run.incoming is not None:
-                run.incoming.end(failed=run.status != "completed")
-        finally:
-            if self._ends is not None:
-                self._ends.close()
-            if self._source is not None:
-                self._source.stop(PATIENCE_S if run.status == "completed" else 0.2)
-            self._unmap()
-            if self._bell is not None:
-                self._bell.close()
+        steps: list[Callable[[], object]] = [self._stop_guest]
+        if run.incoming is not None:
+            steps.append(partial(run.incoming.end, failed=run.status != "completed"))
+        elif self._ends is not None:
+            steps.append(self._ends.close)
+        if self._source is not None:
+            patience_s = PATIENCE_S if run.status == "completed" else 0.2
+            steps.append(partial(self._source.stop, patience_s))
+        steps.append(self._unmap)
+        if self._bell is not None:
+            steps.append(self._bell.close)
+        with self._enter("cleanup"):
+            try:
+                run_all(steps)
+            except Exception as error:
+                return error
+        return None
 
     def _stop_guest(self) -> None:
         """Released vCPUs see fresh pages instead of the guest's; they are told to stop before."""
         run = self.run_state
         for worker in run.workers:
             worker.stop()
-        if run.incoming is not None:
-            run.incoming.release()
-        for worker in run.workers:
-            worker.join(PATIENCE_S)
+        try:
+            if run.incoming is not None:
+                run.incoming.release()
+        finally:
+            for worker in run.workers:
+                worker.join(PATIENCE_S)
 
     def _unmap(self) -> None:
         run = self.run_state
         stuck = [worker for worker in run.workers if not worker.join(0)]
         if stuck:
             # Unmapping under a thread that still touches memory would kill the process.
-            raise VmemuError(f"{len(stuck)} vCPU threads do not end; their memory stays mapped")
+            raise MigrationError(f"{len(stuck)} vCPU threads do not end; their memory stays mapped")
         if run.memory is not None:
             run.memory.unmap()

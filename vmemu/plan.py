@@ -127,4 +127,8 @@ def _window(scenario: Scenario, window: Window, total: int) -> tuple[int, int]:
         except ValueError as error:
             what, _, remedy = str(error).partition("; ")
             raise scenario.error(f"guest.trace.window.{name}", what, remedy) from None
-    return resolved[0], resolved[1]
+    low, high = resolved
+    if low >= high:
+        what = f"the window from access {low} to {high} of {total} holds nothing"
+        raise scenario.error("guest.trace.window.stop", what, "give a stop above the start")
+    return low, high

@@ -20,12 +20,18 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vmemu import core
-from vmemu.channel import ChannelEnds, send
+from vmemu.blocktime import STAGE_DTYPE
+from vmemu.channel import ChannelEnds, send, try_send
+from vmemu.cleanup import run_all
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
 from vmemu.manager import MemoryManager
@@ -34,6 +40,8 @@ from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
 from vmemu.units import format_size
 from vmemu.userfault import Feature, Userfaultfd
 
+LAST_WORDS_S = 0.5
+"""How long the listen thread may take to read why the source has ended."""
 THREAD_PATIENCE_S = 5.0
 """How long a thread that was told to quit may take; it only has to leave one poll."""
 
@@ -87,12 +95,20 @@ class IncomingPostcopy:
         self._vcpu_faults = core.ffi.new("uint64_t[]", vcpus)
         self._vcpus = vcpus
         self._threads: list[CThread] = []
+        self._stuck: list[str] = []
         self.discards = Discards()
+        self.states: list[tuple[PostcopyState, int]] = []
 
     @property
     def blocks(self) -> RAMList:
         """The destination's blocks."""
         return self.memory.blocks
+
+    def _enter(self, state: PostcopyState) -> None:
+        """Go to a state; ``states`` remembers when (CLOCK_MONOTONIC, ns)."""
+        if state is not self.state:
+            self.state = state
+            self.states.append((state, time.monotonic_ns()))
 
     def _expect(self, step: str, *allowed: PostcopyState) -> None:
         if self.state not in allowed:
@@ -119,7 +135,7 @@ class IncomingPostcopy:
         self._fill_incoming()
         with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
             send(self._ends.return_path, Message.ADVISE, ours.pack())
-        self.state = PostcopyState.ADVISE
+        self._enter(PostcopyState.ADVISE)
 
     def receive_precopy(self) -> CThread:
         """Start the thread that takes pre-copied pages; it ends at the flip. See ``control``."""
@@ -151,7 +167,7 @@ class IncomingPostcopy:
         self.discards.commands += 1
         self.discards.ranges += len(ranges)
         self.discards.bytes += sum(length for _, length in ranges)
-        self.state = PostcopyState.DISCARD
+        self._enter(PostcopyState.DISCARD)
 
     def _find(self, name: str) -> int:
         for index, block in enumerate(self.blocks):
@@ -179,7 +195,7 @@ class IncomingPostcopy:
         self._incoming.uffd = self.uffd.fd
         for index in range(self._incoming.fault_threads):
             self._start(f"fault{index}", core.lib.vm_fault_loop, index)
-        self.state = PostcopyState.LISTENING
+        self._enter(PostcopyState.LISTENING)
 
     def _settle(self) -> None:
         for index, block in enumerate(self.blocks):
@@ -194,7 +210,7 @@ class IncomingPostcopy:
         """Place what the source sends from now on; the guest may touch its memory."""
         self._expect("run", PostcopyState.LISTENING)
         self._start("listen", core.lib.vm_listen_loop)
-        self.state = PostcopyState.RUNNING
+        self._enter(PostcopyState.RUNNING)
 
     def request_push(self) -> None:
         """Ask for the background push. Only before the guest runs or after: the fault thread owns
@@ -210,10 +226,28 @@ class IncomingPostcopy:
         return self.ram is not None and self.ram.pages_received == self.ram.pages_total
 
     def check(self) -> None:
-        """Raise what ended one of the threads, if anything did."""
-        for thread in self._threads:
-            if thread.error is not None:
-                raise thread.error
+        """Raise what ended one of the threads before its time.
+
+        When the source ends, all channels do, and only the main one may say why: that thread is
+        heard first, and gets a moment to have its say.
+        """
+        if any(thread.error is not None for thread in self._threads):
+            listening = [thread for thread in self._threads if thread.name == "listen"]
+            for thread in listening:
+                thread.join(LAST_WORDS_S)
+            for thread in (*listening, *self._threads):
+                if thread.error is not None:
+                    raise thread.error
+        self._check_promise()
+
+    def _check_promise(self) -> None:
+        """All is sent, says the source; on one channel nothing can be on its way any more."""
+        listened = any(thread.name == "listen" and thread.done for thread in self._threads)
+        if listened and not self.complete and self._ends.urgent is None:
+            missing = self.ram.pages_total - self.ram.pages_received
+            raise ProtocolError(
+                f"the source says that all is sent, and {missing} pages are missing"
+            )
 
     def vcpu_slots(self, index: int) -> tuple[Any, Any]:
         """Where vCPU ``index`` writes its thread id, and where its faults are counted: two C
@@ -224,6 +258,18 @@ class IncomingPostcopy:
     def figures(self) -> Any:
         """The C core's ``struct vm_incoming``: statistics of the threads."""
         return self._incoming
+
+    def requested_pages(self) -> NDArray[np.void]:
+        """The way of each page that was asked for: a copy, of ``blocktime.STAGE_DTYPE``.
+
+        Only after the threads have ended.
+        """
+        parts = [np.empty(0, STAGE_DTYPE)]
+        for part in (self._incoming.stages_main, self._incoming.stages_urgent):
+            if part.count:
+                buffer = core.ffi.buffer(part.record, part.count * STAGE_DTYPE.itemsize)
+                parts.append(np.frombuffer(buffer, STAGE_DTYPE).copy())
+        return np.concatenate(parts)
 
     # ---- the way back ----
 
@@ -241,16 +287,14 @@ class IncomingPostcopy:
         """
         if self.state is PostcopyState.END:
             return
-        self.state = PostcopyState.END
+        self._enter(PostcopyState.END)
         steps: list[Callable[[], object]] = [
             self._thp_on,
             self.memory.unregister,
             self._stop_threads,
-            self._close_uffd,
-            lambda: self._shut_return_path(failed),
-            self._quit.close,
+            lambda: self._close(failed),
         ]
-        _run_all(steps)
+        run_all(steps)
 
     def _thp_on(self) -> None:
         for block in self.memory.blocks:
@@ -258,19 +302,25 @@ class IncomingPostcopy:
                 block.set_thp(True)
 
     def _stop_threads(self) -> None:
+        """Raises MigrationError when one does not end: then what it uses stays open."""
         self._quit.ring()
-        for thread in self._threads:
-            if not thread.join(THREAD_PATIENCE_S):
-                raise MigrationError(f"the {thread.name} thread does not end")
+        self._stuck = [
+            thread.name for thread in self._threads if not thread.join(THREAD_PATIENCE_S)
+        ]
+        if self._stuck:
+            raise MigrationError(f"threads that do not end: {', '.join(self._stuck)}")
 
-    def _close_uffd(self) -> None:
+    def _close(self, failed: bool) -> None:
+        """Close the descriptors, unless a thread might still use them: a number closed now can be
+        somebody else's file in a moment."""
+        if self._stuck:
+            return
         if self.uffd is not None:
             self.uffd.close()
-
-    def _shut_return_path(self, failed: bool) -> None:
-        with contextlib.suppress(PeerGone):  # a source that is gone needs no telling
-            send(self._ends.return_path, Message.SHUT, pages=int(failed))
+        # Closing says the same; and this end must not wait for a source that does not read.
+        try_send(self._ends.return_path, Message.SHUT, pages=int(failed))
         self._ends.close()
+        self._quit.close()
 
     # ---- pieces ----
 
@@ -340,15 +390,3 @@ def _differences(ours: Summary, theirs: Summary) -> list[str]:
             there, here = format_size(their.page_size), format_size(our.page_size)
             found.append(f"block {our.name}: pages of {there} at the source, {here} here")
     return found
-
-
-def _run_all(steps: list[Callable[[], object]]) -> None:
-    """Run every step even when some fail; raise the first failure at the end."""
-    first: Exception | None = None
-    for step in steps:
-        try:
-            step()
-        except Exception as error:
-            first = first or error
-    if first is not None:
-        raise first

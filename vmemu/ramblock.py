@@ -11,13 +11,16 @@ import enum
 import errno
 import mmap
 import os
+import resource
+import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vmemu import core, hugepages
-from vmemu.errors import CoreError, HostError, InputError
+from vmemu.errors import CoreError, HostError, InputError, VmemuError
 from vmemu.units import format_size
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
@@ -90,11 +93,17 @@ class RAMBlock:
             raise self._map_error(error) from error
         self.address = address[0]
 
-    def _map_error(self, error: CoreError | OSError) -> Exception:
+    def _map_error(self, error: CoreError | OSError) -> VmemuError:
         if self.hugetlb and error.errno in (errno.ENOMEM, errno.ENOSPC):
-            return hugepages.shortage(f"block {self.name}", self.page_size, self.pages)
-        reason = os.strerror(error.errno or 0)
-        return HostError(f"block {self.name}: {format_size(self.size)} can't be mapped: {reason}")
+            short = hugepages.shortage(f"block {self.name}", self.page_size, self.pages)
+            return short.about(self.name, "size")
+        what = f"{format_size(self.size)} can't be mapped: {os.strerror(error.errno or 0)}"
+        if error.errno == errno.ENOMEM:
+            what += f"; {_memory_advice()}"
+        return self._host_error("size", what)
+
+    def _host_error(self, key: str, what: str, remedy: str = "") -> HostError:
+        return HostError(f"block {self.name}: {what}", remedy).about(self.name, key)
 
     def _open(self) -> int:
         """The descriptor of the memory, or -1 for anonymous memory."""
@@ -114,49 +123,73 @@ class RAMBlock:
             raise InputError(
                 f"block {self.name}: {self.path} exists already and may be somebody's; "
                 "remove it, name another path, or leave the path out for a memfd"
-            ) from None
+            ).about(self.name, "path") from None
         except OSError as error:
-            raise HostError(f"block {self.name}: {self.path}: {error.strerror}") from None
+            raise self._open_error(self.path, error) from None
         os.unlink(self.path)
         return fd
+
+    def _open_error(self, path: str, error: OSError) -> HostError:
+        what = f"{path}: {error.strerror}"
+        if error.errno == errno.ENOENT:
+            directory = shlex.quote(os.path.dirname(path))
+            what = f"{path}: there is no such directory"
+            return self._host_error("path", what, f"mkdir -p {directory}")
+        if error.errno not in (errno.EACCES, errno.EPERM):
+            return self._host_error("path", what)
+        if not self.hugetlb:
+            return self._host_error("path", f"{what}; {self._elsewhere('/dev/shm')}")
+        # A directory of one's own inside: the mount itself is everybody's.
+        own = os.path.join(hugepages.filesystem_of(path)[1], f"vmemu-{os.geteuid()}")
+        command = f"install -d -m 700 -o {os.geteuid()} {shlex.quote(own)}"
+        what += f"; {self._elsewhere(own)}, the directory made by root"
+        return self._host_error("path", what, command)
 
     def _check_filesystem(self, path: str) -> None:
         kind, mount = hugepages.filesystem_of(path)
         wanted = "hugetlbfs" if self.hugetlb else "tmpfs"
         size = format_size(self.page_size)
-        directory = os.path.dirname(path)
         if kind != wanted:
-            remedy = (
-                f"mkdir -p {directory} && {hugepages.mount_command(self.page_size, directory)}"
-                if self.hugetlb
-                else f"put it below /dev/shm: path: /dev/shm/{os.path.basename(path)}"
-            )
-            raise HostError(
-                f"block {self.name}: {path} lies on {kind or 'nothing'}, not on {wanted}: "
-                f"userfaultfd has no faults of {size} pages there",
-                remedy,
+            raise self._wrong_place(
+                f"{path} lies on {kind or 'nothing'}, not on {wanted}: "
+                f"userfaultfd has no faults of {size} pages there"
             )
         if self.hugetlb and os.statvfs(mount).f_bsize != self.page_size:
             has = format_size(os.statvfs(mount).f_bsize)
-            raise HostError(
-                f"block {self.name}: {mount} holds pages of {has}, the block wants {size}",
-                hugepages.mount_command(self.page_size, mount),
-            )
+            raise self._wrong_place(f"{mount} holds pages of {has}, the block wants {size}")
         self._check_room(mount)
+
+    def _wrong_place(self, what: str) -> HostError:
+        """What is wrong with ``path``, and a place that would do: one that is there if possible."""
+        if not self.hugetlb:
+            return self._host_error("path", f"{what}; {self._elsewhere('/dev/shm')}")
+        mount = hugepages.mount_for(self.page_size, self.size)
+        if mount:
+            return self._host_error("path", f"{what}; {self._elsewhere(mount)}")
+        command, mount = hugepages.mount_command(self.page_size)
+        return self._host_error("path", f"{what}; {self._elsewhere(mount)}", command)
+
+    def _elsewhere(self, directory: str) -> str:
+        name = os.path.basename(self.path or self.name)
+        return f"use 'path: {directory}/{name}', or leave path out for a memfd"
 
     def _check_room(self, mount: str) -> None:
         """A mount may be smaller than the machine's memory, and a touch that finds it full is a
         SIGBUS."""
         room = os.statvfs(mount)
-        if room.f_blocks and room.f_bavail * room.f_bsize < self.size:
-            total, free = room.f_blocks * room.f_bsize, room.f_bavail * room.f_bsize
-            raise HostError(
-                f"block {self.name} needs {format_size(self.size)}, and {mount} has "
-                f"{format_size(free)} free of {format_size(total)}",
-                hugepages.mount_command(self.page_size, mount)  # hugetlbfs can't be resized
-                if self.hugetlb
-                else f"mount -o remount,size={total - free + self.size} {mount}",
-            )
+        if not room.f_blocks or room.f_bavail * room.f_bsize >= self.size:
+            return
+        total, free = room.f_blocks * room.f_bsize, room.f_bavail * room.f_bsize
+        what = (
+            f"{format_size(self.size)} are needed, and {mount} has "
+            f"{format_size(free, digits=3)} free of {format_size(total, digits=3)}"
+        )
+        if self.hugetlb:  # hugetlbfs can't be resized
+            raise self._wrong_place(what)
+        if self.size > _meminfo("MemAvailable:"):
+            raise self._host_error("size", f"{what}; {_memory_advice()}")
+        enough = f"mount -o remount,size={total - free + self.size} {shlex.quote(mount)}"
+        raise self._host_error("path", what, enough)
 
     def unmap(self) -> None:
         """Give everything back; safe to do twice."""
@@ -243,6 +276,29 @@ class RAMBlock:
             raise ValueError(
                 f"block {self.name}: {offset:#x}+{length:#x} lies outside its {self.size:#x} bytes"
             )
+
+
+def _memory_advice() -> str:
+    """How much memory a mapping could have had, and what would do."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        return f"this process may map {format_size(limit)} in all; raise that: ulimit -v unlimited"
+    free = _meminfo("MemAvailable:")
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+        free = min(free, max(0, _meminfo("CommitLimit:") - _meminfo("Committed_AS:")))
+    # The source holds an image of the same size.
+    return (
+        f"{format_size(free, digits=3)} are free here, and a run takes about twice its RAM; "
+        "use smaller blocks, or free memory"
+    )
+
+
+def _meminfo(name: str) -> int:
+    """Bytes in a line of /proc/meminfo; 0 without it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 class RAMList(Sequence[RAMBlock]):

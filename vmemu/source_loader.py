@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from vmemu import core
 from vmemu.channel import ChannelEnds, receive, send, send_bytes
-from vmemu.content import ContentSpec, fill_entry, read_padded
+from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, VmemuError
 from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
 from vmemu.source_precopy import Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
 NO_PRECOPY = PrecopySpec()
@@ -76,7 +78,7 @@ class SourceProcess:
         if code is None:
             return ""
         if code < 0:
-            return f"the source process was killed by {signal.Signals(-code).name}"
+            return f"the source process was killed by {_signal_name(-code)}"
         return f"the source process ended with exit code {code}"
 
     def stop(self, patience_s: float) -> None:
@@ -90,6 +92,13 @@ class SourceProcess:
         self._exitcode = self.process.exitcode
         self._closed = True
         self.process.close()  # it has descriptors, and they would wait for the garbage collector
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return f"signal {number}"
 
 
 _main_lock = threading.Lock()
@@ -131,6 +140,7 @@ def _without_interrupts() -> Iterator[None]:
 def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     """The whole life of the source process; exits with 0 when the destination is done or gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(ends.return_path,), daemon=True).start()
     try:
         _serve(spec, ends)
     except PeerGone:
@@ -141,6 +151,15 @@ def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     except MemoryError:
         _say_failed(ends, "no memory for the image")
         sys.exit(1)
+
+
+def _end_with(return_path: Connection) -> None:
+    """End this process when the destination's end of the return path closes, whatever it is doing:
+    making an image of many GiB looks at no channel."""
+    poll = select.poll()
+    poll.register(return_path, 0)  # POLLHUP is always told
+    poll.poll()
+    os._exit(0)
 
 
 def _say_failed(ends: ChannelEnds, reason: str) -> None:
@@ -162,7 +181,7 @@ def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
         source.urgent_fd = ends.urgent_fd
         source.return_fd = ends.return_path.fileno()
         source.push_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        _send_pages(source, bell)
+        _send_pages(source, ends, bell)
     finally:
         bell.close()
 
@@ -182,7 +201,7 @@ def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
     source.limiter.free_at_ns = 0
 
 
-def _send_pages(source: Any, bell: Bell) -> None:
+def _send_pages(source: Any, ends: ChannelEnds, bell: Bell) -> None:
     if source.urgent_fd < 0:
         core.call(core.lib.vm_source_both, source)
         return
@@ -213,7 +232,7 @@ def _create(spec: SourceSpec) -> Any:
 def _fill(image: Any, seed: int, block: BlockEntry, content: ContentSpec) -> None:
     """The image is ordinary memory of this process, so Python may touch it."""
     if content.path is not None:
-        core.ffi.memmove(image.data, read_padded(content.path, block.size), block.size)
+        read_into(content.path, core.ffi.buffer(image.data, block.size))
         return
     entry = core.ffi.new("struct vm_content *")
     page_shift = block.page_size.bit_length() - 1

@@ -147,15 +147,17 @@ class Block(Section):
                 f"{format_size(value)} is more than a block can have",
                 f"use at most {format_size(LARGEST_BLOCK)}",
             )
-        # Without a page size (it is wrong itself), only what no page size could mend is said.
-        page: int = info.data.get("page_size", 1)
+        # Where the page size is wrong itself, the size must at least fit the one by default.
+        given: int | None = info.data.get("page_size")
+        page = given or _default_page_size(info.data)
         if value == 0:
             raise refuse("a block can't be empty", f"use {format_size(max(page, 4096))} or more")
         if value % page:
             low = value - value % page
             fitting = [format_size(size) for size in (low, low + page) if size]
             raise refuse(
-                f"{format_size(value)} is no multiple of its page size, {format_size(page)}",
+                f"{format_size(value)} is no multiple of its page size, {format_size(page)}"
+                + ("" if given else " by default"),
                 f"use {' or '.join(fitting)}",
             )
         return value

@@ -35,6 +35,14 @@ LONGEST_NAME = 255
 MOST_ACCESSES = (1 << 63) - 1
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a field of this type takes, in ``words``; ``write`` puts a value as a scenario has it."""
+
+    words: str
+    write: Callable[[Any], Any] = str
+
+
 def validator(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``parse`` as a validator: its UnitError becomes a refusal."""
 
@@ -109,11 +117,13 @@ Size = Annotated[
     int,
     BeforeValidator(validator(units.parse_size)),
     WithJsonSchema({"type": ["string", "integer"], "description": "bytes, or text such as 2MiB"}),
+    Means("size", units.format_size),
 ]
 Duration = Annotated[
     int,
     BeforeValidator(validator(units.parse_duration)),
     WithJsonSchema({"type": "string", "description": "text such as 250us, 30s, 2min"}),
+    Means("duration", units.format_duration),
 ]
 Rate = Annotated[
     int,
@@ -121,17 +131,19 @@ Rate = Annotated[
     WithJsonSchema(
         {"type": "string", "description": "text such as 1GiB/s or 10Gbit/s, or unlimited"}
     ),
+    Means("rate, or `unlimited`", lambda rate: units.format_rate(rate) if rate else "unlimited"),
 ]
 Share = Annotated[
     float,
     BeforeValidator(lambda value: float(validator(units.parse_share)(value))),
     WithJsonSchema({"type": ["number", "string"], "description": "0.0 to 1.0, or 0% to 100%"}),
+    Means("share", float),
 ]
-Flag = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
-Name = Annotated[str, BeforeValidator(_name), Field(strict=True)]
-ExistingPath = Annotated[Path, BeforeValidator(_existing)]
-AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+Flag = Annotated[bool, Field(strict=True), Means("`true` or `false`", bool)]
+Whole = Annotated[int, Field(strict=True), Means("whole number", int)]
+Name = Annotated[str, BeforeValidator(_name), Field(strict=True), Means("name")]
+ExistingPath = Annotated[Path, BeforeValidator(_existing), Means("path of what exists")]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Means("absolute path")]
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,12 @@ def _flip_point(value: Any) -> FlipPoint:
     return FlipPoint(position=_position(value))
 
 
+def _write_flip_point(flip: FlipPoint) -> int | str:
+    """A number of accesses as a number: as text it would be a duration without a unit."""
+    at = flip.position
+    return at.accesses if at is not None and at.accesses is not None else str(flip)
+
+
 def _position(value: Any) -> Position:
     if isinstance(value, Position):
         return value
@@ -199,6 +217,7 @@ TracePosition = Annotated[
     PlainValidator(_position),
     PlainSerializer(lambda p: p.accesses if p.share is None else str(p)),
     WithJsonSchema({"type": ["integer", "string"], "description": "accesses, or a percentage"}),
+    Means("place in a trace", lambda place: place.accesses if place.share is None else str(place)),
 ]
 
 
@@ -263,6 +282,7 @@ RegionText = Annotated[
     PlainValidator(validator(lambda v: v if isinstance(v, Region) else parse_region(v))),
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "description": _REGION_FORM}),
+    Means("region"),
 ]
 
 
@@ -285,4 +305,5 @@ FlipAt = Annotated[
     WithJsonSchema(
         {"type": ["integer", "string"], "description": "accesses, a percentage, or a duration"}
     ),
+    Means("place in a trace, or duration", _write_flip_point),
 ]

@@ -7,6 +7,7 @@ which is pydantic's ``loc`` without the tags that unions add to it.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,9 @@ from vmemu.errors import Problem
 from vmemu.units import printable
 
 _REFUSED = "refused"
+
+MISSING = "is missing"
+"""What is wrong with a field that must be there."""
 
 
 def refuse(what: str, remedy: str, *below: str) -> PydanticCustomError:
@@ -81,6 +85,22 @@ def problems(error: ValidationError, model: type[BaseModel], document: Document)
             key = details["type"] == "extra_forbidden"
             found[document.problem(path, what, remedy, key=key)] = None
     return list(found)
+
+
+def with_kinds_guessed(error: ValidationError, model: type[BaseModel], data: Any) -> Any:
+    """A copy of ``data`` in which each misspelt ``kind`` is what was probably meant; None when
+    nothing can be guessed."""
+    guessed = None
+    for details in error.errors(include_url=False):
+        if details["type"] != "union_tag_invalid" or not isinstance(details["input"], dict):
+            continue
+        spot = _spot(details["loc"], model)
+        kind, kinds = str(details["input"].get("kind"))[:100], list(_members(spot.annotation))
+        close = difflib.get_close_matches(kind, kinds, n=1)
+        if close:
+            guessed = copy.deepcopy(data) if guessed is None else guessed
+            value_at(guessed, spot.path)["kind"] = close[0]
+    return guessed
 
 
 def _meant(spot: _Spot) -> Path:
@@ -176,9 +196,12 @@ def _what(kind: str, spot: _Spot, value: Any, message: str) -> tuple[str, str]:
         fields = spot.parent.model_fields if spot.parent else {}
         words = "unknown key", nearest(str(spot.path[-1]), fields)
     elif kind == "missing":
-        words = "is missing", _add(spot)
+        words = MISSING, _add(spot)
     elif kind == "literal_error":
         choices = [str(choice) for choice in get_args(spot.annotation)]
+        # Where there is more than words to choose from, the examples have the rest.
+        examples = map(str, (spot.field.examples or ()) if spot.field else ())
+        choices += [example for example in examples if example not in choices]
         words = f"{show(value)} is not known here", _one_of(value, choices)
     elif kind in _WANTED:
         words = f"{show(value)} is not {_WANTED[kind]}", _give(kind, spot, value)
@@ -227,7 +250,7 @@ def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
         return spot.path, f"{show(value)} is not a mapping", f"write {{kind: {kinds[0]}}}"
     path = (*spot.path, "kind")
     if "kind" not in value:
-        return path, "is missing", f"add 'kind:' with one of {', '.join(kinds)}"
+        return path, MISSING, f"add 'kind:' with one of {', '.join(kinds)}"
     return path, f"{show(value['kind'])} is not known here", _one_of(value["kind"], kinds)
 
 

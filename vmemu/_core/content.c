@@ -6,16 +6,12 @@ void vm_content_fill(const struct vm_content *c, uint8_t *image, uint64_t length
 {
     uint64_t page_size = UINT64_C(1) << c->page_shift;
 
-    if (c->file) {
-        memcpy(image, c->file, length);
-        return;
-    }
     for (uint64_t start = 0; start < length; start += page_size) {
         uint64_t base = vm_content_base(c, start);
         uint64_t *word = (uint64_t *)(image + start);
 
         if (vm_content_page_is_zero(c, start >> c->page_shift)) {
-            continue; /* fresh memory is zeros already, and stays unallocated */
+            continue; /* fresh memory is zeros already */
         }
         for (uint64_t i = 0; i < page_size / 8; i++) {
             word[i] = vm_mix(base + i * VM_CONTENT_STEP);

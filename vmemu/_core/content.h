@@ -78,7 +78,8 @@ static inline uint64_t vm_mark_mask(uint8_t mark)
            0xFF;
 }
 
-/* Fill image[0..length) with the initial content from offset 0 on; length is whole pages. */
+/* Fill image[0..length), which is zeros, with the initial seeded content from offset 0 on; length
+ * is whole pages. */
 void vm_content_fill(const struct vm_content *c, uint8_t *image, uint64_t length);
 
 struct vm_mismatch {

@@ -72,7 +72,8 @@ struct vm_incoming {
     struct vm_fault_stats stats;
     struct vm_place_stats placed_main, placed_urgent;
     struct vm_stages stages_main, stages_urgent;
-    uint64_t bytes_received;  /* payload, on both channels */
+    uint64_t bytes_received;  /* payload in post-copy, on both channels */
+    uint64_t bytes_precopied; /* payload before it */
     struct vm_header control; /* the message that ended vm_precopy_receive, its payload unread */
     uint64_t messages;        /* of pre-copy; a source that is alive sends some all the time */
     uint32_t rounds;          /* of pre-copy that have begun */

@@ -115,7 +115,7 @@ static int take_pages(struct vm_incoming *in, const struct vm_header *h, struct 
             clear_bit(block->precopied_zero, page);
         }
     }
-    vm_add(&in->bytes_received, h->length);
+    vm_add(&in->bytes_precopied, h->length);
     return 1;
 }
 

@@ -24,6 +24,19 @@ static uint64_t largest_page(const struct vm_ram *ram)
     return largest;
 }
 
+/* With mixed pages more than the smallest would read into the messages behind. */
+static uint64_t smallest_page(const struct vm_ram *ram)
+{
+    uint64_t smallest = UINT64_MAX;
+
+    for (uint32_t i = 0; i < ram->count; i++) {
+        uint64_t size = UINT64_C(1) << ram->block[i].page_shift;
+
+        smallest = size < smallest ? size : smallest;
+    }
+    return smallest;
+}
+
 int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, const char *name,
                        int eager, struct vm_place_stats *stats, struct vm_stages *stages,
                        struct vm_error *err)
@@ -37,7 +50,7 @@ int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, co
     r->name = name;
     r->stats = stats;
     r->stages = stages;
-    r->eager = eager ? HEADER + page : HEADER;
+    r->eager = eager ? HEADER + smallest_page(in->ram) : HEADER;
     /* One page before the payload holds its header, one behind it the header that follows. */
     r->map_length = payload + 2 * BASE_PAGE;
     r->map = mmap(NULL, r->map_length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -52,7 +52,9 @@ void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const
         }
         to = block_marks + offset[i] / 8;
         for (unsigned word = 0; word < MARKS_PER_PAGE; word++) {
-            to[word] |= marks[i * MARKS_PER_PAGE + word];
+            if (marks[i * MARKS_PER_PAGE + word]) { /* what was not written stays unallocated */
+                to[word] |= marks[i * MARKS_PER_PAGE + word];
+            }
         }
     }
 }
@@ -68,6 +70,11 @@ static uint32_t block_of(const struct vm_guest *g, uint64_t host, uint64_t *offs
 
 /* ---- one load or store of the recorded size: what really touches guest memory ---- */
 
+/* A recorded access may lie anywhere; the compiler must not think otherwise. */
+typedef uint64_t __attribute__((aligned(1))) unaligned_u64;
+typedef uint32_t __attribute__((aligned(1))) unaligned_u32;
+typedef uint16_t __attribute__((aligned(1))) unaligned_u16;
+
 static inline uint64_t load_sized(uint64_t host, unsigned size)
 {
     const volatile uint8_t *byte;
@@ -75,11 +82,11 @@ static inline uint64_t load_sized(uint64_t host, unsigned size)
 
     switch (size) {
     case 8:
-        return *(const volatile uint64_t *)(uintptr_t)host;
+        return *(const volatile unaligned_u64 *)(uintptr_t)host;
     case 4:
-        return *(const volatile uint32_t *)(uintptr_t)host;
+        return *(const volatile unaligned_u32 *)(uintptr_t)host;
     case 2:
-        return *(const volatile uint16_t *)(uintptr_t)host;
+        return *(const volatile unaligned_u16 *)(uintptr_t)host;
     case 1:
         return *(const volatile uint8_t *)(uintptr_t)host;
     default: /* a part of a larger or crooked access */
@@ -97,13 +104,13 @@ static inline void store_sized(uint64_t host, unsigned size, uint64_t value)
 
     switch (size) {
     case 8:
-        *(volatile uint64_t *)(uintptr_t)host = value;
+        *(volatile unaligned_u64 *)(uintptr_t)host = value;
         return;
     case 4:
-        *(volatile uint32_t *)(uintptr_t)host = (uint32_t)value;
+        *(volatile unaligned_u32 *)(uintptr_t)host = (uint32_t)value;
         return;
     case 2:
-        *(volatile uint16_t *)(uintptr_t)host = (uint16_t)value;
+        *(volatile unaligned_u16 *)(uintptr_t)host = (uint16_t)value;
         return;
     case 1:
         *(volatile uint8_t *)(uintptr_t)host = (uint8_t)value;
@@ -544,7 +551,8 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
     }
     memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
     memcpy(r.sizes, g->sizes, sizeof(r.sizes));
-    vm_set_release(v->tid, (uint32_t)syscall(SYS_gettid));
+    v->thread = (uint32_t)syscall(SYS_gettid);
+    vm_set_release(v->tid, v->thread);
     for_each_slice(&r, order, v->begin, v->end, replay_slice);
     vm_set(v->tid, 0);
     free(order);

@@ -63,6 +63,7 @@ struct vm_stream {
 struct vm_vcpu {
     const struct vm_guest *guest;
     uint32_t id;
+    uint32_t thread;      /* its thread id, once it runs */
     uint64_t begin, end;  /* the accesses of its share that are replayed: [begin, end) */
     uint32_t stop;        /* set by another thread: end as soon as the next touch is over */
     uint32_t *tid;        /* where the fault thread looks for this thread's id */

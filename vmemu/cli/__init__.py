@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from vmemu.errors import VmemuError
+from vmemu.errors import HostError, VmemuError
 
 VERBS = {
     "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
+    "compare": ("vmemu.cli.compare", "Lay event logs of migrations side by side, ours and QEMU's."),
     "trace": ("vmemu.cli.trace", "Look at recorded traces and convert them."),
 }
 """Verb: (module that has a click command of that name, what it does)."""
@@ -24,6 +25,8 @@ def main() -> None:
 
 def _guarded() -> int:
     try:
+        if sys.platform != "linux":
+            raise HostError(f"vmemu needs Linux and its userfaultfd; this is {sys.platform}")
         from vmemu.cli.group import invoke
 
         return invoke(VERBS)

@@ -18,24 +18,9 @@ if TYPE_CHECKING:
     from vmemu.config import Scenario
     from vmemu.migration import Migration, Progress, Run
 
-Overrides = tuple[tuple[str, str], ...]
 Flips = tuple[tuple[str, int], ...]
 
 EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
-
-
-def _split_overrides(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> Overrides:
-    pairs = []
-    for text in values:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise click.BadParameter(
-                f"'{text}' is no path=value; write such as guest.vcpus=4", ctx, param
-            )
-        pairs.append((path, value))
-    return tuple(pairs)
 
 
 @click.command()
@@ -47,7 +32,6 @@ def _split_overrides(
     "overrides",
     metavar="PATH=VALUE",
     multiple=True,
-    callback=_split_overrides,
     help="In the place of the scenario's value, such as guest.vcpus=4; may be repeated.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
@@ -57,7 +41,7 @@ def run(
     *,
     json_file: str | None,
     seed: int | None,
-    overrides: Overrides,
+    overrides: tuple[str, ...],
     quiet: bool,
     inject: tuple[str, ...],
 ) -> int:
@@ -66,10 +50,10 @@ def run(
     Ends with 0 when it completed or was skipped, 1 when it failed, 2 when the input is wrong, 3
     when this host can't, 130 when it was interrupted; the result of what ran is kept then, too.
     """
-    with _Interrupts() as interrupts:
-        from vmemu.config import load
+    with _VerbSignals() as interrupts:
+        from vmemu.config import load, split_override
 
-        scenario = load(scenario_file, overrides, seed)
+        scenario = load(scenario_file, map(split_override, overrides), seed)
         flips = _flips(scenario, inject)
         result = _run_and_keep(interrupts, scenario, flips, json_file, not quiet)
         stream = sys.stderr if json_file == "-" else sys.stdout
@@ -78,7 +62,7 @@ def run(
 
 
 def _run_and_keep(
-    interrupts: _Interrupts,
+    interrupts: _VerbSignals,
     scenario: Scenario,
     flips: Flips,
     json_file: str | None,
@@ -147,7 +131,7 @@ def _show(result: dict[str, Any], stream: TextIO, quiet: bool) -> None:
 # ---- signals ----
 
 
-class _Interrupts:
+class _VerbSignals:
     """What Ctrl-C and SIGTERM do, which differs from one part of the verb to the next.
 
     Before the run nothing is there to give back, and an exception in the middle of an import would

@@ -66,8 +66,10 @@ def build(run: Run) -> Document:
             "total_ns": sum(vcpu["blocktime_ns"] for vcpu in vcpus),
         },
         "throughput": _throughput(run),
-        # Nothing is sent before post-copy begins, so there is nothing to throw away.
-        "discards": {"commands": 0, "ranges": 0, "bytes": 0},
+        "precopy": _precopy(run),
+        "discards": _discards(run),
+        "downtime_ns": _downtime_ns(run),
+        "states": _states(run),
         "verify": _verify(run),
     }
 
@@ -133,8 +135,8 @@ def _blocks(run: Run) -> list[Document]:
                 "size": block.size,
                 "pages": {
                     "total": block.size // block.page_size,
-                    "precopied": 0,
-                    "discarded": 0,
+                    "precopied": int(arrived.precopied) if arrived else 0,
+                    "discarded": int(ram.block[index].discarded) if ram is not None else 0,
                     "requested": int(arrived.requested) if arrived else 0,
                     "pushed": int(arrived.pushed) if arrived else 0,
                     "zero": int(arrived.zero) if arrived else 0,
@@ -144,41 +146,110 @@ def _blocks(run: Run) -> list[Document]:
     return blocks
 
 
-def _vcpus(run: Run, faults: list[NDArray[Any]]) -> list[Document]:
-    if not run.workers:
-        return [_vcpu(index, None, None) for index in range(run.scenario.guest.vcpus)]
+def _precopy(run: Run) -> Document:
+    flip = run.flip
+    return {
+        "rounds": flip.rounds if flip else 0,
+        "pages_sent": flip.precopy_pages if flip else 0,
+        "bytes_sent": flip.precopy_bytes if flip else 0,
+    }
+
+
+def _discards(run: Run) -> Document:
+    discards = run.incoming.discards if run.incoming else None
+    names = ("commands", "ranges", "bytes")
+    return {name: getattr(discards, name) if discards else 0 for name in names}
+
+
+def _downtime_ns(run: Run) -> int:
+    """From the last vCPU's stop at the source to the first one's start here."""
+    if run.flip is None or not run.guest_started_ns:
+        return 0
+    return max(run.guest_started_ns - run.flip.stopped_ns, 0)
+
+
+def _states(run: Run) -> list[Document]:
+    if run.incoming is None:
+        return []
     return [
-        _vcpu(worker.index, worker, own) for worker, own in zip(run.workers, faults, strict=True)
+        {"state": state.value, "at_ns": at_ns - run.started_ns}
+        for state, at_ns in run.incoming.states
     ]
 
 
-def _vcpu(index: int, worker: GuestWorker | None, faults: NDArray[Any] | None) -> Document:
+def _vcpus(run: Run, faults: list[NDArray[Any]]) -> list[Document]:
+    if not run.workers:
+        return [_vcpu(run, index, None, None) for index in range(run.scenario.guest.vcpus)]
+    return [
+        _vcpu(run, worker.index, worker, own)
+        for worker, own in zip(run.workers, faults, strict=True)
+    ]
+
+
+def _vcpu(
+    run: Run, index: int, worker: GuestWorker | None, faults: NDArray[Any] | None
+) -> Document:
+    import numpy as np
+
     from vmemu import blocktime
 
+    before = run.flip.vcpus[index] if run.flip and run.flip.vcpus else {}
     vcpu: Document = {"id": index}
     for name in ("accesses", "reads", "writes", "dropped", "faults", "blocktime_ns"):
-        vcpu[name] = int(getattr(worker.figures, name)) if worker else 0
-    summary = dict.fromkeys(_VCPU_QUANTILES, 0)
-    if faults is not None:
-        summary = blocktime.summary(blocktime.latencies(faults))
+        here = int(getattr(worker.figures, name)) if worker else 0
+        vcpu[name] = here + before.get(name, 0)
+    vcpu["accesses_at_source"] = before.get("accesses", 0)
+    latency = blocktime.latencies(faults) if faults is not None else np.empty(0, np.uint64)
+    summary = blocktime.summary(latency)
     vcpu["latency_ns"] = {name: summary[name] for name in _VCPU_QUANTILES}
+    vcpu["qemu_buckets"] = blocktime.qemu_buckets(latency)
     return vcpu
 
 
 def _faults(run: Run, faults: NDArray[Any]) -> Document:
+    import numpy as np
+
     from vmemu import blocktime
 
     stats = run.incoming.figures.stats if run.incoming else None
     names = {"requests_sent": "requests"} | {
-        name: name for name in ("messages", "shared", "late", "spurious", "foreign", "deferred")
+        name: name
+        for name in (
+            "messages",
+            "shared",
+            "late",
+            "spurious",
+            "foreign",
+            "of_clients",
+            "deferred",
+        )
     }
     counts = {key: int(getattr(stats, name)) if stats else 0 for key, name in names.items()}
     latency = blocktime.latencies(faults)
+    requested = (
+        run.incoming.requested_pages() if run.incoming else np.empty(0, blocktime.STAGE_DTYPE)
+    )
+    others = blocktime.of_others(requested, [int(w.figures.thread) for w in run.workers])
     return {
         **counts,
         "latency_ns": blocktime.summary(latency),
         "histogram": blocktime.histogram(latency),
+        "stages_ns": blocktime.stages(requested),
+        "others": {
+            "count": len(others),
+            "latency_ns": blocktime.summary(others),
+            "qemu_buckets": blocktime.qemu_buckets(others),
+        },
+        "placing": _placing(run),
     }
+
+
+def _placing(run: Run) -> Document:
+    """What placing pages met on the way, on both channels."""
+    figures = run.incoming.figures if run.incoming else None
+    parts = (figures.placed_main, figures.placed_urgent) if figures else ()
+    names = ("exists", "again", "partial")
+    return {name: sum(int(getattr(part, name)) for part in parts) for name in names}
 
 
 def _throughput(run: Run) -> Document:
@@ -198,12 +269,16 @@ def _gave_up_ns(run: Run) -> int:
 
 def _verify(run: Run) -> Document:
     final = run.verification
-    found = [one for worker in run.workers for one in worker.mismatches()]
+    found = list(run.flip.mismatches) if run.flip else []
+    found += [one for worker in run.workers for one in worker.mismatches()]
     found += final.mismatches() if final else []
     figures = [worker.figures for worker in run.workers]
     verified = {
-        "reads_checked": sum(int(one.reads_checked) for one in figures),
-        "reads_wrong": sum(int(one.reads_wrong) for one in figures),
+        **{
+            name: sum(int(getattr(one, name)) for one in figures)
+            + (run.flip.total(name) if run.flip else 0)
+            for name in ("reads_checked", "reads_wrong")
+        },
         "bytes_checked": final.bytes_checked if final else 0,
         "bytes_wrong": final.bytes_wrong if final else 0,
     }

@@ -14,6 +14,7 @@ from vmemu.errors import InputError
 Count = Annotated[int, Field(ge=0)]
 Nanoseconds = Annotated[int, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
+QemuBuckets = Annotated[list[Count], Field(min_length=24, max_length=24)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -122,7 +123,9 @@ class Vcpu(_Model):
     dropped: Count
     faults: Count
     blocktime_ns: Nanoseconds
+    accesses_at_source: Count
     latency_ns: VcpuLatency
+    qemu_buckets: QemuBuckets
 
 
 class Latency(_Model):
@@ -143,6 +146,31 @@ class Bucket(_Model):
     count: Count
 
 
+class Stages(_Model):
+    """How long each stage of a requested page took."""
+
+    request: Latency
+    queue: Latency
+    transfer: Latency
+    place: Latency
+
+
+class Others(_Model):
+    """Faults of threads that are no vCPU, from the fault to the page's place."""
+
+    count: Count
+    latency_ns: Latency
+    qemu_buckets: QemuBuckets
+
+
+class Placing(_Model):
+    """What placing pages met on the way; none of it is an error."""
+
+    exists: Count
+    again: Count
+    partial: Count
+
+
 class Faults(_Model):
     """Faults of all vCPUs, and what the fault thread saw of them."""
 
@@ -153,9 +181,13 @@ class Faults(_Model):
     late: Count
     spurious: Count
     foreign: Count
+    of_clients: Count
     deferred: Count
     latency_ns: Latency
     histogram: list[Bucket]
+    stages_ns: Stages
+    others: Others
+    placing: Placing
 
 
 class Blocktime(_Model):
@@ -179,6 +211,21 @@ class Discards(_Model):
     commands: Count
     ranges: Count
     bytes: Bytes
+
+
+class Precopy(_Model):
+    """What was sent before the flip: target pages, counted each time that they went."""
+
+    rounds: Count
+    pages_sent: Count
+    bytes_sent: Bytes
+
+
+class State(_Model):
+    """A state that the destination entered."""
+
+    state: Literal["advise", "discard", "listening", "running", "end"]
+    at_ns: Nanoseconds
 
 
 class Mismatch(_Model):
@@ -217,7 +264,10 @@ class Result(_Model):
     faults: Faults
     blocktime: Blocktime
     throughput: Throughput
+    precopy: Precopy
     discards: Discards
+    downtime_ns: Nanoseconds
+    states: list[State]
     verify: Verify
 
     @model_validator(mode="after")

@@ -156,10 +156,15 @@ def _figures(document: Document) -> Table:
         ("faults", _faults(document["faults"])),
         ("requests", _requests(document["faults"])),
         ("blocked", f"all vCPUs at once for {_time(document['blocktime']['overlapped_ns'])}"),
+        ("stages", _stages(document["faults"]["stages_ns"])),
         ("throughput", _throughput(document["throughput"])),
         ("phases", _phases(document["phases"])),
         ("userfaultfd", _userfault(document["host"]["userfault"])),
     ]
+    if document["precopy"]["rounds"] or any(v["accesses_at_source"] for v in document["vcpus"]):
+        rows.insert(0, ("pre-copy", _precopy(document)))
+    if document["downtime_ns"]:
+        rows.insert(1, ("downtime", _time(document["downtime_ns"])))
     dropped = sum(vcpu["dropped"] for vcpu in document["vcpus"])
     if dropped:
         rows.insert(0, ("dropped", f"{dropped:,} accesses of the trace outside every block"))
@@ -184,6 +189,22 @@ def _requests(faults: Document) -> str:
     }
     notes = [f"{faults[name]:,} {said}" for name, said in what.items() if faults[name]]
     return "; ".join([f"{faults['requests_sent']:,} sent", *notes])
+
+
+def _stages(stages: Document) -> str:
+    """Where a requested page spends its time; empty without any."""
+    shown = [f"{name} {_time(one['p50'])}" for name, one in stages.items() if one["max"]]
+    return "p50 of " + ", ".join(shown) if shown else "none"
+
+
+def _precopy(document: Document) -> str:
+    sent, discards = document["precopy"], document["discards"]
+    at_source = sum(vcpu["accesses_at_source"] for vcpu in document["vcpus"])
+    return (
+        f"{sent['rounds']} rounds, {format_size(sent['bytes_sent'], digits=4)} sent; "
+        f"{at_source:,} accesses at the source; {discards['commands']} discards of "
+        f"{discards['ranges']} ranges"
+    )
 
 
 def _throughput(throughput: Document) -> str:

@@ -28,6 +28,7 @@ from vmemu._config.models import (
     FileContent,
     Guest,
     Limits,
+    Memory,
     Migration,
     Permutation,
     Postcopy,
@@ -98,6 +99,7 @@ class Scenario(Section):
         description="The guest's vCPUs and what they touch.",
         examples=["{trace: {file: traces/linux-boot.vmtrace}}"],
     )
+    memory: Memory = Field(default=Memory(), description="The destination's memory as a whole.")
     source: Source = Field(
         default=Source(), description="The process that holds the pages at first."
     )

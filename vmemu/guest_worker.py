@@ -36,15 +36,17 @@ FAULT_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Waiting:
-    """A vCPU that is stopped in a touch: where, and for how long."""
+    """A vCPU that is stopped in a touch: where, and for how long; of a client, if it is one's."""
 
     vcpu: int
     block: str
     offset: int
     seconds: float
+    client: str = ""
 
     def __str__(self) -> str:
-        return f"vCPU {self.vcpu} waits for {self.block}+{self.offset:#x} for {self.seconds:.1f} s"
+        who = f"vCPU {self.vcpu}" + (f" of client {self.client}" if self.client else "")
+        return f"{who} waits for {self.block}+{self.offset:#x} for {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class MemoryManager:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.blocks = RAMList(blocks)
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self._pause = pause
         self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
 
@@ -40,7 +40,7 @@ class MemoryManager:
         All or none is what keeps two runs from waiting for each other, each with half of the pool
         in its hands.
         """
-        deadline = time.monotonic() + self._wait_s
+        deadline = time.monotonic() + self.wait_s
         while True:
             try:
                 return self._map_all()

@@ -18,95 +18,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
+from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
 from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import HostError, MigrationError, PeerGone
-from vmemu.flip import Flip, unpack_flip
-from vmemu.guest_worker import Guest, GuestWorker, Waiting
+from vmemu.flip import unpack_flip
+from vmemu.guest_worker import Guest, GuestWorker
+from vmemu.hostcheck import require_postcopy
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
+from vmemu.memlock import MemoryLock
 from vmemu.plan import blocks_of, contents_of, entries_of, flip_positions, make_workload
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.recipe import Recipe
+from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
 from vmemu.verification import Verification
-from vmemu.workload import Workload
 
 TICK_S = 0.2
 """How often the owner looks at the threads when no bell rings: for progress and stalls only."""
 PATIENCE_S = 5.0
 """How long threads and the source get to end once nothing holds them any more."""
-
-
-class StallError(MigrationError):
-    """Pages stopped coming while somebody needed them; ``waiting`` says who."""
-
-    kind = "stall"
-
-    def __init__(self, seconds: float, waiting: list[Waiting], missing: int) -> None:
-        self.waiting = waiting
-        who = "; ".join(str(one) for one in waiting) or "no vCPU waits"
-        super().__init__(f"no page came for {seconds:.1f} s, {missing} pages are missing: {who}")
-
-
-class VerificationError(MigrationError):
-    """The migration completed and memory is not what it must be."""
-
-    kind = "verification"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of the run; times in ns, from the run's begin."""
-
-    name: str
-    start_ns: int
-    duration_ns: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; accesses of all vCPUs, host pages of all blocks."""
-
-    phase: str
-    accesses: int = 0
-    accesses_total: int = 0
-    pages: int = 0
-    pages_total: int = 0
-    bytes_checked: int = 0
-
-
-@dataclass
-class Run:
-    """Everything that a run has and leaves for its result; what was not reached is None or empty.
-
-    ``postcopy_started_ns`` is when the source may send its first page, ``postcopy_ended_ns`` when
-    the last one was placed: CLOCK_MONOTONIC, 0 until then.
-    """
-
-    scenario: Scenario
-    status: str = "failed"
-    error: BaseException | None = None
-    phases: list[Phase] = field(default_factory=list)
-    started_ns: int = 0
-    workload: Workload | None = None
-    memory: MemoryManager | None = None
-    incoming: IncomingPostcopy | None = None
-    expected: ExpectedContent | None = None
-    workers: list[GuestWorker] = field(default_factory=list)
-    verification: Verification | None = None
-    flip: Flip | None = None
-    guest_started_ns: int = 0
-    postcopy_started_ns: int = 0
-    postcopy_ended_ns: int = 0
 
 
 class Migration:
@@ -133,6 +72,9 @@ class Migration:
         self._ends: ChannelEnds | None = None
         self._guest: Guest | None = None
         self._recipe: Recipe | None = None
+        self._memlock: MemoryLock | None = None
+        self._inhibitor = BalloonInhibitor()
+        self._balloon_worker: BalloonWorker | None = None
         self._interrupts = Interrupts()
 
     # ---- the whole ----
@@ -169,6 +111,8 @@ class Migration:
         except KeyboardInterrupt as error:
             run.status, run.error = "interrupted", error
         except MigrationError as error:
+            if isinstance(error, PeerGone) and run.incoming and run.incoming.running:
+                run.incoming.pause()  # and from there to the end: nobody looks for the source
             run.status, run.error = "failed", self._explain(error)
 
     def _note_cleanup(self, error: Exception | None) -> None:
@@ -221,8 +165,16 @@ class Migration:
         self.run_state.memory = MemoryManager(blocks, wait_s, self._pause)
 
     def _map(self) -> None:
-        assert self.run_state.memory is not None
-        self.run_state.memory.map()
+        """Check by doing that this host can, then take the memory."""
+        memory = self.run_state.memory
+        assert memory is not None
+        blocks = list(memory.blocks)
+        self._memlock = MemoryLock(blocks)
+        self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
+        require_postcopy(blocks, memory.wait_s, self._pause)
+        memory.map()
+        if self.scenario.memory.lock:
+            self._memlock.lock()
 
     def _start_source(self) -> None:
         memory = self.run_state.memory
@@ -240,6 +192,8 @@ class Migration:
             self.scenario.guest.vcpus,
             self._bell,
             fault_threads=self.scenario.migration.postcopy.fault_threads,
+            memlock=self._memlock,
+            inhibitor=self._inhibitor,
         )
         self.run_state.incoming = incoming
         incoming.advise(unpack_summary(self._receive(Message.HELLO)))
@@ -327,10 +281,40 @@ class Migration:
             )
             for index in range(self.scenario.guest.vcpus)
         ]
+        self._start_balloon()
         run.guest_started_ns = time.monotonic_ns()
         for worker in run.workers:
             worker.start()
         self._wait(lambda: all(worker.done for worker in run.workers))
+
+    def _start_balloon(self) -> None:
+        """Refused while post-copy runs; what it gives back after it must read as zeros."""
+        run, config = self.run_state, self.scenario.guest.balloon
+        if config is None:
+            return
+        assert self._bell is not None
+        blocks = self._incoming.blocks
+        run.balloon = Balloon(blocks, self._inhibitor)
+        self._balloon_worker = BalloonWorker(
+            run.balloon,
+            self.scenario.seed,
+            config.rate,
+            self._bell,
+            limit=config.limit,
+            # Between a hole and its new reservation another run could take a hugepage.
+            eligible=lambda block, page: not blocks[block].hugetlb,
+        )
+        self._balloon_worker.start()
+
+    def _end_balloon(self) -> None:
+        """Post-copy is over: let it give back what it may, before memory is compared."""
+        worker = self._balloon_worker
+        if worker is None:
+            return
+        self._wait(lambda: worker.thread.done)
+        worker.join()
+        if worker.error is not None:
+            raise worker.error
 
     def _begin(self, vcpu: int) -> int:
         """Where a vCPU goes on: at the source's last access, or at its first."""
@@ -346,9 +330,10 @@ class Migration:
     def _verify(self) -> None:
         run = self.run_state
         self._incoming.end()
+        self._end_balloon()
         assert self._guest is not None and run.expected is not None and self._bell is not None
         if self.scenario.verify.final:
-            run.verification = Verification(self._guest, run.expected)
+            run.verification = Verification(self._guest, run.expected, run.balloon)
             thread = CThread("verify", run.verification.run, self._bell)
             thread.start()
             try:
@@ -458,7 +443,7 @@ class Migration:
     def _clean_up(self) -> Exception | None:
         """Give everything back; Ctrl-C waits until it is done. What failed, if anything did."""
         run = self.run_state
-        steps: list[Callable[[], object]] = [self._stop_guest]
+        steps: list[Callable[[], object]] = [self._stop_guest, self._stop_balloon]
         if run.incoming is not None:
             steps.append(partial(run.incoming.end, failed=run.status != "completed"))
         elif self._ends is not None:
@@ -487,6 +472,11 @@ class Migration:
         finally:
             for worker in run.workers:
                 worker.join(PATIENCE_S)
+
+    def _stop_balloon(self) -> None:
+        if self._balloon_worker is not None:
+            self._balloon_worker.stop()
+            self._balloon_worker.join()
 
     def _unmap(self) -> None:
         run = self.run_state

@@ -99,8 +99,8 @@ def _recorded(
     try:
         trace = native.open(config.file)
     except TraceError as error:
-        remedy = "name a native trace; `vmemu trace convert` makes one from a recording"
-        raise scenario.error("guest.trace.file", str(error), remedy) from None
+        remedy = error.remedy or "name another trace, or convert the recording again"
+        raise scenario.error("guest.trace.file", error.what, remedy) from None
     low, high = _window(scenario, config.window, trace.accesses)
     recipe = RecordedRecipe(
         file=str(config.file), vcpus=scenario.guest.vcpus, low=low, high=high, **_layout(config)
@@ -108,7 +108,7 @@ def _recorded(
     try:
         return recipe.lay_out(trace, entries_of(blocks)), recipe
     except TraceError as error:
-        raise scenario.error("guest.trace.map", str(error), "") from None
+        raise scenario.error("guest.trace.map", error.what, error.remedy) from None
 
 
 def _layout(config: RecordedTrace) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 ::
 
     NONE ─ advise ▶ ADVISE ─ discard ▶ DISCARD ─ listen ▶ LISTENING ─ run ▶ RUNNING ─ end ▶ END
-                      └──────────── listen ─────────────────▲
-                                any of them ─ end ▶ END
+                      └──────────── listen ─────────────────▲                 ▲ pause, resume ▼
+                                any of them ─ end ▶ END                       └─── PAUSED ────┘
 
 Advise compares what both ends believe about the blocks and empties all memory. Pre-copy then fills
 some of it. Discard forgets what the source has written since it was sent. Listen counts what is
@@ -29,12 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu import core
+from vmemu.balloon import BalloonInhibitor
 from vmemu.blocktime import STAGE_DTYPE
 from vmemu.channel import ChannelEnds, send, try_send
 from vmemu.cleanup import run_all
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
 from vmemu.manager import MemoryManager
+from vmemu.memlock import MemoryLock
 from vmemu.protocol import BlockEntry, Header, Message, Summary
 from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
 from vmemu.units import format_size
@@ -54,6 +56,7 @@ class PostcopyState(enum.Enum):
     DISCARD = "discard"
     LISTENING = "listening"
     RUNNING = "running"
+    PAUSED = "paused"
     END = "end"
 
 
@@ -81,6 +84,8 @@ class IncomingPostcopy:
         bell: Bell,
         *,
         fault_threads: int = 1,
+        memlock: MemoryLock | None = None,
+        inhibitor: BalloonInhibitor | None = None,
     ) -> None:
         self.state = PostcopyState.NONE
         self.memory = memory
@@ -97,6 +102,10 @@ class IncomingPostcopy:
         self._threads: list[CThread] = []
         self._stuck: list[str] = []
         self.discards = Discards()
+        self.warnings: list[str] = []
+        self._memlock = memlock
+        self._inhibitor = inhibitor or BalloonInhibitor()
+        self._inhibited = False
         self.states: list[tuple[PostcopyState, int]] = []
 
     @property
@@ -129,6 +138,7 @@ class IncomingPostcopy:
         differences = _differences(ours, theirs)
         if differences:
             raise MigrationError("source and destination differ: " + "; ".join(differences))
+        self._prepare_memory()
         for block in self.blocks:
             block.discard()
         self.ram = self.blocks.table()
@@ -136,6 +146,24 @@ class IncomingPostcopy:
         with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
             send(self._ends.return_path, Message.ADVISE, ours.pack())
         self._enter(PostcopyState.ADVISE)
+
+    def _prepare_memory(self) -> None:
+        """Locked memory can't be emptied, and from here on no page may be given back: one that
+        pre-copy had brought would be missing while it counts as received."""
+        self._inhibitor.inhibit()
+        self._inhibited = True
+        if self._memlock is not None:
+            self._memlock.unlock()
+
+    def _allow_ballooning(self) -> None:
+        if self._inhibited:
+            self._inhibited = False
+            self._inhibitor.release()
+
+    def _lock_again(self) -> None:
+        """A lock that can't be had again is a warning: the guest runs on without it."""
+        if self._memlock is not None:
+            self.warnings += self._memlock.relock()
 
     def receive_precopy(self) -> CThread:
         """Start the thread that takes pre-copied pages; it ends at the flip. See ``control``."""
@@ -195,7 +223,17 @@ class IncomingPostcopy:
         self._incoming.uffd = self.uffd.fd
         for index in range(self._incoming.fault_threads):
             self._start(f"fault{index}", core.lib.vm_fault_loop, index)
+        self._wait_for_fault_threads()
         self._enter(PostcopyState.LISTENING)
+
+    def _wait_for_fault_threads(self) -> None:
+        """Nobody may touch registered memory before somebody answers."""
+        deadline = time.monotonic() + THREAD_PATIENCE_S
+        while self._incoming.fault_running < self._incoming.fault_threads:
+            self._bell.wait(0.1)
+            self.check()
+            if time.monotonic() > deadline:
+                raise MigrationError("the fault threads do not start")
 
     def _settle(self) -> None:
         for index, block in enumerate(self.blocks):
@@ -212,6 +250,16 @@ class IncomingPostcopy:
         self._start("listen", core.lib.vm_listen_loop)
         self._enter(PostcopyState.RUNNING)
 
+    def pause(self) -> None:
+        """The source is lost: vCPUs that fault wait, until it is found again or ``end``."""
+        self._expect("pause", PostcopyState.RUNNING)
+        self._enter(PostcopyState.PAUSED)
+
+    def resume(self) -> None:
+        """The source is found again."""
+        self._expect("resume", PostcopyState.PAUSED)
+        self._enter(PostcopyState.RUNNING)
+
     def request_push(self) -> None:
         """Ask for the background push. Only before the guest runs or after: the fault thread owns
         the return path while there can be faults, and remembers which block it has named last."""
@@ -219,6 +267,11 @@ class IncomingPostcopy:
         send(self._ends.return_path, Message.PUSH)
 
     # ---- while it runs ----
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest runs here and the source is there."""
+        return self.state is PostcopyState.RUNNING
 
     @property
     def complete(self) -> bool:
@@ -292,6 +345,9 @@ class IncomingPostcopy:
             self._thp_on,
             self.memory.unregister,
             self._stop_threads,
+            self._close_uffd,
+            self._allow_ballooning,
+            self._lock_again,
             lambda: self._close(failed),
         ]
         run_all(steps)
@@ -310,13 +366,16 @@ class IncomingPostcopy:
         if self._stuck:
             raise MigrationError(f"threads that do not end: {', '.join(self._stuck)}")
 
+    def _close_uffd(self) -> None:
+        """Not while a thread might still use it: a number closed now can be somebody else's file in
+        a moment."""
+        if self.uffd is not None and not self._stuck:
+            self.uffd.close()
+
     def _close(self, failed: bool) -> None:
-        """Close the descriptors, unless a thread might still use them: a number closed now can be
-        somebody else's file in a moment."""
+        """Shut the return path, saying whether there was an error, and close all channels."""
         if self._stuck:
             return
-        if self.uffd is not None:
-            self.uffd.close()
         # Closing says the same; and this end must not wait for a source that does not read.
         try_send(self._ends.return_path, Message.SHUT, pages=int(failed))
         self._ends.close()

@@ -81,17 +81,39 @@ class RAMBlock:
             raise ValueError(f"block {self.name} is mapped already")
         if self.hugetlb:
             hugepages.pool(self.page_size)
-        address = core.ffi.new("uint64_t *")
-        alignment = max(self.page_size, _THP_SIZE)
         try:
             self._fd = self._open()
             if self._fd >= 0:
                 os.ftruncate(self._fd, self.size)
-            core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
+            self._map_descriptor()
         except (CoreError, OSError) as error:
             self._close()
             raise self._map_error(error) from error
+
+    def _map_descriptor(self) -> None:
+        address = core.ffi.new("uint64_t *")
+        alignment = max(self.page_size, _THP_SIZE)
+        core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
         self.address = address[0]
+
+    def share(self) -> int:
+        """A descriptor of the block's memory, for another process to ``attach``; the caller closes
+        it. Raises ValueError for anonymous memory, which has none."""
+        if self._fd < 0:
+            raise ValueError(f"block {self.name} is no mapped memory that can be shared")
+        return os.dup(self._fd)
+
+    def attach(self, fd: int) -> None:
+        """Map what another process shares as this block; the descriptor is the block's from now
+        on. Raises HostError, ValueError (it is mapped already)."""
+        if self.address:
+            raise ValueError(f"block {self.name} is mapped already")
+        self._fd = fd
+        try:
+            self._map_descriptor()
+        except CoreError as error:
+            self._close()
+            raise self._map_error(error) from error
 
     def _map_error(self, error: CoreError | OSError) -> VmemuError:
         if self.hugetlb and error.errno in (errno.ENOMEM, errno.ENOSPC):

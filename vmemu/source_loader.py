@@ -9,26 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import sys
-import threading
-import types
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmemu import core
 from vmemu.channel import ChannelEnds, receive, send, send_bytes
+from vmemu.childprocess import ChildProcess, live_with
 from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, VmemuError
 from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
 from vmemu.source_precopy import Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
 
 NO_PRECOPY = PrecopySpec()
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
@@ -51,87 +43,11 @@ class SourceSpec:
 # ---- in the destination ----
 
 
-class SourceProcess:
+class SourceProcess(ChildProcess):
     """The source process as the destination sees it."""
 
     def __init__(self, spec: SourceSpec, ends: ChannelEnds) -> None:
-        from multiprocessing import get_context
-
-        context = get_context("spawn")
-        arguments = (spec, ends)
-        self.process: BaseProcess = context.Process(
-            target=serve, args=arguments, name="vmemu-source", daemon=True
-        )
-        self._exitcode: int | None = None
-        self._closed = False
-
-    def start(self) -> None:
-        """Start it. The caller closes its own copy of the source's ends afterwards."""
-        with _without_main(), _without_interrupts():
-            self.process.start()
-
-    def describe_end(self) -> str:
-        """How it ended, in words; empty while it runs."""
-        if not self._closed:
-            self._exitcode = self.process.exitcode
-        code = self._exitcode
-        if code is None:
-            return ""
-        if code < 0:
-            return f"the source process was killed by {_signal_name(-code)}"
-        return f"the source process ended with exit code {code}"
-
-    def stop(self, patience_s: float) -> None:
-        """Wait for its end, then kill it. Safe to call twice and before it was started."""
-        if self._closed or self.process.pid is None:
-            return
-        self.process.join(patience_s)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        self._exitcode = self.process.exitcode
-        self._closed = True
-        self.process.close()  # it has descriptors, and they would wait for the garbage collector
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal between the first and the last
-        return f"signal {number}"
-
-
-_main_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide ``__main__`` from spawn, which would run the caller's script again in the child.
-
-    Nothing that the source needs lives there, and a caller's script need not guard itself against
-    being imported.
-    """
-    with _main_lock:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start children with SIGINT blocked: a terminal's Ctrl-C goes to them too, and would strike
-    before they can ignore it."""
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # spawn starts it, and would unblock SIGINT again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        super().__init__("the source process", "vmemu-source", serve, (spec, ends))
 
 
 # ---- in the source ----
@@ -139,8 +55,8 @@ def _without_interrupts() -> Iterator[None]:
 
 def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     """The whole life of the source process; exits with 0 when the destination is done or gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(ends.return_path,), daemon=True).start()
+    # Making an image of many GiB looks at no channel, so the end of the destination is watched for.
+    live_with(ends.return_path.fileno())
     try:
         _serve(spec, ends)
     except PeerGone:
@@ -151,15 +67,6 @@ def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     except MemoryError:
         _say_failed(ends, "no memory for the image")
         sys.exit(1)
-
-
-def _end_with(return_path: Connection) -> None:
-    """End this process when the destination's end of the return path closes, whatever it is doing:
-    making an image of many GiB looks at no channel."""
-    poll = select.poll()
-    poll.register(return_path, 0)  # POLLHUP is always told
-    poll.poll()
-    os._exit(0)
 
 
 def _say_failed(ends: ChannelEnds, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmemu import core
+from vmemu.balloon import Balloon
 from vmemu.content import ExpectedContent
 from vmemu.guest_worker import Guest, Mismatch, mismatches
 
@@ -13,7 +14,10 @@ class Verification:
     """Compares complete blocks; ``run`` is one long call for a thread of its own, ``stop`` ends it
     early."""
 
-    def __init__(self, guest: Guest, expected: ExpectedContent) -> None:
+    def __init__(
+        self, guest: Guest, expected: ExpectedContent, balloon: Balloon | None = None
+    ) -> None:
+        self._balloon = balloon
         self._guest = guest
         self._expected = expected
         self._verify: Any = core.ffi.new("struct vm_verify *")
@@ -26,7 +30,15 @@ class Verification:
             pointer = core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks)
             host = core.ffi.cast("uint8_t *", block.address)
             content = core.ffi.addressof(self._expected.table, index)
-            core.lib.vm_verify_block(self._verify, index, host, block.size, content, pointer)
+            core.lib.vm_verify_block(
+                self._verify, index, host, block.size, content, pointer, self._gone(index)
+            )
+
+    def _gone(self, index: int) -> Any:
+        """The block's pages that a balloon has given back, a byte a host page."""
+        if self._balloon is None:
+            return core.ffi.NULL
+        return core.ffi.from_buffer("uint8_t[]", self._balloon.page_maps[index])
 
     def stop(self) -> None:
         """End it soon."""

@@ -47,7 +47,17 @@ def across(data: dict[str, Any]) -> list[Found]:
                     )
                 )
             paths.add(os.path.normpath(path))
+    found += _across_memory(data)
     return found + _across_map(yamlfile.value_at(data, ("guest", "trace", "map")), named)
+
+
+def _across_memory(data: Any) -> list[Found]:
+    """The kernel refuses to give locked pages back."""
+    locked = yamlfile.value_at(data, ("memory", "lock")) is True
+    if not locked or yamlfile.value_at(data, ("guest", "balloon")) is None:
+        return []
+    what = "a balloon can't give back memory that is locked"
+    return [(("guest", "balloon"), what, "leave out the balloon, or 'memory: {lock: true}'")]
 
 
 def _size_or_none(value: Any) -> int | None:

@@ -105,16 +105,18 @@ class Block(Section):
     )
     page_size: Size = Field(
         default_factory=_default_page_size,
-        description="Bytes in a host page. By default the base page size; for hugetlbfs the"
-        " smallest that the host lists.",
+        description="Bytes in a host page, a power of two. By default the base page size, and no"
+        " other for anonymous and shared memory; for hugetlbfs (64KiB to 16GiB) the smallest that"
+        " the host lists.",
     )
     size: Size = Field(
-        description="Its used length in bytes, a multiple of page_size.", examples=["128MiB"]
+        description="Its used length in bytes, a multiple of page_size, at most 64TiB.",
+        examples=["128MiB"],
     )
     path: AbsolutePath | None = Field(
         default=None,
-        description="A file on a mounted hugetlbfs, or on tmpfs such as /dev/shm, to hold the"
-        " block; left out: a memfd. Not for anonymous memory.",
+        description="A file to be made on a mounted hugetlbfs, or for shared memory on a tmpfs such"
+        " as /dev/shm, to hold the block; left out: a memfd. Not for anonymous memory.",
     )
     content: Content = Field(
         default=SeededContent(), description="What its bytes are before the guest runs."
@@ -211,7 +213,8 @@ class CompactMap(Section):
 
     kind: Literal["compact"] = Field(default="compact", description="By the order of addresses.")
     block: Name | None = Field(
-        default=None, description="The one block to fill; left out: all blocks, in their order."
+        default=None,
+        description="The one block to fill; left out: all blocks, each full before the next.",
     )
 
 
@@ -267,7 +270,8 @@ class Window(Section):
 
 
 class Sequential(Section):
-    """Accesses at a fixed distance, over all blocks, from the beginning again at the end."""
+    """Accesses of 8 bytes at a fixed distance. All blocks lie one behind the other and each vCPU
+    walks a part of them, from its beginning again at its end."""
 
     kind: Literal["sequential"] = Field(description="One after another.", examples=["sequential"])
     accesses: Whole = Field(
@@ -282,7 +286,7 @@ class Sequential(Section):
 
 
 class Uniform(Section):
-    """Accesses at random, every page as likely as any other."""
+    """Accesses of 8 bytes at random, each place in RAM as likely as any other."""
 
     kind: Literal["uniform"] = Field(description="At random.", examples=["uniform"])
     accesses: Whole = Field(
@@ -294,7 +298,7 @@ class Uniform(Section):
 
 
 class Permutation(Section):
-    """Every page once, shuffled."""
+    """Accesses of 8 bytes: every host page once, shuffled; then all again, otherwise."""
 
     kind: Literal["permutation"] = Field(description="Each page once.", examples=["permutation"])
     accesses: Whole | None = Field(
@@ -320,7 +324,8 @@ class RecordedTrace(Section):
     """A recorded trace, replayed."""
 
     file: ExistingPath = Field(
-        description="The recording; a relative path starts at the scenario's directory.",
+        description="A native trace, as `vmemu trace convert` makes it of a recording; a relative"
+        " path starts at the scenario's directory.",
         examples=["traces/linux-boot.vmtrace"],
     )
     map: Map = Field(
@@ -354,6 +359,23 @@ Trace = Annotated[
 ]
 
 
+class BalloonConfig(Section):
+    """A balloon: it gives host pages back, but for hugepages, in an order made from the seed."""
+
+    rate: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+        default=1000, description="Pages a second; what is refused is tried again."
+    )
+    limit: Whole = Field(
+        ge=1, description="Pages to give back; refused until post-copy is over.", examples=[100]
+    )
+
+
+class Memory(Section):
+    """The destination's memory as a whole."""
+
+    lock: Flag = Field(default=False, description="Lock it (mlock); unlocked while post-copy runs.")
+
+
 class Guest(Section):
     """The guest's vCPUs and what they touch."""
 
@@ -363,6 +385,9 @@ class Guest(Section):
     trace: Trace = Field(
         description="What the guest touches: a recording or a synthetic trace.",
         examples=["{file: traces/linux-boot.vmtrace}"],
+    )
+    balloon: BalloonConfig | None = Field(
+        default=None, description="A worker that gives pages back once post-copy is over."
     )
 
 
@@ -419,7 +444,7 @@ class Precopy(Section):
     bandwidth: Rate = Field(
         default=0,
         serialization_alias="bandwidth_bytes_per_second",
-        description="Limit of pre-copy; 0 in the result stands for unlimited.",
+        description="Limit of pre-copy.",
     )
     max_downtime: Duration = Field(
         default=300_000_000,

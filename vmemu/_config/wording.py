@@ -95,7 +95,7 @@ def with_kinds_guessed(error: ValidationError, model: type[BaseModel], data: Any
         if details["type"] != "union_tag_invalid" or not isinstance(details["input"], dict):
             continue
         spot = _spot(details["loc"], model)
-        kind, kinds = str(details["input"].get("kind"))[:100], list(_members(spot.annotation))
+        kind, kinds = str(details["input"].get("kind"))[:100], list(members(spot.annotation))
         close = difflib.get_close_matches(kind, kinds, n=1)
         if close:
             guessed = copy.deepcopy(data) if guessed is None else guessed
@@ -138,36 +138,36 @@ def _spot(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Spot:
     field: FieldInfo | None = None
     annotation: Any = model
     for item in loc:
-        annotation = _bare(annotation)
-        if _is_model(annotation):
+        annotation = bare(annotation)
+        if is_model(annotation):
             path, parent = (*path, item), annotation
             field = annotation.model_fields.get(str(item))
             annotation = field.annotation if field else None
         elif get_origin(annotation) is tuple:
             path, annotation = (*path, item), get_args(annotation)[0]
-        elif (member := _members(annotation).get(str(item))) is not None:
+        elif (member := members(annotation).get(str(item))) is not None:
             annotation = member
         else:
             path, annotation = (*path, item), None
-    return _Spot(path, parent, field, _bare(annotation))
+    return _Spot(path, parent, field, bare(annotation))
 
 
-def _is_model(annotation: Any) -> bool:
+def is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _bare(annotation: Any) -> Any:
+def bare(annotation: Any) -> Any:
     """``annotation`` without Annotated[...] around it and without '| None'."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [a for a in get_args(annotation) if a is not type(None)]
         if len(rest) == 1:
-            return _bare(rest[0])
+            return bare(rest[0])
     return annotation
 
 
-def _members(annotation: Any) -> dict[str, Any]:
+def members(annotation: Any) -> dict[str, Any]:
     """The members of a union by their tags."""
     if get_origin(annotation) not in (Union, types.UnionType):
         return {}
@@ -239,13 +239,13 @@ def _give(kind: str, spot: _Spot, value: Any) -> str:
         return f"put it in quotes: '{value}'" if simple and len(str(value)) < 60 else "give text"
     if kind == "tuple_type":
         return "write one '- ' item a line, or [item, item]"
-    fields = ", ".join(spot.annotation.model_fields) if _is_model(spot.annotation) else "key"
+    fields = ", ".join(spot.annotation.model_fields) if is_model(spot.annotation) else "key"
     return f"write 'key: value' lines with the keys of it: {fields}"
 
 
 def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
     """No member of a union of models could be chosen by its ``kind``."""
-    kinds = list(_members(spot.annotation))
+    kinds = list(members(spot.annotation))
     if not isinstance(value, dict):
         return spot.path, f"{show(value)} is not a mapping", f"write {{kind: {kinds[0]}}}"
     path = (*spot.path, "kind")

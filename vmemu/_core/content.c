@@ -2,6 +2,8 @@
 
 #include "util.h"
 
+enum { STRETCH = 4096 }; /* the smallest page: zeros are decided once for each */
+
 void vm_content_fill(const struct vm_content *c, uint8_t *image, uint64_t length)
 {
     uint64_t page_size = UINT64_C(1) << c->page_shift;
@@ -65,10 +67,26 @@ static void verify_stretch(struct vm_verify *v, uint32_t block, const uint8_t *h
     vm_add(&v->bytes_checked, length);
 }
 
-void vm_verify_block(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t size,
-                     const struct vm_content *c, const uint8_t *marks)
+static void verify_zeros(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t offset)
 {
-    for (uint64_t offset = 0; offset < size && !vm_get(&v->stop); offset += 4096) {
-        verify_stretch(v, block, host, offset, 4096, c, marks);
+    const uint64_t *found = (const uint64_t *)(host + offset);
+
+    for (uint64_t i = 0; i < STRETCH / 8; i++) {
+        if (found[i]) {
+            note_mismatch(v, block, offset + i * 8, 0, found[i]);
+        }
+    }
+    vm_add(&v->bytes_checked, STRETCH);
+}
+
+void vm_verify_block(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t size,
+                     const struct vm_content *c, const uint8_t *marks, const uint8_t *given_back)
+{
+    for (uint64_t offset = 0; offset < size && !vm_get(&v->stop); offset += STRETCH) {
+        if (given_back && given_back[offset >> c->page_shift]) {
+            verify_zeros(v, block, host, offset);
+        } else {
+            verify_stretch(v, block, host, offset, STRETCH, c, marks);
+        }
     }
 }

@@ -102,6 +102,6 @@ struct vm_verify {
  * or NULL when the guest wrote nothing. The memory must be complete: it is read as it is.
  */
 void vm_verify_block(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t size,
-                     const struct vm_content *c, const uint8_t *marks);
+                     const struct vm_content *c, const uint8_t *marks, const uint8_t *given_back);
 
 #endif

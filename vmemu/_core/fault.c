@@ -23,6 +23,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "asking.h"
@@ -38,15 +39,25 @@ struct fault_thread {
     struct pollfd *polled;
 };
 
-static void count_for_vcpu(struct vm_incoming *in, uint32_t tid)
+static void count_for_vcpu(uint32_t vcpus, const uint32_t *vcpu_tid, uint64_t *vcpu_faults,
+                           uint32_t tid)
 {
-    uint32_t vcpus = vm_get_acquire(&in->vcpus);
-
     for (uint32_t i = 0; i < vcpus; i++) {
-        if (vm_get(&in->vcpu_tid[i]) == tid) {
-            vm_add(&in->vcpu_faults[i], 1);
+        if (vm_get(&vcpu_tid[i]) == tid) {
+            vm_add(&vcpu_faults[i], 1);
             return;
         }
+    }
+}
+
+/* Before the page can come, so that the vCPU finds its fault counted. */
+static void count_fault(struct vm_incoming *in, const struct vm_client *client, uint32_t tid)
+{
+    if (client) {
+        vm_add(&in->stats.of_clients, 1);
+        count_for_vcpu(client->vcpus, client->vcpu_tid, client->vcpu_faults, tid);
+    } else {
+        count_for_vcpu(vm_get_acquire(&in->vcpus), in->vcpu_tid, in->vcpu_faults, tid);
     }
 }
 
@@ -102,12 +113,7 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
         return 0;
     }
     vm_add(&in->stats.messages, 1);
-    if (client) {
-        vm_add(&in->stats.of_clients, 1);
-    } else {
-        /* Before the page can come, so that the vCPU finds its fault counted. */
-        count_for_vcpu(in, m->arg.pagefault.ptid);
-    }
+    count_fault(in, client, m->arg.pagefault.ptid);
     block = &in->ram->block[q.block];
     if (vm_bit_test(block->received, q.page)) {
         vm_add(&in->stats.late, 1);
@@ -213,6 +219,8 @@ static int serve_faults(struct fault_thread *t, struct vm_error *err)
     for (uint32_t i = 0; i < t->in->clients; i++) {
         t->polled[POLL_CLIENTS + i].fd = t->in->client[i].uffd;
     }
+    vm_add(&t->in->fault_running, 1);
+    eventfd_write(t->in->bell_fd, 1); /* whoever started it waits to know that it runs */
     for (;;) {
         choose_polled(t);
         if (poll(t->polled, POLL_CLIENTS + t->in->clients, -1) < 0) {

@@ -52,6 +52,10 @@ struct vm_client {
     int uffd;
     uint32_t block;
     uint64_t base, size; /* its mapping of the block, from the block's start */
+    /* As those of the guest, in memory that the client has mapped too. */
+    uint32_t vcpus;
+    const uint32_t *vcpu_tid;
+    uint64_t *vcpu_faults;
 };
 
 struct vm_incoming {
@@ -67,6 +71,7 @@ struct vm_incoming {
     uint32_t *vcpu_tid;
     uint64_t *vcpu_faults;
     uint32_t fault_threads;
+    uint32_t fault_running; /* of these, how many have begun to serve */
     uint32_t clients;
     struct vm_client *client;
     struct vm_fault_stats stats;

@@ -9,6 +9,7 @@
 #include "util.h"
 
 enum { RUN_PAGES = VM_RUN_BYTES / VM_PAGE_SIZE };
+enum { PIECE_NS = 5000000, ALIVE_NS = 100000000 };
 
 static uint64_t target_pages(const struct vm_image *image)
 {
@@ -20,17 +21,33 @@ static bool over(const struct vm_source *s)
     return vm_get_acquire(&s->flip) || vm_get_acquire(&s->stop);
 }
 
-/* Sleeps in short pieces: the flip must not wait for a slow limit. */
-static void hold_back(struct vm_source *s)
+static int say_round(struct vm_source *s, struct vm_error *err)
 {
-    uint64_t delay;
+    struct vm_header h = {.type = VM_MSG_ROUND, .pages = s->rounds};
+
+    return vm_source_send(s, s->main_fd, &h, NULL, err);
+}
+
+/*
+ * Sleeps in short pieces: the flip must not wait for a slow limit. Now and then it says which round
+ * this is once more: a destination that hears nothing must take us for dead. 0, or -1.
+ */
+static int hold_back(struct vm_source *s, struct vm_error *err)
+{
+    uint64_t delay, told_ns = vm_now_ns();
 
     while (!over(s) && (delay = vm_limiter_delay(&s->limiter, vm_now_ns())) > 0) {
-        uint64_t piece = delay < 5000000 ? delay : 5000000;
-        struct timespec wait = {0, (long)piece};
+        struct timespec wait = {0, (long)(delay < PIECE_NS ? delay : PIECE_NS)};
 
         nanosleep(&wait, NULL);
+        if (vm_now_ns() - told_ns > ALIVE_NS) {
+            told_ns = vm_now_ns();
+            if (say_round(s, err) < 0) {
+                return -1;
+            }
+        }
     }
+    return 0;
 }
 
 static bool claim_dirty(struct vm_image *image, uint64_t page)
@@ -97,7 +114,9 @@ static int round_of_block(struct vm_source *s, uint32_t block, struct vm_error *
             page = (page | 63) + 1;
             continue;
         }
-        hold_back(s);
+        if (hold_back(s, err) < 0) {
+            return -1;
+        }
         if (over(s)) {
             return 0;
         }
@@ -112,9 +131,8 @@ static int round_of_block(struct vm_source *s, uint32_t block, struct vm_error *
 
 int vm_source_round(struct vm_source *s, struct vm_error *err)
 {
-    struct vm_header h = {.type = VM_MSG_ROUND, .pages = ++s->rounds};
-
-    if (vm_source_send(s, s->main_fd, &h, NULL, err) < 0) {
+    s->rounds++;
+    if (say_round(s, err) < 0) {
         return -1;
     }
     for (uint32_t block = 0; block < s->count && !over(s); block++) {
@@ -195,4 +213,5 @@ void vm_source_harvest(struct vm_source *s, uint64_t pages, const int32_t *block
             }
         }
     }
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the other half of the one in note_written */
 }

@@ -55,7 +55,9 @@ int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, co
     r->map_length = payload + 2 * BASE_PAGE;
     r->map = mmap(NULL, r->map_length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     r->zeros_length = page;
-    r->zeros = mmap(NULL, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    /* Populated: UFFDIO_COPY into a 1 GiB page fails with ENOMEM when its source is not mapped. */
+    r->zeros = mmap(NULL, page, PROT_READ,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0);
     if (r->map == MAP_FAILED || r->zeros == MAP_FAILED) {
         vm_fail_errno(err, "mmap of a staging area", 0);
         vm_receiver_destroy(r);

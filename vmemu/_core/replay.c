@@ -228,6 +228,11 @@ static inline void read_piece(struct vm_vcpu *v, const struct piece *p)
 
 static void note_written(uint64_t *written, uint64_t page)
 {
+    /*
+     * The store has to be seen before the bit is looked at. A CPU may keep the store back for a
+     * moment: the bit could still be found set, be taken, and the page be sent without the store.
+     */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!vm_bit_test(written, page)) {
         vm_bit_test_and_set(written, page);
     }

@@ -90,6 +90,17 @@ int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const
     return vm_fail_errno(err, "write to the destination", 0);
 }
 
+/* Refused (of locked memory), the pages stay: freeing them is a courtesy to the host. */
+static void release(struct vm_source *s, const struct vm_image *image, uint64_t first,
+                    uint64_t pages)
+{
+    uint64_t offset = first << image->page_shift, length = pages << image->page_shift;
+
+    if (madvise(image->data + offset, length, MADV_DONTNEED) == 0) {
+        vm_add(&s->bytes_released, length);
+    }
+}
+
 int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
                        bool zero, uint64_t queued_ns, struct vm_error *err)
 {
@@ -106,5 +117,30 @@ int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t fir
     };
 
     vm_add(zero ? &s->pages_zero : queued_ns ? &s->pages_urgent : &s->pages_pushed, pages);
-    return vm_source_send(s, fd, &h, image->data + h.offset, err);
+    if (vm_source_send(s, fd, &h, image->data + h.offset, err) < 0) {
+        return -1;
+    }
+    /* All of it is in the channel, which has its own copy; unless the other end is closed. */
+    if (s->release_ram && !vm_get(&s->stop)) {
+        release(s, image, first, pages);
+    }
+    return 0;
+}
+
+void vm_source_release_sent(struct vm_source *s)
+{
+    for (uint32_t block = 0; s->release_ram && block < s->count; block++) {
+        const struct vm_image *image = &s->image[block];
+
+        for (uint64_t page = 0, end; page < image->pages; page = end) {
+            bool sent = vm_bit_test(image->sent, page);
+
+            for (end = page + 1; end < image->pages && vm_bit_test(image->sent, end) == sent;
+                 end++) {
+            }
+            if (sent) {
+                release(s, image, page, end - page);
+            }
+        }
+    }
 }

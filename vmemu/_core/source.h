@@ -35,12 +35,14 @@ struct vm_source {
     int return_fd;             /* read end */
     int push_fd;               /* eventfd: the background push may begin */
     uint32_t stop;             /* the destination needs nothing more, or is gone */
+    bool release_ram;          /* free what was sent in post-copy, or before the flip */
     uint32_t flip;             /* end the round of pre-copy: the guest has stopped */
     struct vm_limiter limiter; /* of pre-copy, then of the push; never of requests */
     uint64_t cursor;           /* where the push goes on: block << 40 | page; moved by requests */
     /* Figures. */
     uint64_t requests, pages_urgent, pages_pushed, pages_zero;
     uint64_t pages_precopied, bytes_precopied; /* target pages, again each time */
+    uint64_t bytes_released;
     uint32_t rounds;
     uint32_t count;
     struct vm_image image[];
@@ -73,6 +75,9 @@ uint64_t vm_source_dirty_run(const struct vm_source *s, uint32_t block, uint64_t
  */
 void vm_source_harvest(struct vm_source *s, uint64_t pages, const int32_t *block,
                        const uint64_t *offset, uint64_t *written);
+
+/* With release_ram, after vm_source_canonicalise: free the pages that the destination has. */
+void vm_source_release_sent(struct vm_source *s);
 
 /* Each returns 0 when the destination is done or gone, or -1. */
 int vm_source_serve(struct vm_source *s, struct vm_error *err);

@@ -18,6 +18,7 @@ enum {
     UFFD_NR_WAKE = 0x02,
     UFFD_NR_COPY = 0x03,
     UFFD_NR_ZEROPAGE = 0x04,
+    UFFD_NR_WRITEPROTECT = 0x06,
     UFFD_NR_API = 0x3F,
 };
 
@@ -52,6 +53,11 @@ struct uffd_zeropage {
     __s64 zeropage; /* out: bytes done, or a negative errno */
 };
 
+struct uffd_writeprotect {
+    struct uffd_range range;
+    __u64 mode;
+};
+
 struct uffd_msg {
     __u8 event;
     __u8 reserved1;
@@ -79,9 +85,11 @@ _Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg is kernel interfa
 #define UFFDIO_WAKE         _IOR(0xAA, UFFD_NR_WAKE, struct uffd_range)
 #define UFFDIO_COPY         _IOWR(0xAA, UFFD_NR_COPY, struct uffd_copy)
 #define UFFDIO_ZEROPAGE     _IOWR(0xAA, UFFD_NR_ZEROPAGE, struct uffd_zeropage)
+#define UFFDIO_WRITEPROTECT _IOWR(0xAA, UFFD_NR_WRITEPROTECT, struct uffd_writeprotect)
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) /* on /dev/userfaultfd */
 
 enum { UFFD_EVENT_PAGEFAULT = 0x12, UFFD_EVENT_REMOVE = 0x15 };
 enum { UFFD_PAGEFAULT_FLAG_WRITE = 1 << 0 };
+enum { UFFD_WRITEPROTECT_WP = 1 << 0 };
 
 #endif

@@ -10,6 +10,7 @@ from vmemu.errors import HostError, VmemuError
 VERBS = {
     "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
     "compare": ("vmemu.cli.compare", "Lay event logs of migrations side by side, ours and QEMU's."),
+    "config": ("vmemu.cli.config", "Explain the fields of a scenario; show a whole one."),
     "trace": ("vmemu.cli.trace", "Look at recorded traces and convert them."),
 }
 """Verb: (module that has a click command of that name, what it does)."""

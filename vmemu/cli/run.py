@@ -16,7 +16,8 @@ import click
 
 if TYPE_CHECKING:
     from vmemu.config import Scenario
-    from vmemu.migration import Migration, Progress, Run
+    from vmemu.migration import Migration
+    from vmemu.runstate import Progress, Run
 
 Flips = tuple[tuple[str, int], ...]
 

@@ -27,15 +27,17 @@ def trace() -> None:
     show_default=True,
     help="How hard zstd works on a packed output.",
 )
-def convert(source: str, out: str, fetches: bool, level: int) -> None:
+@click.option("--force", is_flag=True, help="Replace a native trace that is there.")
+def convert(source: str, out: str, fetches: bool, level: int, force: bool) -> None:
     """Convert a recording to a native trace.
 
     INPUT is a recording of any known format, compressed or not (- for standard input), or a native
-    trace. OUTPUT is a directory NAME.vmtrace, or one packed file if it ends in .zst.
+    trace. OUTPUT is a directory NAME.vmtrace, or one packed file if it ends in .zst; nothing that
+    is there is replaced without --force, and only native traces with it.
     """
     from vmemu.traces.convert import convert as convert_trace
 
-    meta = convert_trace(source, out, fetches=fetches, level=level)
+    meta = convert_trace(source, out, fetches=fetches, level=level, replace=force)
     click.echo(f"{out}: {_converted(meta)}")
     for note in _notes(meta.counts.dropped, meta.counts.unknown_lines, "", meta.truncated):
         click.echo(f"note: {note}", err=True)
@@ -89,25 +91,40 @@ def _write_json(stats: TraceStats, file: str) -> None:
 
 
 def _print_table(stats: TraceStats) -> None:
-    made_from = "" if stats.source in ("", stats.format) else f", from {stats.source}"
+    from vmemu.units import format_size
+
     rows = [
-        ("format", f"{stats.format}{made_from}; {stats.address_kind} addresses"),
+        ("format", stats.format),
+        ("recorded format", stats.source or "not told"),
+        ("addresses", stats.address_kind),
         ("accesses", f"{stats.accesses:,}"),
         ("  reads", _share(stats.reads, stats.accesses)),
         ("  writes", _share(stats.writes, stats.accesses)),
         ("  modifies", _share(stats.modifies, stats.accesses)),
         ("  straddling two pages", f"{stats.straddling:,}"),
-        ("instruction fetches", f"{stats.instruction_fetches:,}"),
+        ("instruction fetches", _unless_missing("instruction_fetches", stats)),
         ("pages of 4 KiB", f"{stats.pages_4k:,}"),
         ("  written", _share(stats.pages_written, stats.pages_4k)),
         ("pages of 2 MiB", f"{stats.pages_2m:,}"),
-        ("span", f"{stats.span_bytes:,} bytes"),
-        ("threads or vCPUs", f"{stats.threads:,}"),
+        ("span", f"{format_size(stats.span_bytes, digits=4)} ({stats.span_bytes:,} bytes)"),
+        ("threads or vCPUs", _unless_missing("threads", stats)),
+        ("left out", _dropped(stats.dropped)),
         ("not recorded", ", ".join(stats.missing) or "-"),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
+
+
+def _unless_missing(name: str, stats: TraceStats) -> str:
+    """A figure that the recording may know nothing of."""
+    return "not recorded" if name in stats.missing else f"{getattr(stats, name):,}"
+
+
+def _dropped(dropped: dict[str, int]) -> str:
+    """Accesses left out on purpose, by reason."""
+    reasons = [f"{count:,} accesses ({reason})" for reason, count in dropped.items() if count]
+    return ", ".join(reasons) or "-"
 
 
 def _share(part: int, whole: int) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vmemu.guest_worker import GuestWorker, Mismatch, Waiting
-    from vmemu.migration import Run
+    from vmemu.runstate import Run
 
 SCHEMA = "vmemu-result/1"
 """Changes its number when a key goes away or changes its meaning; new keys keep it."""
@@ -71,6 +71,8 @@ def build(run: Run) -> Document:
         "downtime_ns": _downtime_ns(run),
         "states": _states(run),
         "verify": _verify(run),
+        "balloon": _balloon(run),
+        "warnings": [*run.warnings, *(run.incoming.warnings if run.incoming else [])],
     }
 
 
@@ -159,6 +161,17 @@ def _discards(run: Run) -> Document:
     discards = run.incoming.discards if run.incoming else None
     names = ("commands", "ranges", "bytes")
     return {name: getattr(discards, name) if discards else 0 for name in names}
+
+
+def _balloon(run: Run) -> Document | None:
+    if run.balloon is None:
+        return None
+    figures = run.balloon.figures
+    return {
+        "done": figures.done,
+        "refused": figures.refused,
+        "bytes_given_back": figures.bytes_given_back,
+    }
 
 
 def _downtime_ns(run: Run) -> int:

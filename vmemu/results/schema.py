@@ -224,8 +224,16 @@ class Precopy(_Model):
 class State(_Model):
     """A state that the destination entered."""
 
-    state: Literal["advise", "discard", "listening", "running", "end"]
+    state: Literal["advise", "discard", "listening", "running", "paused", "end"]
     at_ns: Nanoseconds
+
+
+class Balloon(_Model):
+    """What a balloon gave back, and how often it was refused."""
+
+    done: Count
+    refused: Count
+    bytes_given_back: Bytes
 
 
 class Mismatch(_Model):
@@ -269,6 +277,8 @@ class Result(_Model):
     downtime_ns: Nanoseconds
     states: list[State]
     verify: Verify
+    balloon: Balloon | None
+    warnings: list[str]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

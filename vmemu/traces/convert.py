@@ -20,23 +20,28 @@ def convert(
     *,
     fetches: bool = False,
     level: int = native.DEFAULT_LEVEL,
+    replace: bool = False,
 ) -> Meta:
     """Converts a recording (``-``: standard input) to a native trace; returns its ``meta.json``.
 
-    ``out``: packed if it ends in ``.zst``, else a directory; it replaces a native trace of that
-    name when it is whole. ``fetches``: keep instruction fetches as accesses. ``level``: of zstd, 1
-    to 22. A native trace is packed or unpacked as it is. Raises ``TraceError``; then nothing is
-    left behind.
+    ``out``: packed if it ends in ``.zst``, else a directory; it appears when it is whole, in the
+    place of a native trace of that name only with ``replace``. ``fetches``: keep instruction
+    fetches as accesses. ``level``: of zstd, 1 to 22. A native trace is packed or unpacked as it is.
+    Raises ``TraceError``; then nothing is left behind.
     """
     out = Path(out)
     if out.suffix not in _SUFFIXES:
         raise TraceError(f"{out}: the output must end in .vmtrace or .vmtrace.zst")
+    if os.fspath(source) != "-" and out.exists() and out.samefile(source):
+        raise TraceError(f"{out}: input and output are the same")
+    native.refuse_to_replace(out)
+    if not replace and native.is_native(out):
+        raise TraceError(f"{out}: exists already", "name another, or replace it with --force")
     if os.fspath(source) != "-" and native.is_native(source):
         return _convert_native(Path(source), out, level)
     if out.suffix != ".zst":
         return _convert_recording(source, out, fetches)
 
-    native.refuse_to_replace(out)
     partial = tarball.hidden_sibling(out)
     try:
         meta = _convert_recording(source, partial, fetches)
@@ -64,8 +69,6 @@ def _convert_recording(source: str | os.PathLike[str], out: Path, fetches: bool)
 
 
 def _convert_native(source: Path, out: Path, level: int) -> Meta:
-    if out.exists() and out.samefile(source):
-        raise TraceError(f"{out}: input and output are the same")
     packing = out.suffix == ".zst"
     if source.is_dir() == packing:
         if packing:

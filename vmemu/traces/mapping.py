@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
 from vmemu.traces.trace import CHUNK, Trace
+from vmemu.units import format_size
 
 PAGE_SHIFT = 12
 PAGE = 1 << PAGE_SHIFT
@@ -90,7 +91,7 @@ def map_regions(
         into = (pages[first:last] - np.uint64(region.start >> PAGE_SHIFT)) << np.uint64(PAGE_SHIFT)
         page_map.offset[first:last] = into + np.uint64(region.offset)
     if outside == "refuse" and page_map.outside.any():
-        raise TraceError(_outside_message(pages, page_map, ordered, trace))
+        raise _outside_error(pages, page_map, ordered, trace)
     return _frozen(page_map)
 
 
@@ -108,7 +109,7 @@ def map_compact(
     chosen = _chosen(blocks, target)
     capacities = [blocks[index].size >> PAGE_SHIFT for index in chosen]
     if sum(capacities) < len(pages):
-        raise TraceError(_too_small_message(len(pages), [blocks[index] for index in chosen]))
+        raise _too_small_error(len(pages), [blocks[index] for index in chosen])
     page_map = PageMap(np.empty(len(pages), np.int32), np.empty(len(pages), np.uint64))
     start = 0
     for index, capacity in zip(chosen, capacities, strict=True):
@@ -172,57 +173,61 @@ def _check_regions(ordered: list[Region], blocks: Sequence[Block]) -> None:
         need = region.offset + region.end - region.start
         if need > block.size:
             raise TraceError(
-                f"map: region {_show(region)} does not fit: block {block.name} has {block.size}"
-                f" bytes; a size of {_rounded(need, block)} would do"
+                f"map: region {_show(region)} does not fit: block {block.name} has"
+                f" {format_size(block.size)}",
+                f"a size of {_rounded(need, block)} would do",
             )
     for one, other in pairwise(ordered):
         if other.start < one.end:
             raise TraceError(f"map: regions {_show(one)} and {_show(other)} overlap")
 
 
-def _outside_message(
+def _outside_error(
     pages: NDArray[np.uint64], page_map: PageMap, ordered: list[Region], trace: Trace | None
-) -> str:
+) -> TraceError:
     outside = page_map.outside
     first = int(pages[np.argmax(outside)]) << PAGE_SHIFT
     number = int(np.count_nonzero(outside))
     accesses = "" if trace is None else f"{count_accesses_on(trace, outside)} accesses to "
-    return (
+    return TraceError(
         f"map: {accesses}{number} of {len(pages)} pages are in no region, the first at {first:#x}"
-        f" ({_nearest(first, ordered)}); map them with a region, or drop them with outside: drop"
+        f" ({_nearest(first, ordered)})",
+        "map them with a region, or drop them with outside: drop",
     )
 
 
-def _nearest(address: int, ordered: list[Region]) -> str:
+def _nearest(page: int, ordered: list[Region]) -> str:
+    """Where the page at that address lies, told by the nearest region."""
     if not ordered:
         return "there are no regions"
 
-    def distance(region: Region) -> int:
-        return region.start - address if address < region.start else address - region.end
+    def gap(region: Region) -> int:
+        return region.start - (page + PAGE) if page < region.start else page - region.end
 
-    region = min(ordered, key=distance)
-    side = "before" if address < region.start else "behind"
-    return f"{distance(region):#x} bytes {side} the nearest region, {_show(region)}"
+    region = min(ordered, key=gap)
+    side = "before" if page < region.start else "behind"
+    distance = format_size(gap(region)) if gap(region) else "right"
+    return f"{distance} {side} the nearest region, {_show(region)}"
 
 
-def _too_small_message(pages: int, blocks: list[Block]) -> str:
+def _too_small_error(pages: int, blocks: list[Block]) -> TraceError:
     need = pages << PAGE_SHIFT
     have = sum(block.size for block in blocks)
+    wanted = f"map: the trace has {pages} pages of 4 KiB ({format_size(need)})"
     if not blocks:
-        return f"map: the trace has {pages} pages ({need} bytes) and there is no block for them"
+        return TraceError(f"{wanted} and there is no block for them")
     last = blocks[-1]
     enough = _rounded(last.size + need - sum(block.size & -PAGE for block in blocks), last)
     names = ", ".join(block.name for block in blocks)
-    return (
-        f"map: the trace has {pages} pages of 4 KiB ({need} bytes), {names} only {have} bytes;"
-        f" a size of {enough} bytes for {last.name} would do"
+    return TraceError(
+        f"{wanted}, {names} only {format_size(have)}", f"a size of {enough} for {last.name} would do"
     )
 
 
-def _rounded(size: int, block: Block) -> int:
-    """Up to whole pages of the block."""
+def _rounded(size: int, block: Block) -> str:
+    """Up to whole pages of the block, as a scenario writes it."""
     page_size = int(getattr(block, "page_size", PAGE))
-    return -(-size // page_size) * page_size
+    return format_size(-(-size // page_size) * page_size)
 
 
 def _show(region: Region) -> str:

@@ -143,8 +143,8 @@ def _open_packed(path: Path) -> Trace:
 def _refuse_other_formats(stream: ByteStream) -> None:
     if not tarball.looks_like_tar(stream.head(512)):
         raise TraceError(
-            f"{stream.name}: not a native trace; if it is a recording, convert it:"
-            f" vmemu trace convert {stream.name} NAME.vmtrace"
+            f"{stream.name}: not a native trace",
+            f"if it is a recording, convert it: vmemu trace convert {stream.name} NAME.vmtrace",
         )
 
 

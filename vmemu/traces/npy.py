@@ -63,10 +63,12 @@ def parse_column(name: str, raw: mmap.mmap | memoryview | bytes, dtypes: tuple[s
     if dtype.str not in dtypes:
         raise TraceError(f"{name}: holds {dtype.str} and not {' or '.join(dtypes)}")
     size = len(raw) - start
-    if size != count * dtype.itemsize:
-        state = "is cut off" if size < count * dtype.itemsize else "has bytes too many"
+    promised = count * dtype.itemsize
+    if size != promised:
+        state = "is cut off" if size < promised else "has bytes too many"
         raise TraceError(
-            f"{name}: {state}, {count} values of {dtype.itemsize} bytes promised, {size} there"
+            f"{name}: {state}: {count} values promised ({promised} bytes),"
+            f" {size // dtype.itemsize} there ({size} bytes)"
         )
     values = np.frombuffer(raw, dtype, count, start)
     values.flags.writeable = False

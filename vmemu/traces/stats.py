@@ -41,6 +41,7 @@ class TraceStats:
     straddling: int
     """Accesses that touch two 4 KiB pages."""
     threads: int
+    """Streams; when ``missing`` has "threads" they say nothing about the threads there were."""
     time_range_ns: tuple[int, int] | None
     unknown_lines: int
     missing: tuple[str, ...]
@@ -57,8 +58,10 @@ class TraceStats:
         keys = (
             "format accesses reads writes modifies instruction_fetches pages_4k pages_2m"
             " pages_written span_bytes straddling threads time_range_ns unknown_lines missing"
+            " address_kind dropped"
         )
         values = {key: getattr(self, key) for key in keys.split()}
+        values["recorded_format"] = self.source
         values["missing"] = list(self.missing)
         values["time_range_ns"] = None if self.time_range_ns is None else list(self.time_range_ns)
         return values

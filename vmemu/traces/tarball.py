@@ -91,8 +91,8 @@ def read(stream: ByteStream, limit: int) -> dict[str, memoryview]:
         # Memory that is not touched before there is something to put there: a lie about the size
         # costs nothing.
         buffer = np.empty(size, np.uint8).data
-        if stream.readinto(buffer) < size:
-            raise TraceError(f"{stream.name}: {name} is cut off")
+        if (there := stream.readinto(buffer)) < size:
+            raise _cut_off(stream, name, size, there)
         files[name] = buffer.toreadonly()
     return files
 
@@ -112,12 +112,19 @@ def extract(stream: ByteStream, directory: Path) -> None:
 
 
 def _parts(stream: ByteStream, name: str, size: int) -> Iterator[bytes]:
-    while size:
-        part = stream.read(min(size, _COPY_BYTES))
+    left = size
+    while left:
+        part = stream.read(min(left, _COPY_BYTES))
         if not part:
-            raise TraceError(f"{stream.name}: {name} is cut off")
-        size -= len(part)
+            raise _cut_off(stream, name, size, size - left)
+        left -= len(part)
         yield part
+
+
+def _cut_off(stream: ByteStream, name: str, promised: int, there: int) -> TraceError:
+    return TraceError(
+        f"{stream.name}: {name} is cut off: {promised} bytes promised, {there} there"
+    )
 
 
 # tarfile could read this too, but it holds whatever an extended header claims to be long in memory.

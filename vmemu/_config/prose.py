@@ -1,0 +1,80 @@
+"""What the reference says beyond the tables that the models give."""
+
+from __future__ import annotations
+
+TITLE = """\
+# Scenario reference
+
+<!-- Made by `python -m vmemu._config.reference > docs/scenario.md` from the models. -->
+
+One YAML file describes a run. `vmemu config explain guest.trace.map` shows a part of this page,
+`vmemu config schema` gives the same as a JSON schema (for editors), `vmemu config show FILE` the
+effective configuration of a scenario with all its defaults, as a scenario that can be run again.
+
+## How values are written
+
+| value | is written as |
+| --- | --- |
+| size | a whole number of bytes, or a number with `B`, `KiB`, `MiB`, `GiB` or `TiB`: `4096`, `2MiB`, `1.5GiB`. There is no `MB` or `M` |
+| duration | a number with `ns`, `us`, `ms`, `s` or `min`: `250us`, `1.5s`. Never without a unit |
+| rate | a size a second, or decimal bits as links have them (`bit`, `kbit`, `Mbit`, `Gbit`): `1GiB/s`, `10Gbit/s` |
+| share | a number from 0 to 1, or a percentage: `0.25`, `25%` |
+| place in a trace | a number of accesses, counted from 0, or a percentage of them: `1594333`, `12.5%` |
+| name | text of 1 to 255 bytes without unprintable characters |
+| path of what exists | text; a relative path starts at the directory of the scenario file, in `--set` too |
+| absolute path | text that begins with `/` |
+
+The YAML is strict: an unknown key is an error, and so is what YAML readers disagree about (`no`,
+`1e3`, `010`, `1:30`, a key without a value), aliases, merge keys and tags. Quotes make text of
+anything. All errors are told at once, each with file, line, column, field, and what would do.
+
+`vmemu run FILE --set guest.vcpus=4 --set 'blocks[pc.ram].size=64MiB'` replaces single values; a list's
+entry is named by its number from 0 or, in brackets, by its `name`, and what follows `=` is YAML.
+`--seed N` is short for `--set seed=N`.
+"""
+
+FURTHER = {
+    "blocks[]": """\
+A block is what QEMU calls a RAMBlock. Its host pages are what is requested, sent and placed as one:
+4 KiB for anonymous and shared memory (the base page size of the host), or the hugepages of
+`hugetlbfs`, which come from the machine's pool (`sysctl vm.nr_hugepages`).
+""",
+    "guest.trace": """\
+**Which vCPU replays what.** A recording holds streams, one for each recorded thread or vCPU. Stream
+*i* goes to vCPU *i* modulo `vcpus`; several streams of one vCPU are replayed one after the other.
+With more vCPUs than streams, those that would get the same stream each get a contiguous part of it.
+Synthetic accesses are split evenly. All vCPUs replay as fast as they can.
+""",
+    "guest.trace.map": """\
+**Compaction** is for recordings whose addresses say nothing about RAM, such as those of a process.
+The pages that the trace touches are laid one behind the other, in the order of their addresses, on
+the first block, then on the second, and so on: it fills from the front, so later blocks stay
+untouched when the first ones have room. `block` names the one block to use. To make a trace touch
+several blocks, give each its part by `kind: regions`.
+
+**Regions** are for guest-physical recordings. Each is a text
+
+```
+START-END=block
+START-END=block+OFFSET
+```
+
+The recorded addresses from START up to END, which is exclusive, lie in `block` from OFFSET on (0 when
+it is left out). Each number is a size (`128MiB`, `4096`) or hexadecimal (`0x107fc0000`), and a multiple of
+4 KiB. Regions may not overlap, and must fit into their blocks; the same bytes of a block may be
+given to two regions.
+
+```yaml
+map:
+  kind: regions
+  regions:
+    - 0-64MiB=pc.ram
+    - 64MiB-128MiB=huge0
+    - 0x107fc0000-0x108000000=pc.bios+0x0
+  outside: drop
+```
+""",
+    "guest.trace.window": """\
+The window is taken of all streams side by side: `start: 25%` begins each stream at a quarter of it.
+""",
+}

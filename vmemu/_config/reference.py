@@ -1,0 +1,251 @@
+"""The reference of a scenario, made from its models: ``docs/scenario.md``, and the answers of
+``vmemu config``.
+
+``python -m vmemu._config.reference > docs/scenario.md`` writes the document anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from vmemu._config import dump, prose, wording, yamlfile
+from vmemu.config import Scenario
+from vmemu.errors import InputError
+from vmemu.units import printable
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the mappings that may stand at a place; ``title`` tells it from the others."""
+
+    title: str
+    model: type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What is written at ``path`` of a scenario (``blocks[].content``; "" is the whole)."""
+
+    path: str
+    about: str
+    words: tuple[str, ...]
+    """Single words that may stand in the place of a mapping."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def title(self) -> str:
+        return f"`{self.path}`" if self.path else "The whole"
+
+
+def document() -> str:
+    """The whole reference as Markdown."""
+    return "\n".join([prose.TITLE, *map(_markdown, chapters())])
+
+
+def explain(field: str) -> str:
+    """What the reference says of a field, or of a section and all below it.
+
+    Raises InputError for a field that there is not.
+    """
+    wanted = _canonical(field)
+    below = [chapter for chapter in chapters() if _is_below(_key(chapter.path), wanted)]
+    if below:
+        return "\n".join(map(_markdown, below))
+    rows = [row for chapter in chapters() for row in _rows_named(chapter, wanted)]
+    if rows:
+        return "\n".join(rows)
+    known = [name for chapter in chapters() for name in _names(chapter)]
+    remedy = wording.nearest(wanted, known)
+    raise InputError(f"a scenario has no field '{printable(field)}'; {remedy}")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a scenario, its defaults as a scenario writes them."""
+    made = Scenario.model_json_schema()
+    for chapter in chapters():
+        for variant in chapter.variants:
+            name = variant.model.__name__
+            properties = (made if chapter.path == "" else made["$defs"][name])["properties"]
+            for key, field in variant.model.model_fields.items():
+                if "default" in properties[key] and field.default is not None:
+                    properties[key]["default"] = dump.written(field.default, field)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+# ---- from the models to chapters ----
+
+
+def chapters() -> list[Chapter]:
+    """All of them: a section before those that it contains."""
+    return list(_chapters("", Scenario, "Everything but `blocks` and `guest.trace` has a default."))
+
+
+def _chapters(path: str, annotation: Any, about: str) -> Iterator[Chapter]:
+    variants = tuple(_variants(annotation))
+    if not variants:
+        return
+    yield Chapter(path, about, tuple(_words(annotation)), variants)
+    for variant in variants:
+        for name, field in variant.model.model_fields.items():
+            many = "[]" if get_origin(wording.bare(field.annotation)) is tuple else ""
+            below = f"{path}.{name}{many}".lstrip(".")
+            yield from _chapters(below, field.annotation, field.description or "")
+
+
+def _variants(annotation: Any) -> Iterator[Variant]:
+    """The models that an annotation allows."""
+    annotation = wording.bare(annotation)
+    if wording.is_model(annotation):
+        yield Variant("", annotation)
+    elif get_origin(annotation) is tuple:
+        yield from _variants(get_args(annotation)[0])
+    for tag, member in wording.members(annotation).items():
+        model = wording.bare(member)
+        if wording.is_model(model):
+            kind = "kind" in model.model_fields
+            yield Variant(f"kind: {tag}" if kind else f"{{{tag}: ...}}", model)
+
+
+def _words(annotation: Any) -> list[str]:
+    bare = wording.bare(annotation)
+    if get_origin(bare) is Literal:
+        return [str(word) for word in get_args(bare)]
+    return [word for member in wording.members(bare).values() for word in _words(member)]
+
+
+# ---- from a field to words ----
+
+
+def _takes(field: FieldInfo) -> str:
+    """The type in words, with its range."""
+    words, means = [f"`{word}`" for word in _words(field.annotation)], dump.meaning(field)
+    many = get_origin(wording.bare(field.annotation)) is tuple
+    if next(_variants(field.annotation), None):
+        words.append("list of mappings" if many else "mapping")
+    elif means and not words:
+        words.append(f"list of {means.words}s" if many else means.words)
+    return _listed(words) + _range(field)
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _range(field: FieldInfo) -> str:
+    limits: dict[str, Any] = {}
+    for limit in field.metadata:
+        names = ("ge", "gt", "le", "min_length")
+        limits |= {name: getattr(limit, name) for name in names if hasattr(limit, name)}
+    text = ""
+    if "ge" in limits and "le" in limits:
+        text = f", {_number(field, limits['ge'])} to {_number(field, limits['le'])}"
+    elif "gt" in limits:
+        text = f", more than {limits['gt']}"
+    elif "min_length" in limits and get_origin(wording.bare(field.annotation)) is tuple:
+        text = f", {limits['min_length']} or more"
+    return text
+
+
+def _number(field: FieldInfo, value: int) -> str:
+    if value > 1 << 32 and not value & (value + 1):
+        return f"2^{value.bit_length()} - 1"
+    means = dump.meaning(field)
+    return str(means.write(value)) if means else str(value)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "of the host"
+    if field.default is PydanticUndefined:
+        return "**required**"
+    if field.default is None:
+        return "left out"
+    value = dump.written(field.default, field)
+    if isinstance(value, dict):
+        return f"`kind: {value['kind']}`" if "kind" in value else "its defaults"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    example = f" Example: `{field.examples[0]}`" if field.examples else ""
+    return f"{field.description}{example}"
+
+
+# ---- Markdown ----
+
+
+def _markdown(chapter: Chapter) -> str:
+    parts = [f"## {chapter.title}", "", chapter.about, ""]
+    if chapter.words:
+        parts += [f"One of the words {_listed([f'`{word}`' for word in chapter.words])}, or:", ""]
+    for variant in chapter.variants:
+        if variant.title:
+            parts += [f"### `{variant.title}`", "", inspect.getdoc(variant.model) or "", ""]
+        parts += [*_table(chapter, variant), ""]
+    if chapter.path in prose.FURTHER:
+        parts += [prose.FURTHER[chapter.path]]
+    return "\n".join(parts)
+
+
+def _table(chapter: Chapter, variant: Variant) -> list[str]:
+    lines = ["| field | takes | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in variant.model.model_fields.items():
+        cells = (_linked(chapter, name, field), _takes(field), _default(field), _meaning(field))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def _linked(chapter: Chapter, name: str, field: FieldInfo) -> str:
+    """The field's name, leading to its chapter if it has one."""
+    if next(_variants(field.annotation), None) is None:
+        return f"`{name}`"
+    path = f"{chapter.path}.{name}".lstrip(".")
+    return f"[`{name}`](#{re.sub(r'[^a-z_]', '', path)})"
+
+
+# ---- finding a field ----
+
+
+def _canonical(field: str) -> str:
+    """``blocks[pc.ram].size``, ``blocks.0.size`` and ``blocks[].size`` as ``blocks.size``."""
+    try:
+        steps = yamlfile.split_path(_key(field))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return ".".join(s.text for s in steps if not s.bracketed and not s.text.isdigit())
+
+
+def _key(path: str) -> str:
+    return path.replace("[]", "")
+
+
+def _is_below(path: str, section: str) -> bool:
+    return path == section or path.startswith(f"{section}.")
+
+
+def _names(chapter: Chapter) -> list[str]:
+    fields = [name for variant in chapter.variants for name in variant.model.model_fields]
+    return [f"{_key(chapter.path)}.{name}".lstrip(".") for name in dict.fromkeys(fields)]
+
+
+def _rows_named(chapter: Chapter, wanted: str) -> Iterator[str]:
+    """What is said of the field, once for each variant of its section that has it."""
+    for variant in chapter.variants:
+        for name, field in variant.model.model_fields.items():
+            if f"{_key(chapter.path)}.{name}".lstrip(".") == wanted:
+                of = f" (`{variant.title}`)" if variant.title else ""
+                rows = (("takes", _takes(field)), ("default", _default(field)))
+                listed = "".join(f"  {key}: {text}\n" for key, text in rows)
+                yield f"`{chapter.path}.{name}`{of}\n{listed}  {_meaning(field)}".replace("`.", "`")
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,122 @@
+"""Processes that a migration starts: by spawn, never by fork, which would copy threads' locks and
+registered memory.
+
+A child ignores Ctrl-C, as its owner decides when it is over, and ends by itself when its owner has
+ended, however that came about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+
+class ChildProcess:
+    """A child as its owner sees it; ``what`` it is called in messages (``the source process``)."""
+
+    def __init__(
+        self, what: str, name: str, target: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        from multiprocessing import get_context
+
+        self.what = what
+        self.process: BaseProcess = get_context("spawn").Process(
+            target=target, args=arguments, name=name, daemon=True
+        )
+        self._exitcode: int | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Start it. The caller closes its own copies of the child's descriptors afterwards."""
+        with _without_main(), _without_interrupts():
+            self.process.start()
+
+    def describe_end(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        if not self._closed:
+            self._exitcode = self.process.exitcode
+        code = self._exitcode
+        if code is None:
+            return ""
+        if code < 0:
+            return f"{self.what} was killed by {_signal_name(-code)}"
+        return f"{self.what} ended with exit code {code}"
+
+    def stop(self, patience_s: float) -> None:
+        """Wait for its end, then kill it. Safe to call twice and before it was started."""
+        if self._closed or self.process.pid is None:
+            return
+        self.process.join(patience_s)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self._exitcode = self.process.exitcode
+        self._closed = True
+        self.process.close()  # it has descriptors, and they would wait for the garbage collector
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return f"signal {number}"
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide ``__main__`` from spawn, which would run the caller's script again in the child.
+
+    Nothing that a child needs lives there, and a caller's script need not guard itself against
+    being imported.
+    """
+    with _main_lock:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start children with SIGINT blocked: a terminal's Ctrl-C goes to them too, and would strike
+    before they can ignore it."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # spawn starts it, and would unblock SIGINT again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- in the child ----
+
+
+def live_with(owner: int) -> None:
+    """Ignore Ctrl-C, and end when the other end of the descriptor ``owner`` closes, whatever this
+    process is doing then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+
+
+def _end_with(owner: int) -> None:
+    poll = select.poll()
+    poll.register(owner, 0)  # POLLHUP is always told
+    poll.poll()
+    os._exit(0)

@@ -1,0 +1,346 @@
+"""Whether post-copy works on this host for these blocks: everything that is wrong, proven by doing.
+
+QEMU asks the same in ``postcopy_ram_supported_by_host`` and stops at the first thing that is wrong;
+here all of it is collected, each with the blocks that it concerns and the command that mends it.
+What the kernel announces is only the beginning: for each kind of memory in use one page is mapped,
+registered, placed and read, and given back on every way out.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from vmemu import core, hugepages
+from vmemu.errors import CoreError, HostError, HugepageShortage, InputError
+from vmemu.memlock import locks_new_memory
+from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
+from vmemu.units import format_size
+from vmemu.userfault import Feature, How, Ioctl, Userfaultfd
+
+TARGET_PAGE_SIZE = 4096
+"""Bytes of a page of the guest; QEMU's target page."""
+
+_API_IOCTLS = {"UFFDIO_REGISTER": 1 << 0x00, "UFFDIO_UNREGISTER": 1 << 0x01}
+_HEAD, _TAIL = b"vmemu>>>", b"<<<vmemu"
+
+
+class Code(enum.StrEnum):
+    """What kind of thing is wrong: for programs, so the values stay as they are."""
+
+    OPEN = "userfaultfd"
+    """userfaultfd can't be opened."""
+    HANDSHAKE = "handshake"
+    """``UFFDIO_API`` failed."""
+    API_IOCTLS = "api_ioctls"
+    """The handshake's answer lacks register or unregister."""
+    FEATURE = "feature"
+    """The kernel lacks a feature that some block needs."""
+    TARGET_PAGE = "target_page"
+    """The target page is bigger than the host page."""
+    LOCKED = "locked"
+    """The process locks all new memory, so that no page is ever missing."""
+    HUGEPAGES = "hugepages"
+    """The pool gives no page now."""
+    MAP = "map"
+    """A page can't be mapped."""
+    REGISTER = "register"
+    """A page can't be registered."""
+    RANGE_IOCTLS = "range_ioctls"
+    """Registered memory can't be served: no COPY, WAKE or ZEROPAGE."""
+    PLACE = "place"
+    """``UFFDIO_COPY`` failed."""
+    UNREGISTER = "unregister"
+    """A page can't be unregistered."""
+    READ = "read"
+    """A page was placed, and what is read is something else."""
+
+
+@dataclass(frozen=True)
+class HostProblem:
+    """One thing that is wrong; ``blocks`` are the names of the blocks that it concerns, none when
+    it concerns them all. ``remedy`` is a command, or empty when there is none."""
+
+    code: Code
+    what: str
+    remedy: str = ""
+    blocks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.what}; mend it with: {self.remedy}" if self.remedy else self.what
+
+
+class PostcopyUnsupported(HostError):
+    """Post-copy does not work here; ``problems`` has everything that is wrong.
+
+    ``remedy`` is that of the only problem; when there are several, each has its own.
+    """
+
+    def __init__(self, problems: Sequence[HostProblem]) -> None:
+        self.problems = tuple(problems)
+        first = self.problems[0]
+        if len(self.problems) == 1:
+            super().__init__(first.what, first.remedy)
+            return
+        listed = "".join(f"\n  {problem}" for problem in self.problems)
+        super().__init__(f"post-copy does not work here, for {len(self.problems)} reasons:{listed}")
+
+
+class PostcopyShortage(HugepageShortage, PostcopyUnsupported):
+    """All that is wrong is that pools of hugepages are too small now: waiting may help."""
+
+
+def needed_features(blocks: Sequence[RAMBlock]) -> dict[Feature, tuple[str, ...]]:
+    """The features of userfaultfd that post-copy of these blocks can't do without, and the names of
+    the blocks that need each; none means every block, as blocktime finds its vCPU by thread id."""
+    wanting = {
+        Feature.MISSING_HUGETLBFS: tuple(block.name for block in blocks if block.hugetlb),
+        Feature.MISSING_SHMEM: tuple(b.name for b in blocks if b.backing is Backing.SHARED),
+    }
+    return {Feature.THREAD_ID: ()} | {feature: who for feature, who in wanting.items() if who}
+
+
+def needed_ioctls(block: RAMBlock) -> Ioctl:
+    """What must be possible on a registered range of the block; hugetlb has no ZEROPAGE."""
+    return Ioctl.COPY | Ioctl.WAKE | (Ioctl(0) if block.hugetlb else Ioctl.ZEROPAGE)
+
+
+def postcopy_supported(
+    blocks: Sequence[RAMBlock], *, target_page_size: int = TARGET_PAGE_SIZE
+) -> list[HostProblem]:
+    """Everything that keeps these blocks from migrating by post-copy to this host; empty when
+    nothing does.
+
+    To be asked before the blocks are mapped: the proof takes a page of each pool, which a run that
+    has mapped the whole pool has no more, and makes the files that blocks name, as mapping does.
+    Raises ValueError when a block is mapped. Nothing is left behind.
+    """
+    mapped = [block.name for block in blocks if block.address]
+    if mapped:
+        raise ValueError(f"blocks are mapped already: {', '.join(mapped)}")
+    check = _Check(blocks)
+    check.target_page(target_page_size)
+    check.locked()
+    with ExitStack() as stack:
+        check.open(stack)
+        for users in _kinds(blocks):
+            check.prove(users)
+    check.pools()
+    return check.problems
+
+
+def require_postcopy(
+    blocks: Sequence[RAMBlock],
+    wait_s: float = 0.0,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Raise PostcopyUnsupported with everything that is wrong, if anything is.
+
+    When only hugepages are short, ask again for ``wait_s`` seconds, ``pause`` being what sleeps,
+    and raise PostcopyShortage (a HugepageShortage) then. Raises ValueError as
+    ``postcopy_supported``.
+    """
+    deadline = time.monotonic() + wait_s
+    while problems := postcopy_supported(blocks):
+        if any(problem.code is not Code.HUGEPAGES for problem in problems):
+            raise PostcopyUnsupported(problems)
+        if time.monotonic() >= deadline:
+            raise PostcopyShortage(problems)
+        pause(0.05)
+
+
+def _kinds(blocks: Sequence[RAMBlock]) -> list[list[RAMBlock]]:
+    """The blocks, those together that one page proves right or wrong: same backing, page size and,
+    as a file's place decides what can be done with it, the same path."""
+    kinds: dict[tuple[Backing, int, str | None], list[RAMBlock]] = {}
+    for block in blocks:
+        kinds.setdefault((block.backing, block.page_size, block.path), []).append(block)
+    return list(kinds.values())
+
+
+def _names(blocks: Sequence[RAMBlock]) -> tuple[str, ...]:
+    return tuple(block.name for block in blocks)
+
+
+def _called(names: Sequence[str]) -> str:
+    return f"block{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+class _Check:
+    """One check: what was found so far, and the userfaultfd that the proofs use."""
+
+    def __init__(self, blocks: Sequence[RAMBlock]) -> None:
+        self.problems: list[HostProblem] = []
+        self._blocks = blocks
+        self._uffd: Userfaultfd | None = None
+        self._short: list[int] = []  # page sizes whose pool gave nothing
+        self._locked = False
+
+    def _add(self, code: Code, what: str, remedy: str = "", names: tuple[str, ...] = ()) -> None:
+        self.problems.append(HostProblem(code, what, remedy, names))
+
+    # ---- what can be told without touching memory ----
+
+    def target_page(self, target_page_size: int) -> None:
+        if target_page_size > BASE_PAGE:
+            target, host = format_size(target_page_size), format_size(BASE_PAGE)
+            self._add(
+                Code.TARGET_PAGE,
+                f"the target page ({target}) is bigger than the host page ({host}): "
+                "one fault would need several pages of the host",
+            )
+
+    def locked(self) -> None:
+        self._locked = locks_new_memory()
+        if self._locked:
+            self._add(
+                Code.LOCKED,
+                "this process locks all its new memory (mlockall with MCL_FUTURE), which fills "
+                "each page that should be missing",
+                "munlockall() in the process, as vmemu.memlock.MemoryLock.unlock() does",
+            )
+
+    def open(self, stack: ExitStack) -> None:
+        try:
+            uffd = stack.enter_context(Userfaultfd(Feature(sum(needed_features(self._blocks)))))
+        except HostError as error:
+            return self._add(Code.OPEN, error.what, error.remedy)
+        except CoreError as error:
+            code = Code.HANDSHAKE if error.operation == "UFFDIO_API" else Code.OPEN
+            return self._add(code, f"userfaultfd does not answer: {error}")
+        self._uffd = uffd
+        for feature, names in needed_features(self._blocks).items():
+            if not feature & uffd.available:
+                who = f", needed by {_called(names)}" if names else ""
+                what = f"userfaultfd of this kernel lacks UFFD_FEATURE_{feature.name}{who}"
+                self._add(Code.FEATURE, what, "", names)
+        return self._api_ioctls(uffd.how)
+
+    def _api_ioctls(self, how: How) -> None:
+        """A descriptor of its own: each answers the handshake only once."""
+        try:
+            with _descriptor(core.call(core.lib.vm_uffd_open, int(how))) as fd:
+                features = core.ffi.new("uint64_t *")
+                ioctls = core.ffi.new("uint64_t *")
+                core.call(core.lib.vm_uffd_api, fd, features, ioctls)
+        except CoreError as error:
+            code = Code.HANDSHAKE if error.operation == "UFFDIO_API" else Code.OPEN
+            return self._add(code, f"userfaultfd does not answer: {error}")
+        missing = [name for name, bit in _API_IOCTLS.items() if not ioctls[0] & bit]
+        if missing:
+            what = f"userfaultfd of this kernel has no {' and no '.join(missing)}"
+            self._add(Code.API_IOCTLS, what)
+        return None
+
+    # ---- proof by doing ----
+
+    def prove(self, users: list[RAMBlock]) -> None:
+        """Map one page as these blocks would, and migrate it."""
+        first, names = users[0], _names(users)
+        page = RAMBlock(first.name, first.backing, first.page_size, first.page_size, first.path)
+        try:
+            page.map()
+            if self._uffd is not None and not self._locked and not self._lacks_feature(page):
+                self._serve(self._uffd, page, names)
+        except HugepageShortage:
+            self._short.append(page.page_size)
+        except HostError as error:
+            known = error.what.startswith("block ")
+            what = error.what if known else f"{_called(names)}: {error.what}"
+            self._add(Code.MAP, what, error.remedy, names)
+        except InputError as error:
+            self._add(Code.MAP, str(error), "", names)
+        finally:
+            page.unmap()
+
+    def _lacks_feature(self, page: RAMBlock) -> bool:
+        """Registering would only say once more what is known."""
+        assert self._uffd is not None
+        return any(not feature & self._uffd.available for feature in needed_features([page]))
+
+    def _serve(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> None:
+        try:
+            ioctls = uffd.register(page.address, page.size)
+        except CoreError as error:
+            return self._add(Code.REGISTER, f"{_called(names)}: {error}", "", names)
+        missing = needed_ioctls(page) & ~ioctls
+        placed = False
+        try:
+            if missing:
+                listed = ", ".join(f"UFFDIO_{ioctl.name}" for ioctl in missing)
+                what = f"{_called(names)}: no {listed} on {page.backing.value} memory here"
+                self._add(Code.RANGE_IOCTLS, what, "", names)
+            if Ioctl.COPY in ioctls:
+                placed = self._place(uffd, page, names)
+        finally:
+            free = self._unregister(uffd, page, names)
+        # Only now: a page that was not placed after all is zeros here, and nobody waits for it.
+        if placed and free and _ends_of(page) != (_HEAD, _TAIL):
+            self._add(Code.READ, f"{_called(names)}: a placed page reads otherwise", "", names)
+        return None
+
+    def _place(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> bool:
+        why = "the mapping is gone"
+        try:
+            with _sample(page.page_size) as data:
+                if uffd.copy(page.address, data, page.page_size, page.page_size):
+                    return True
+        except (CoreError, OSError) as error:
+            why = str(error)
+        self._add(Code.PLACE, f"{_called(names)}: a page can't be placed: {why}", "", names)
+        return False
+
+    def _unregister(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> bool:
+        try:
+            uffd.unregister(page.address, page.size)
+        except CoreError as error:
+            self._add(Code.UNREGISTER, f"{_called(names)}: {error}", "", names)
+            return False
+        return True
+
+    def pools(self) -> None:
+        """One problem a pool, with the pages that all its blocks need: a remedy for the one page of
+        the proof would only lead to the next shortage."""
+        for page_size in dict.fromkeys(self._short):
+            wanting = [b for b in self._blocks if b.hugetlb and b.page_size == page_size]
+            names = _names(wanting)
+            pages = sum(block.pages for block in wanting)
+            who = _called(names) if len(names) == 1 else f"the VM ({_called(names)})"
+            short = hugepages.shortage(who, page_size, pages)
+            self._add(Code.HUGEPAGES, short.what, short.remedy, names)
+
+
+@contextmanager
+def _descriptor(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _sample(size: int) -> Iterator[object]:
+    """``size`` bytes to place, known at both ends and zeros between: mapped, as what is only read
+    takes no memory, however large a hugepage is.
+
+    All of it is read once: UFFDIO_COPY of a page of 1 GiB fails with ENOMEM where its source has
+    pages that are not mapped yet, as the kernel then wants a second gigantic page to copy to.
+    """
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[:: mmap.PAGESIZE]
+        memory[: len(_HEAD)] = _HEAD
+        memory[-len(_TAIL) :] = _TAIL
+        pointer = core.ffi.from_buffer(memory)
+        try:
+            yield pointer
+        finally:
+            core.ffi.release(pointer)
+
+
+def _ends_of(page: RAMBlock) -> tuple[bytes, bytes]:
+    return page.read(0, len(_HEAD)), page.read(page.size - len(_TAIL), len(_TAIL))

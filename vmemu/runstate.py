@@ -1,0 +1,81 @@
+"""What a run has and what it leaves: its phases, how far it is, how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vmemu.balloon import Balloon
+from vmemu.config import Scenario
+from vmemu.content import ExpectedContent
+from vmemu.errors import MigrationError
+from vmemu.flip import Flip
+from vmemu.guest_worker import GuestWorker, Waiting
+from vmemu.manager import MemoryManager
+from vmemu.postcopy import IncomingPostcopy
+from vmemu.verification import Verification
+from vmemu.workload import Workload
+
+
+class StallError(MigrationError):
+    """Pages stopped coming while somebody needed them; ``waiting`` says who."""
+
+    kind = "stall"
+
+    def __init__(self, seconds: float, waiting: list[Waiting], missing: int) -> None:
+        self.waiting = waiting
+        who = "; ".join(str(one) for one in waiting) or "no vCPU waits"
+        super().__init__(f"no page came for {seconds:.1f} s, {missing} pages are missing: {who}")
+
+
+class VerificationError(MigrationError):
+    """The migration completed and memory is not what it must be."""
+
+    kind = "verification"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run; times in ns, from the run's begin."""
+
+    name: str
+    start_ns: int
+    duration_ns: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; accesses of all vCPUs, host pages of all blocks."""
+
+    phase: str
+    accesses: int = 0
+    accesses_total: int = 0
+    pages: int = 0
+    pages_total: int = 0
+    bytes_checked: int = 0
+
+
+@dataclass
+class Run:
+    """Everything that a run has and leaves for its result; what was not reached is None or empty.
+
+    ``postcopy_started_ns`` is when the source may send its first page, ``postcopy_ended_ns`` when
+    the last one was placed: CLOCK_MONOTONIC, 0 until then.
+    """
+
+    scenario: Scenario
+    status: str = "failed"
+    error: BaseException | None = None
+    phases: list[Phase] = field(default_factory=list)
+    started_ns: int = 0
+    workload: Workload | None = None
+    memory: MemoryManager | None = None
+    incoming: IncomingPostcopy | None = None
+    expected: ExpectedContent | None = None
+    workers: list[GuestWorker] = field(default_factory=list)
+    verification: Verification | None = None
+    balloon: Balloon | None = None
+    warnings: list[str] = field(default_factory=list)
+    flip: Flip | None = None
+    guest_started_ns: int = 0
+    postcopy_started_ns: int = 0
+    postcopy_ended_ns: int = 0

@@ -99,7 +99,8 @@ class IncomingPostcopy:
         self.ram = self.memory.blocks.table()
         self._fill_incoming(self.uffd.fd)
         self._start("fault", core.lib.vm_fault_loop)
-        send(self._ends.return_path, Message.READY)
+        with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
+            send(self._ends.return_path, Message.READY)
         self.state = PostcopyState.LISTENING
 
     def run(self) -> None:

@@ -11,6 +11,20 @@ int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struc
     uint64_t room = length + alignment, start;
     void *hole, *mapped;
 
+    /*
+     * Where the kernel likes first: hugepages are aligned by themselves, and a shortage fails here
+     * with nothing to undo. A MAP_FIXED that fails may leave a gap in the hole below, in which
+     * another thread can map something before the hole is given back.
+     */
+    mapped = mmap(NULL, length, PROT_READ | PROT_WRITE, flags, fd, 0);
+    if (mapped == MAP_FAILED) {
+        return vm_fail_errno(err, "mmap", 0);
+    }
+    if (((uintptr_t)mapped & (alignment - 1)) == 0) {
+        *address = (uintptr_t)mapped;
+        return 0;
+    }
+    munmap(mapped, length);
     /* A hole with room to align in; the memory is mapped over it and the ends are given back. */
     hole = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (hole == MAP_FAILED) {

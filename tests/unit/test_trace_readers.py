@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import TraceError
 from vmemu.traces import native, stats
-from vmemu.traces.readers import lackey
 from vmemu.traces.convert import convert
 from vmemu.traces.opening import open_stream
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
+from vmemu.traces.readers import lackey
 from vmemu.traces.recordings import open_recording
 
 if sys.version_info >= (3, 14):

@@ -1,0 +1,30 @@
+"""Makes ``support`` importable everywhere, and shares out the machine's one pool of hugepages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from support import HUGE, PoolLock
+
+from vmemu import hugepages
+
+
+@pytest.fixture
+def pool_lock() -> Iterator[PoolLock]:
+    """Held by a test that uses hugepages: nobody changes the size of the pool meanwhile."""
+    with PoolLock(exclusive=False) as lock:
+        yield lock
+
+
+@pytest.fixture
+def pool_alone() -> Iterator[PoolLock]:
+    """Held by a test that changes the size of the pool; the size it had comes back afterwards.
+
+    Not together with ``hugetlb`` or ``pool_lock``, which hold the pool as it is.
+    """
+    if os.geteuid() != 0 or HUGE not in hugepages.page_sizes():
+        pytest.skip("only root changes the size of the pool of 2 MiB hugepages")
+    with PoolLock(exclusive=True) as lock:
+        yield lock

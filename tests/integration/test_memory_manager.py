@@ -1,0 +1,319 @@
+"""MemoryManager on real memory of every backing: all or nothing, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import HUGE, MIB, Footprint, anonymous, huge, mapped_at, shared, vm_flags
+
+from vmemu import hugepages
+from vmemu.errors import HostError, HugepageShortage, InputError
+from vmemu.manager import MemoryManager
+from vmemu.ramblock import RAMBlock
+
+uses_hugepages = pytest.mark.usefixtures("hugetlb", "pool_lock")
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+
+
+def mounted(kind: str, options: str) -> Iterator[Path]:
+    needs_root()
+    with tempfile.TemporaryDirectory(prefix="vmemu-test-") as directory:
+        mount = ["mount", "-t", kind, "-o", options, "vmemu-test", directory]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip(f"{kind} can't be mounted here")
+        try:
+            yield Path(directory)
+        finally:
+            while os.path.ismount(directory):
+                subprocess.run(["umount", directory], check=True)
+
+
+@pytest.fixture
+def hugetlbfs() -> Iterator[Path]:
+    yield from mounted("hugetlbfs", "pagesize=2M")
+
+
+@pytest.fixture
+def small_hugetlbfs() -> Iterator[Path]:
+    yield from mounted("hugetlbfs", "pagesize=2M,size=4M")
+
+
+@pytest.fixture
+def small_tmpfs() -> Iterator[Path]:
+    yield from mounted("tmpfs", "size=1M")
+
+
+def reserved_on(block: RAMBlock) -> int:
+    """Pages that the kernel has promised to the block and not handed out, from its own figures.
+
+    All other users of the pool are out: whoever asks holds ``pool_alone``.
+    """
+    return hugepages.pool(block.page_size).reserved
+
+
+# ---- mapping ----
+
+
+def test_every_block_is_mapped_registered_in_the_list_and_given_back():
+    before = Footprint.now()
+    with MemoryManager([anonymous("a"), shared("s")]) as memory:
+        memory.map()
+        addresses = [block.address for block in memory.blocks]
+        for block in memory.blocks:
+            assert memory.blocks.find(block.address + 5) == (block, 5)
+    assert not any(mapped_at(address) for address in addresses)
+    assert memory.blocks.find(addresses[0]) is None
+    assert before.left_by(Footprint.now()) == {}
+
+
+def test_an_exception_gives_everything_back():
+    before = Footprint.now()
+
+    def fail() -> None:
+        with MemoryManager([anonymous("a"), shared("s")]) as memory:
+            memory.map()
+            memory.discard_all()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert before.left_by(Footprint.now()) == {}
+
+
+def test_one_block_that_cannot_be_mapped_means_that_none_is():
+    before = Footprint.now()
+    bad = shared("bad", path="/dev/shm/no/such/directory/x")
+    memory = MemoryManager([anonymous("a"), shared("s"), bad])
+    with pytest.raises(HostError, match="block bad"):
+        memory.map()
+    assert [block.address for block in memory.blocks] == [0, 0, 0]
+    assert before.left_by(Footprint.now()) == {}
+
+
+@uses_hugepages
+def test_all_three_backings_live_side_by_side():
+    with MemoryManager([anonymous(), huge(), shared()], wait_s=60) as memory:
+        memory.map()
+        for block in memory.blocks:
+            block.write(block.size - 3, b"end")
+            assert block.read(block.size - 4, 4) == b"\0end"
+        assert memory.blocks.named("huge").address % HUGE == 0
+
+
+# ---- discarding, THP ----
+
+
+@pytest.mark.parametrize("make", [anonymous, shared])
+def test_discarded_blocks_are_empty_and_without_transparent_hugepages(make):
+    with MemoryManager([make(pages=1024)]) as memory:
+        memory.map()
+        block = memory.blocks[0]
+        block.write(0, b"x" * block.size)
+        memory.discard_all()
+        assert "nh" in vm_flags(block.address)
+        assert block.read(0, block.size) == bytes(block.size)
+        block.set_thp(True)
+        assert "hg" in vm_flags(block.address)
+        assert "nh" not in vm_flags(block.address)
+
+
+@uses_hugepages
+def test_a_discarded_hugepage_is_zeros_and_the_others_stay():
+    with MemoryManager([huge(pages=3)], wait_s=60) as memory:
+        memory.map()
+        block = memory.blocks[0]
+        for page in range(3):
+            block.write(page * HUGE, b"abc")
+        block.discard(HUGE, HUGE)
+        assert [block.read(page * HUGE, 3) for page in range(3)] == [b"abc", bytes(3), b"abc"]
+        with pytest.raises(ValueError, match="not whole pages"):
+            block.discard(4096, HUGE)
+
+
+def test_discarding_keeps_the_reservation_of_hugepages(pool_alone):
+    pool_alone.resize(8)
+    with MemoryManager([huge(pages=4)], wait_s=60) as memory:
+        other = reserved_on(memory.blocks[0])
+        memory.map()
+        block = memory.blocks[0]
+        assert reserved_on(block) - other == 4
+        for page in range(4):
+            block.write(page * HUGE, b"x")
+        assert reserved_on(block) - other == 0
+        block.discard(HUGE, HUGE)
+        assert reserved_on(block) - other == 1
+        memory.discard_all()
+        assert reserved_on(block) - other == 4
+    assert reserved_on(block) == other
+
+
+# ---- paths ----
+
+
+@uses_hugepages
+def test_a_file_on_hugetlbfs_has_no_name_once_it_is_mapped(hugetlbfs):
+    path = hugetlbfs / "huge0"
+    with MemoryManager([huge(path=str(path))], wait_s=60) as memory:
+        memory.map()
+        assert list(hugetlbfs.iterdir()) == []
+        memory.blocks[0].write(HUGE - 1, b"xy")
+        assert memory.blocks[0].read(HUGE - 1, 2) == b"xy"
+
+
+@uses_hugepages
+def test_a_path_that_is_taken_on_hugetlbfs_is_left_alone(hugetlbfs):
+    (hugetlbfs / "huge0").touch()
+    with pytest.raises(InputError, match="exists already"):
+        MemoryManager([huge(path=str(hugetlbfs / "huge0"))], wait_s=60).map()
+    assert (hugetlbfs / "huge0").exists()
+
+
+def test_shared_memory_on_hugetlbfs_is_refused(hugetlbfs):
+    with pytest.raises(HostError, match="lies on hugetlbfs, not on tmpfs"):
+        MemoryManager([shared(path=str(hugetlbfs / "x"))]).map()
+
+
+def test_a_mount_with_an_odd_name_is_found(small_tmpfs):
+    odd = small_tmpfs / "sp ace\\ü"
+    odd.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "vmemu-test", odd], check=True)
+    try:
+        assert hugepages.filesystem_of(str(odd / "file")) == ("tmpfs", str(odd))
+    finally:
+        subprocess.run(["umount", odd], check=True)
+
+
+@uses_hugepages
+def test_a_hugetlbfs_that_is_too_small_is_not_taken_for_a_shortage_of_the_pool(small_hugetlbfs):
+    block = huge(pages=3, path=str(small_hugetlbfs / "x"))
+    with pytest.raises(HostError, match="4MiB free of 4MiB") as caught:
+        MemoryManager([block], wait_s=0).map()
+    assert not isinstance(caught.value, HugepageShortage)
+    subprocess.run(caught.value.remedy, shell=True, check=True)
+    with MemoryManager([block], wait_s=60) as memory:
+        memory.map()
+
+
+def test_a_tmpfs_that_is_too_small_is_an_error_now_and_no_sigbus_later(small_tmpfs):
+    block = shared(pages=2 * MIB // 4096, path=str(small_tmpfs / "x"))
+    with pytest.raises(HostError, match="1MiB free of 1MiB") as caught:
+        MemoryManager([block]).map()
+    subprocess.run(caught.value.remedy, shell=True, check=True)
+    with MemoryManager([block]) as memory:
+        memory.map()
+        block.write(0, b"x" * block.size)
+
+
+@pytest.mark.parametrize("backing", ["shared", "hugetlbfs"])
+def test_a_file_path_leaves_nothing_even_after_sigkill(backing, request):
+    if backing == "hugetlbfs":
+        request.getfixturevalue("hugetlb")
+        request.getfixturevalue("pool_lock")
+        directory, size = request.getfixturevalue("hugetlbfs"), HUGE
+    else:
+        directory, size = Path("/dev/shm"), 4096
+    path = directory / f"vmemu-test-{os.getpid()}"
+    code = (
+        "import sys, time\n"
+        "from vmemu.manager import MemoryManager\n"
+        "from vmemu.ramblock import Backing, RAMBlock\n"
+        f"block = RAMBlock('b', Backing({backing!r}), {size}, {size}, {str(path)!r})\n"
+        "MemoryManager([block], wait_s=60).map()\n"
+        "block.write(0, b'x')\n"
+        "print('mapped', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "mapped\n"
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    assert not path.exists()
+
+
+# ---- shortage ----
+
+
+@uses_hugepages
+def test_a_shortage_names_the_pool_and_what_mends_it_and_leaves_nothing():
+    before = Footprint.now()
+    total = hugepages.pool(HUGE).total
+    memory = MemoryManager([anonymous(), huge(pages=total + 1)])
+    with pytest.raises(HugepageShortage) as caught:
+        memory.map()
+    assert f"block huge needs {total + 1} hugepages of 2MiB" in str(caught.value)
+    assert f"{total} in all" in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert before.left_by(Footprint.now()) == {}
+
+
+@pytest.mark.parametrize("pages", [[18], [7, 7, 7], [18, 2, 3], [3, 18, 2]], ids=str)
+def test_the_remedy_of_a_shortage_really_mends_it(pool_alone, pages):
+    pool_alone.resize(16)
+    memory = MemoryManager([huge(f"huge{i}", pages=count) for i, count in enumerate(pages)])
+    with pytest.raises(HugepageShortage) as caught:
+        memory.map()
+    subprocess.run(caught.value.remedy, shell=True, check=True, capture_output=True)
+    with memory:
+        memory.map()
+        for block in memory.blocks:
+            block.write(block.size - 1, b"x")
+
+
+def test_an_empty_pool_is_a_shortage_too(pool_alone):
+    pool_alone.resize(0)
+    with pytest.raises(HugepageShortage, match="0 free") as caught:
+        MemoryManager([huge()]).map()
+    assert caught.value.remedy.endswith("=2") or "echo 2 >" in caught.value.remedy
+
+
+@uses_hugepages
+def test_who_waits_gets_the_pages_that_another_gives_back():
+    most = hugepages.pool(HUGE).total // 2 + 1
+    first = MemoryManager([huge(pages=most)], wait_s=60)
+    second = MemoryManager([huge(pages=most)], wait_s=60)
+    with first, second:
+        first.map()
+        waiting = threading.Thread(target=second.map)
+        waiting.start()
+        first.unmap()
+        waiting.join()
+        second.blocks[0].write(0, b"mine")
+
+
+@uses_hugepages
+def test_two_that_want_more_than_half_in_two_pieces_both_get_done():
+    """All or none: neither sits on its first piece while it waits for the second."""
+    piece = hugepages.pool(HUGE).total // 3
+    failures: list[BaseException] = []
+
+    def run(name: str) -> None:
+        try:
+            for _ in range(3):
+                blocks = [huge(f"{name}{i}", pages=piece) for i in range(2)]
+                with MemoryManager(blocks, wait_s=60) as memory:
+                    memory.map()
+                    memory.blocks[1].write(0, b"x")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -1,0 +1,182 @@
+"""What the tests of several files share."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vmemu import hugepages
+from vmemu.config import Scenario
+from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
+
+MIB = 1 << 20
+HUGE = 2 * MIB
+
+
+# ---- blocks and scenarios ----
+
+
+def anonymous(name: str = "ram", pages: int = 16) -> RAMBlock:
+    return RAMBlock(name, Backing.ANONYMOUS, pages * BASE_PAGE, BASE_PAGE)
+
+
+def shared(name: str = "vram", pages: int = 16, path: str | None = None) -> RAMBlock:
+    return RAMBlock(name, Backing.SHARED, pages * BASE_PAGE, BASE_PAGE, path)
+
+
+def huge(name: str = "huge", pages: int = 2, path: str | None = None) -> RAMBlock:
+    return RAMBlock(name, Backing.HUGETLBFS, pages * HUGE, HUGE, path)
+
+
+def block_of(backing: str, pages: int = 16) -> RAMBlock:
+    """A block of any backing; two hugepages are enough for every test."""
+    makers = {"anonymous": anonymous, "shared": shared, "hugetlbfs": huge}
+    return makers[backing](pages=min(pages, 2) if backing == "hugetlbfs" else pages)
+
+
+def scenario(blocks: list[dict[str, Any]] | None = None, **sections: Any) -> Scenario:
+    """A small scenario; ``sections`` replace those of the same name."""
+    data: dict[str, Any] = {
+        "name": "test",
+        "blocks": blocks or [{"name": "ram", "backing": "anonymous", "size": "1MiB"}],
+        "guest": {"vcpus": 2, "trace": synthetic("uniform", accesses=2000, write_share=0.4)},
+        "on_unavailable": {"wait": "60s"},
+    }
+    return Scenario.model_validate(data | sections)
+
+
+def synthetic(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"synthetic": {"kind": kind, **fields}}
+
+
+# ---- the pool of hugepages ----
+
+
+class PoolLock:
+    """A lock on the pool for the whole machine: shared to use it, exclusive to resize it."""
+
+    def __init__(self, exclusive: bool) -> None:
+        self._operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        self._path = Path(tempfile.gettempdir()) / "vmemu-tests-hugepages.lock"
+        self._exclusive = exclusive
+        self._fd = -1
+        self._total = 0
+
+    def __enter__(self) -> Self:
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._fd, self._operation)
+        if self._exclusive:
+            self._total = hugepages.pool(HUGE).total
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self._exclusive and hugepages.pool(HUGE).total != self._total:
+                self.resize(self._total)
+        finally:
+            os.close(self._fd)
+
+    def resize(self, pages: int) -> None:
+        assert self._exclusive
+        # Pages that a process outside these tests uses can't be taken away: it may end.
+        deadline = time.monotonic() + 30
+        while True:
+            (hugepages.SYSFS / "hugepages-2048kB/nr_hugepages").write_text(str(pages))
+            pool = hugepages.pool(HUGE)
+            if pool.total == pages and pool.surplus == 0:
+                return
+            assert time.monotonic() < deadline, f"the pool does not get {pages} pages: {pool}"
+            time.sleep(0.1)
+
+
+# ---- what is left behind ----
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What this process holds that a migration must give back."""
+
+    descriptors: frozenset[str]
+    children: frozenset[int]
+    threads: frozenset[str]
+    mappings: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Footprint:
+        return cls(
+            descriptors=frozenset(_descriptors()),
+            children=frozenset(_children()),
+            threads=frozenset(thread.name for thread in threading.enumerate()),
+            mappings=frozenset(_guest_mappings()),
+        )
+
+    def left_by(self, later: Footprint) -> dict[str, set[Any]]:
+        """What ``later`` holds and this one did not; empty when nothing was left behind."""
+        pairs = {name: getattr(later, name) - getattr(self, name) for name in vars(self)}
+        return {name: set(extra) for name, extra in pairs.items() if extra}
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the directory
+            found.append(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    return found
+
+
+def _children() -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(entry))
+    return found
+
+
+def _guest_mappings() -> list[str]:
+    """Mappings that only blocks have: memfds of ours, hugepages, registered, or told of THP."""
+    found, current = [], ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            current = line
+        # Not "nh": the stacks of threads have it too.
+        elif line.startswith("VmFlags:") and (
+            {"um", "uw", "ht", "hg"} & set(line.split()[1:]) or "vmemu" in current
+        ):
+            found.append(current)
+    return found
+
+
+def mapped_at(address: int) -> bool:
+    """Whether a mapping of this process begins at the address."""
+    start = f"{address:x}-"
+    return any(line.startswith(start) for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def vm_flags(address: int) -> set[str]:
+    """The VmFlags of the mapping that begins at the address, as in proc(5)."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            here = line.startswith(f"{address:x}-")
+        elif here and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError(f"nothing is mapped at {address:#x}")

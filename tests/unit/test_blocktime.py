@@ -1,0 +1,102 @@
+"""Figures about faults against naive models of what they mean."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmemu import blocktime
+from vmemu.guest_worker import FAULT_DTYPE
+
+QUANTILES = {"p50": (1, 2), "p90": (9, 10), "p99": (99, 100), "p999": (999, 1000)}
+
+
+@st.composite
+def fault_lists(draw, longest: int = 8):
+    """A vCPU's faults: they follow each other, and may touch."""
+    edges = draw(st.lists(st.integers(0, 60), max_size=2 * longest))
+    edges = sorted(edges)[: len(edges) // 2 * 2]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def faults(pairs: list[tuple[int, int]]) -> np.ndarray:
+    array = np.zeros(len(pairs), FAULT_DTYPE)
+    array["start_ns"] = [start for start, _ in pairs]
+    array["end_ns"] = [end for _, end in pairs]
+    return array
+
+
+latency_arrays = st.lists(
+    st.one_of(st.integers(0, 3000), st.integers(0, 10**13)), min_size=1, max_size=50
+).map(lambda values: np.array(values, np.uint64))
+
+
+@given(st.lists(fault_lists(), min_size=1, max_size=4))
+def test_overlapped_is_the_time_in_which_every_vcpu_is_stopped(vcpus):
+    naive = sum(
+        all(any(start <= at < end for start, end in one) for one in vcpus) for at in range(60)
+    )
+    assert blocktime.overlapped([faults(one) for one in vcpus]) == naive
+
+
+def test_overlapped_is_nothing_without_vcpus_or_with_one_that_never_stops():
+    assert blocktime.overlapped([]) == 0
+    assert blocktime.overlapped([faults([(0, 10)]), faults([])]) == 0
+
+
+def test_overlapped_keeps_apart_the_nanoseconds_of_a_machine_that_is_up_for_years():
+    start = 10**17
+    both = [faults([(start, start + 7)]), faults([(start + 2, start + 9)])]
+    assert blocktime.overlapped(both) == 5
+
+
+def test_a_latency_is_end_less_start():
+    assert blocktime.latencies(faults([(5, 9), (9, 9)])).tolist() == [4, 0]
+
+
+@given(latency_arrays)
+def test_a_quantile_is_the_smallest_latency_that_so_many_do_not_exceed(latency):
+    summary = blocktime.summary(latency)
+    ordered = sorted(latency.tolist())
+    for name, share in QUANTILES.items():
+        rank = math.ceil(Fraction(*share) * len(ordered))
+        assert summary[name] == ordered[rank - 1]
+    assert summary["max"] == ordered[-1]
+    assert abs(summary["mean"] - Fraction(sum(ordered), len(ordered))) <= 1 + ordered[-1] * 1e-15
+
+
+@given(st.integers(1, 5000))
+def test_ranks_are_exact_for_any_number_of_faults(count):
+    summary = blocktime.summary(np.arange(1, count + 1, dtype=np.uint64))
+    for name, share in QUANTILES.items():
+        assert summary[name] == math.ceil(Fraction(*share) * count)
+
+
+def test_without_faults_all_figures_are_zero():
+    nothing = np.empty(0, np.uint64)
+    assert set(blocktime.summary(nothing).values()) == {0}
+    assert blocktime.histogram(nothing) == []
+
+
+@given(latency_arrays)
+def test_a_histogram_counts_each_latency_in_its_bucket(latency):
+    buckets = blocktime.histogram(latency)
+    bounds = [bucket["le_ns"] for bucket in buckets]
+    assert bounds == sorted(set(bounds))
+    assert sum(bucket["count"] for bucket in buckets) == len(latency)
+    assert buckets[0]["count"] > 0
+    assert buckets[-1]["count"] > 0
+    seen = 0
+    for bucket in buckets:
+        seen += bucket["count"]
+        assert seen == sum(value <= bucket["le_ns"] for value in latency.tolist())
+
+
+def test_a_histogram_begins_at_a_microsecond_and_has_eight_buckets_an_octave():
+    buckets = blocktime.histogram(np.array([1, 1000, 1001, 2000], np.uint64))
+    assert [bucket["count"] for bucket in buckets] == [2, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert (buckets[0]["le_ns"], buckets[-1]["le_ns"]) == (1000, 2000)

@@ -1,0 +1,238 @@
+"""The source's C loops against a destination that lies: one clear error, never a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmemu import core
+from vmemu.errors import ProtocolError
+from vmemu.protocol import FLAG_URGENT, HEADER, Header, Message
+
+BIG, SMALL = 2 << 20, 4096
+NAMES = {"ram": (8 * SMALL, SMALL), "huge": (2 * BIG, BIG)}
+
+
+class Source:
+    """A ``struct vm_source`` with two blocks and the far ends of its channels."""
+
+    def __init__(self) -> None:
+        self.c = core.owned(core.lib.vm_source_create(len(NAMES)), core.lib.vm_source_destroy)
+        for index, (name, (size, page)) in enumerate(NAMES.items()):
+            shift = page.bit_length() - 1
+            core.call(core.lib.vm_source_set, self.c, index, name.encode(), size, shift)
+            core.ffi.memmove(self.c.image[index].data, b"not zeros", 9)
+        self.main, self.c.main_fd = os.pipe()
+        self.urgent, self.c.urgent_fd = os.pipe()
+        self.c.return_fd, self.requests = os.pipe()
+        self.c.push_fd = os.eventfd(0)
+
+    def run(self, loop: str, requests: bytes = b"", piece: int = 4096, until: bytes = b"") -> bytes:
+        """What the loop sends in answer to ``requests``, which come in pieces and then end.
+
+        Their end comes only when what the loop has sent ends with ``until``.
+        """
+        sent, said = bytearray(), threading.Event()
+
+        def read(fd: int) -> None:
+            while got := os.read(fd, 1 << 20):
+                sent.extend(got)
+                if sent.endswith(until):
+                    said.set()
+
+        def write() -> None:
+            for at in range(0, len(requests), piece):
+                os.write(self.requests, requests[at : at + piece])
+            if until:
+                said.wait()
+            self._close("requests")
+
+        threads = [threading.Thread(target=read, args=(fd,)) for fd in (self.main, self.urgent)]
+        threads.append(threading.Thread(target=write))
+        for thread in threads:
+            thread.start()
+        try:
+            core.call(getattr(core.lib, loop), self.c)
+        finally:
+            self._close("main_fd", "urgent_fd")
+            for thread in threads:
+                thread.join()
+        return bytes(sent)
+
+    def _close(self, *names: str) -> None:
+        for name in names:
+            owner = self if name in vars(self) else self.c
+            fd = getattr(owner, name)
+            setattr(owner, name, -1)
+            if fd >= 0:
+                os.close(fd)
+
+    def close(self) -> None:
+        self._close("main", "urgent", "requests", "main_fd", "urgent_fd", "return_fd", "push_fd")
+
+
+def messages(data: bytes) -> list[Header]:
+    """The headers of a stream of messages."""
+    found = []
+    while data:
+        header = Header(*HEADER.unpack(data[: HEADER.size]))
+        found.append(header)
+        data = data[HEADER.size + header.length :]
+    return found
+
+
+def request(name: bytes | None = None, offset: int = 0, pages: int = 1, **fields: int) -> bytes:
+    kind = Message.REQ_PAGES if name is None else Message.REQ_PAGES_ID
+    length = fields.pop("length", len(name or b""))
+    header = Header(fields.pop("type", kind), 0, 0, offset, pages, length)
+    return header.pack() + (name or b"")
+
+
+LOOPS = pytest.mark.parametrize("loop", ["vm_source_serve", "vm_source_both"])
+
+
+@pytest.fixture
+def source() -> Iterator[Source]:
+    source = Source()
+    yield source
+    source.close()
+
+
+def test_requests_are_answered_once_a_page_and_flagged_as_urgent(source):
+    wanted = request(b"ram", 0) + request(None, 0) + request(None, SMALL, 3) + request(b"huge", BIG)
+    sent = messages(source.run("vm_source_serve", wanted))
+    assert all(header.flags == FLAG_URGENT and header.pages == 1 for header in sent)
+    places = [(header.type, header.block, header.offset, header.length) for header in sent]
+    assert places == [
+        (Message.PAGES, 0, 0, SMALL),
+        (Message.ZERO, 0, SMALL, 0),
+        (Message.ZERO, 0, 2 * SMALL, 0),
+        (Message.ZERO, 0, 3 * SMALL, 0),
+        (Message.ZERO, 1, BIG, 0),
+    ]
+    assert (source.c.requests, source.c.pages_zero, source.c.pages_urgent) == (4, 4, 1)
+
+
+@LOOPS
+def test_requests_in_single_bytes_are_put_together(source, loop):
+    sent = messages(source.run(loop, request(b"huge", BIG) + request(None, 0), piece=1))
+    assert [(header.block, header.offset) for header in sent] == [(1, BIG), (1, 0)]
+
+
+@LOOPS
+def test_many_requests_at_once_are_all_answered(source, loop):
+    wanted = b"".join(request(b"ram", page * SMALL) for page in range(8)) * 200
+    assert len(messages(source.run(loop, wanted, piece=1 << 16))) == 8
+    assert source.c.requests == 1600
+
+
+@pytest.mark.parametrize(
+    ("hostile", "words"),
+    [
+        (request(b"rom"), "a block that does not exist"),
+        (request(b"", type=Message.REQ_PAGES_ID), "a block that does not exist"),
+        (request(b"ram\0"), "a block that does not exist"),
+        (request(b"ra"), "a block that does not exist"),
+        (request(None), "no block was named before"),
+        (request(b"ram", 8 * SMALL), "no whole pages of the block"),
+        (request(b"ram", 1), "no whole pages of the block"),
+        (request(b"huge", SMALL), "no whole pages of the block"),
+        (request(b"ram", 0, 0), "no whole pages of the block"),
+        (request(b"ram", 0, 9), "no whole pages of the block"),
+        (request(b"ram", SMALL, 8), "no whole pages of the block"),
+        (request(b"ram", 0, (1 << 32) - 1), "no whole pages of the block"),
+        (request(b"ram", (1 << 64) - SMALL, 2), "no whole pages of the block"),
+        (request(b"x" * 256), "the length can't be right"),
+        (request(b"ram", length=(1 << 32) - 1), "the length can't be right"),
+        (request(None, length=3) + b"ram", "the length can't be right"),
+        (request(None, type=Message.PUSH, length=1) + b"x", "the length can't be right"),
+        (request(None, type=Message.PAGES), "not expected here"),
+        (request(None, type=Message.READY), "not expected here"),
+        (request(None, type=0), "not expected here"),
+        (request(None, type=65535), "not expected here"),
+    ],
+)
+@LOOPS
+def test_a_hostile_request_is_one_protocol_error(source, loop, hostile, words):
+    with pytest.raises(ProtocolError, match=f"return path: message type .*{words}"):
+        source.run(loop, hostile)
+
+
+@LOOPS
+@pytest.mark.parametrize("sent", [b"", b"\x11", request(b"ram")[:25], request(b"ram")[:10]])
+def test_half_a_request_and_then_the_end_is_a_destination_that_is_gone(source, loop, sent):
+    assert source.run(loop, sent) == b""
+
+
+@LOOPS
+def test_shut_ends_the_source_and_what_follows_is_not_read(source, loop):
+    assert source.run(loop, request(None, type=Message.SHUT) + request(b"rom")) == b""
+
+
+@LOOPS
+@given(st.binary(max_size=300))
+def test_garbage_is_a_protocol_error_or_the_end(loop, garbage):
+    source = Source()
+    try:
+        with contextlib.suppress(ProtocolError):
+            source.run(loop, garbage)
+    finally:
+        source.close()
+
+
+def test_a_destination_that_closes_its_ends_stops_the_loops_without_an_error(source):
+    source._close("urgent", "main")
+    os.write(source.requests, request(b"ram") * 3)
+    assert core.call(core.lib.vm_source_serve, source.c) == 0
+    assert core.call(core.lib.vm_source_push, source.c) == 0
+
+
+PUSH = request(None, type=Message.PUSH)
+COMPLETE = Header(Message.COMPLETE).pack()
+
+
+def pushed(sent: bytes) -> list[tuple[int, int]]:
+    """(block, page) of every page in a stream of messages that COMPLETE ends."""
+    *headers, last = messages(sent)
+    assert last.type == Message.COMPLETE
+    sizes = [page_size for _, page_size in NAMES.values()]
+    return [
+        (header.block, header.offset // sizes[header.block] + page)
+        for header in headers
+        for page in range(header.pages)
+    ]
+
+
+ALL_PAGES = [(0, page) for page in range(8)] + [(1, 0), (1, 1)]
+
+
+def test_the_push_waits_to_be_asked_then_sends_each_page_once(source):
+    os.eventfd_write(source.c.push_fd, 1)
+    assert sorted(pushed(source.run("vm_source_push"))) == ALL_PAGES
+
+
+def test_with_one_channel_the_push_begins_behind_what_was_asked_for(source):
+    sent = source.run("vm_source_both", request(b"ram", 3 * SMALL) + PUSH, until=COMPLETE)
+    pages = pushed(sent)
+    assert pages[:2] == [(0, 3), (0, 4)]
+    assert sorted(pages) == ALL_PAGES
+
+
+def test_a_push_that_was_not_asked_for_sends_nothing_but_the_end(source):
+    assert source.run("vm_source_serve") == b""
+    assert messages(source_after_stop(source)) == [Header(Message.COMPLETE)]
+
+
+def source_after_stop(source: Source) -> bytes:
+    """What the push still says once the requests have ended."""
+    read, source.c.main_fd = os.pipe()
+    core.call(core.lib.vm_source_push, source.c)
+    source._close("main_fd")
+    with os.fdopen(read, "rb") as file:
+        return file.read()

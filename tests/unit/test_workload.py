@@ -1,0 +1,127 @@
+"""What each vCPU gets to do: recorded streams dealt out, synthetic accesses shared out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import HUGE, anonymous, huge, shared
+
+from vmemu.ramblock import RAMBlock
+from vmemu.workload import (
+    GUEST_PAGE,
+    SIZES,
+    WORD,
+    StreamSlice,
+    Workload,
+    deal_streams,
+    identity_map,
+    size_table,
+    synthetic,
+    unit_starts,
+)
+
+KINDS = pytest.mark.parametrize("kind", ["sequential", "uniform", "permutation"])
+
+
+def stream(number: int, length: int) -> StreamSlice:
+    """Accesses that say which stream they are of, and which in it."""
+    where = np.arange(length, dtype=np.uint32) + np.uint32(number * 1000)
+    return StreamSlice(where, np.full(length, number, np.uint8))
+
+
+def made_of(blocks: list[RAMBlock], vcpus: int, kind: str, accesses: int | None) -> Workload:
+    return synthetic(blocks, vcpus, 9, kind=kind, accesses=accesses, write_share=0.5)
+
+
+lengths = st.lists(st.integers(0, 20), max_size=9)
+
+
+@given(lengths, st.integers(1, 9))
+def test_every_access_is_dealt_once_and_in_order(lengths, vcpus):
+    streams = [stream(i, length) for i, length in enumerate(lengths)]
+    dealt = deal_streams(streams, vcpus)
+    assert len(dealt) == vcpus
+    parts = [part for vcpu in dealt for part in vcpu]
+    for part in parts:
+        assert len(part.where) == len(part.what)
+        assert (np.diff(part.where.astype(int)) == 1).all()
+    accesses = sorted(int(at) for part in parts for at in part.where)
+    assert accesses == sorted(int(at) for one in streams for at in one.where)
+
+
+@given(lengths, st.integers(1, 9))
+def test_a_stream_keeps_its_order_on_each_vcpu_and_from_one_to_the_next(lengths, vcpus):
+    streams = [stream(i, length) for i, length in enumerate(lengths)]
+    dealt = deal_streams(streams, vcpus)
+    for number, one in enumerate(streams):
+        parts = [p.where for v in dealt for p in v if len(p.what) and p.what[0] == number]
+        joined = np.concatenate(parts) if parts else np.empty(0, np.uint32)
+        assert joined.tolist() == one.where.tolist()
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_no_vcpu_is_idle_while_streams_are_long_enough(streams, vcpus):
+    dealt = deal_streams([stream(i, 100) for i in range(streams)], vcpus)
+    assert all(sum(len(part.what) for part in vcpu) > 0 for vcpu in dealt)
+
+
+def test_no_stream_at_all_leaves_every_vcpu_idle():
+    assert deal_streams([], 3) == [[], [], []]
+
+
+@KINDS
+@given(st.integers(0, 1000), st.integers(1, 7))
+def test_synthetic_shares_add_up_and_follow_each_other(kind, accesses, vcpus):
+    work = made_of([anonymous(pages=5)], vcpus, kind, accesses)
+    assert work.accesses == accesses
+    shares = [share.accesses for share in work.vcpus]
+    assert max(shares) - min(shares) <= 1
+    assert [share.first for share in work.vcpus] == [sum(shares[:i]) for i in range(vcpus)]
+
+
+def test_without_a_number_there_are_as_many_accesses_as_host_pages():
+    blocks = [anonymous(pages=5), huge(pages=3), shared(pages=2)]
+    assert made_of(blocks, 3, "permutation", None).accesses == 10
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_sequential_vcpus_walk_parts_that_cover_all_of_ram(pages, vcpus):
+    block = anonymous(pages=pages)
+    shares = made_of([block], vcpus, "sequential", 100).vcpus
+    covered = 0
+    for share in shares:
+        assert 0 <= share.begin < share.end <= block.size
+        assert share.begin % GUEST_PAGE == 0
+        assert share.end - share.begin >= WORD
+        assert share.begin <= covered
+        covered = max(covered, share.end)
+    assert covered == block.size
+
+
+def test_each_vcpu_has_randomness_of_its_own_and_the_order_in_common():
+    shares = made_of([anonymous()], 4, "permutation", 64).vcpus
+    assert len({share.seed for share in shares}) == 4
+    assert len({share.order_seed for share in shares}) == 1
+
+
+def test_units_begin_at_host_pages_of_any_size():
+    starts = unit_starts([anonymous(pages=2), huge(pages=2), shared(pages=1)])
+    assert starts.tolist() == [0, 4096, 8192, 8192 + HUGE, 8192 + 2 * HUGE, 12288 + 2 * HUGE]
+
+
+def test_the_identity_map_has_each_guest_page_once():
+    block, offset = identity_map([anonymous(pages=2), huge(pages=1)])
+    assert block.tolist() == [0, 0] + [1] * 512
+    assert offset.tolist() == [0, 4096, *range(0, HUGE, 4096)]
+
+
+def test_the_table_of_sizes_is_padded():
+    assert size_table([1, 8, 4096]).tolist() == [1, 8, 4096] + [0] * (SIZES - 3)
+
+
+def test_recorded_accesses_are_counted():
+    dealt = deal_streams([stream(0, 5), stream(1, 7)], 3)
+    work = Workload(np.zeros(1, np.int32), np.zeros(1, np.uint64), size_table([8]), dealt)
+    assert work.accesses == 12

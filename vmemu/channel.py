@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 
-from vmemu.errors import MigrationError, PeerGone, ProtocolError
+from vmemu.errors import HostError, MigrationError, PeerGone, ProtocolError
 from vmemu.protocol import HEADER, MAX_CONTROL_PAYLOAD, Header, Message
 
 PIPE_SIZES = (1 << 20, 1 << 18)
@@ -108,8 +108,9 @@ def receive_one_of(
     """The next message, which must be one of ``expected``, and its payload.
 
     Raises PeerGone when the channel ends, ProtocolError for any other message, MigrationError after
-    the timeout (None: waits as long as the peer lives) and when the message is FAILED. Reads not a
-    byte more than the message: the C core goes on from there.
+    the timeout (None: waits as long as the peer lives) and when the message is FAILED, HostError
+    when that says that the host can't. Reads not a byte more than the message: the C core goes on
+    from there.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     names = " or ".join(message.name for message in expected)
@@ -137,7 +138,9 @@ def _finish(
         raise ProtocolError(f"{header.name} came where {names} was expected")
     payload = _read(end, header.length, names, deadline)
     if header.type == Message.FAILED:
-        raise MigrationError(f"the source gave up: {payload.decode(errors='replace')}")
+        # A source that this host can't serve is no failure of the migration.
+        kind = HostError if header.pages == HostError.exit_code else MigrationError
+        raise kind(f"the source gave up: {payload.decode(errors='replace')}")
     return Message(header.type), payload
 
 

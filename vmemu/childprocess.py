@@ -13,12 +13,17 @@ import select
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
+
+
+LAST_STEPS_S = 0.5
+"""How long a child may take to end by itself once its owner has closed."""
 
 
 class ChildProcess:
@@ -119,4 +124,7 @@ def _end_with(owner: int) -> None:
     poll = select.poll()
     poll.register(owner, 0)  # POLLHUP is always told
     poll.poll()
+    time.sleep(
+        LAST_STEPS_S
+    )  # the owner also closes at the end of all, and then we end by ourselves
     os._exit(0)

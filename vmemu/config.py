@@ -24,6 +24,7 @@ from vmemu._config.crosscheck import across
 from vmemu._config.models import (
     Block,
     Channel,
+    ClientConfig,
     CompactMap,
     FileContent,
     Guest,
@@ -53,6 +54,7 @@ from vmemu.units import printable
 __all__ = [
     "Block",
     "Channel",
+    "ClientConfig",
     "CompactMap",
     "FileContent",
     "FlipPoint",
@@ -99,6 +101,12 @@ class Scenario(Section):
         description="The guest's vCPUs and what they touch.",
         examples=["{trace: {file: traces/linux-boot.vmtrace}}"],
     )
+    clients: tuple[ClientConfig, ...] = Field(
+        default=(),
+        description="Processes beside the guest, each on one block: they run once the guest has"
+        " moved.",
+        examples=["[{name: vhost0, block: pc.ram, trace: {synthetic: {kind: permutation}}}]"],
+    )
     memory: Memory = Field(default=Memory(), description="The destination's memory as a whole.")
     source: Source = Field(
         default=Source(), description="The process that holds the pages at first."
@@ -143,12 +151,16 @@ class Scenario(Section):
         where = f"{place.file}:{place.line}:{place.column}" if place.line else place.file
         return f"{where}: {field}"
 
-    def located(self, error: VmemuError) -> VmemuError:
-        """``error`` at its place in the file, if it is about one of the blocks."""
+    def locate(self, error: VmemuError) -> None:
+        """Give ``error`` its place in the file, if it is about one of the blocks."""
+        error.locate(self._place_of_block)
+
+    def _place_of_block(self, name: str, key: str) -> str:
+        """The place of a key of the block of that name; empty if there is no such block."""
         for index, block in enumerate(self.blocks):
-            if block.name == error.block:
-                return error.at(self.place_of(f"blocks[{index}].{error.key}".rstrip(".")))
-        return error
+            if block.name == name:
+                return self.place_of(f"blocks[{index}].{key}".rstrip("."))
+        return ""
 
     def _place(self, field: str) -> yamlfile.Place:
         document = self._document

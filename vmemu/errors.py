@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -45,6 +46,11 @@ class VmemuError(Exception):
         """This error at ``place``, as ``Scenario.place_of`` gives it; a place that it has stays."""
         self.place = self.place or place
         return self
+
+    def locate(self, place_of_block: Callable[[str, str], str]) -> None:
+        """Add where the block and the key stand, as ``place_of_block`` says of their names."""
+        if self.block:
+            self.at(place_of_block(self.block, self.key))
 
     def __str__(self) -> str:
         message = super().__str__()

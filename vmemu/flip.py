@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vmemu.dirty import Tracking
 from vmemu.errors import ProtocolError
 from vmemu.guest_worker import Mismatch
 from vmemu.protocol import load_object
@@ -16,13 +17,15 @@ class Flip:
     """The guest as it stopped at the source.
 
     ``stopped_ns`` is of CLOCK_MONOTONIC. ``vcpus`` has position and counters of each vCPU, or is
-    empty when the guest did not run there. Pre-copied pages are target pages, each time they went.
+    empty when the guest did not run there, as ``dirty_tracking`` is None then. Pre-copied pages are
+    target pages, each time they went.
     """
 
     stopped_ns: int
     rounds: int
     precopy_pages: int
     precopy_bytes: int
+    dirty_tracking: Tracking | None
     vcpus: tuple[dict[str, int], ...]
     mismatches: tuple[Mismatch, ...]
 
@@ -40,6 +43,7 @@ def unpack_flip(payload: bytes, vcpus: int) -> Flip:
             rounds=_whole(document["rounds"]),
             precopy_pages=_whole(document["precopy_pages"]),
             precopy_bytes=_whole(document["precopy_bytes"]),
+            dirty_tracking=_tracking(document["dirty_tracking"]),
             vcpus=tuple(
                 {name: _whole(vcpu[name]) for name in ("position", *VCPU_FIGURES)}
                 for vcpu in document["vcpus"]
@@ -54,6 +58,10 @@ def unpack_flip(payload: bytes, vcpus: int) -> Flip:
     if len(flip.vcpus) not in (0, vcpus):
         raise ProtocolError(f"FLIP has {len(flip.vcpus)} vCPUs, the guest has {vcpus}")
     return flip
+
+
+def _tracking(value: Any) -> Tracking | None:
+    return None if value is None else Tracking(str(value["method"]), str(value["reason"]))
 
 
 def _whole(value: Any) -> int:

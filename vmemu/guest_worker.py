@@ -65,13 +65,22 @@ def mismatches(blocks: RAMList, entries: Any, count: int) -> list[Mismatch]:
     return [Mismatch(blocks[m.block].name, m.offset, m.expected, m.found) for m in noted]
 
 
+def gather_marks(
+    workload: Workload, marks: NDArray[np.uint8], index: int, into: NDArray[np.uint8]
+) -> None:
+    """Add the marks on a workload's dictionary to those of its block ``index``, a byte a word."""
+    place = (_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset))
+    target, source = _array("uint8_t[]", into), _array("uint8_t[]", marks)
+    core.lib.vm_marks_gather(target, index, len(workload.block), *place, source)
+
+
 class Guest:
     """What all vCPUs of one process share: the dictionary laid on memory, marks of writes.
 
     ``ram`` is the C core's table of the blocks where this process has them. ``marks`` (uint8, a
     byte for each 8-byte word of each dictionary page) has a bit for each byte written, or is None
-    when nothing is verified. ``written`` (uint64, a bit a dictionary page) is kept for dirty
-    tracking when ``track_writes`` is set.
+    when nothing is verified; it may be given, to lie in memory of the caller's choice. ``written``
+    (uint64, a bit a dictionary page) is kept for dirty tracking when ``track_writes`` is set.
     """
 
     def __init__(
@@ -84,13 +93,14 @@ class Guest:
         check_reads: bool,
         keep_marks: bool,
         track_writes: bool = False,
+        marks: NDArray[np.uint8] | None = None,
     ) -> None:
         self.workload = workload
         self.blocks = blocks
         pages = len(workload.block)
         # numpy's zeros are calloc's: what is never written costs no memory.
-        self.marks: NDArray[np.uint8] | None = None
-        if check_reads or keep_marks:
+        self.marks = marks
+        if marks is None and (check_reads or keep_marks):
             self.marks = np.zeros(pages * WORDS_PER_PAGE, np.uint8)
         self.written = np.zeros(pages // 64 + 1, np.uint64) if track_writes else None
         self.place = (_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset))
@@ -118,9 +128,7 @@ class Guest:
         if self.marks is None:
             return None
         gathered = np.zeros(self.blocks[index].size // 8, np.uint8)
-        pages = len(self.workload.block)
-        target = _array("uint8_t[]", gathered)
-        core.lib.vm_marks_gather(target, index, pages, *self.place, self._marks)
+        gather_marks(self.workload, self.marks, index, gathered)
         return gathered
 
 
@@ -140,10 +148,12 @@ class GuestWorker:
         slots: tuple[Any, Any],
         begin: int = 0,
         end: int = NO_END,
+        log: Any = None,
     ) -> None:
         self.index = index
         self._guest = guest
         self._vcpu = self._create(begin, end)
+        self._vcpu.log = core.ffi.NULL if log is None else log
         self._vcpu.tid, self._vcpu.seen = self._slots = slots
         self._keep: list[Any] = []
         self.thread = CThread(f"vcpu{index}", self._call(core.lib.vm_vcpu_run, self._vcpu), bell)

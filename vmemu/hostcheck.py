@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmemu import core, hugepages
 from vmemu.errors import CoreError, HostError, HugepageShortage, InputError
@@ -64,15 +64,21 @@ class Code(enum.StrEnum):
 @dataclass(frozen=True)
 class HostProblem:
     """One thing that is wrong; ``blocks`` are the names of the blocks that it concerns, none when
-    it concerns them all. ``remedy`` is a command, or empty when there is none."""
+    it concerns them all. ``remedy`` is a command, or empty when there is none; ``key`` is what of a
+    block is to blame, and ``place`` where that stands in the scenario, once somebody has said so.
+    """
 
     code: Code
     what: str
     remedy: str = ""
     blocks: tuple[str, ...] = ()
+    key: str = ""
+    place: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}; mend it with: {self.remedy}" if self.remedy else self.what
+        place = f"{self.place}: " if self.place else ""
+        remedy = f"; mend it with: {self.remedy}" if self.remedy else ""
+        return f"{place}{self.what}{remedy}"
 
 
 class PostcopyUnsupported(HostError):
@@ -86,9 +92,25 @@ class PostcopyUnsupported(HostError):
         first = self.problems[0]
         if len(self.problems) == 1:
             super().__init__(first.what, first.remedy)
+            self.about(first.blocks[0] if first.blocks else "", first.key)
             return
-        listed = "".join(f"\n  {problem}" for problem in self.problems)
-        super().__init__(f"post-copy does not work here, for {len(self.problems)} reasons:{listed}")
+        super().__init__(_listed(self.problems))
+
+    def locate(self, place_of_block: Callable[[str, str], str]) -> None:
+        """As its parent does; of several problems each has a place of its own."""
+        if len(self.problems) == 1:
+            return super().locate(place_of_block)
+        places = [place_of_block(p.blocks[0], p.key) if p.blocks else "" for p in self.problems]
+        located = [replace(p, place=at) for p, at in zip(self.problems, places, strict=True)]
+        self.problems = tuple(located)
+        self.what = _listed(located)
+        self.args = (self.what,)
+        return None
+
+
+def _listed(problems: Sequence[HostProblem]) -> str:
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    return f"post-copy does not work here, for {len(problems)} reasons:{lines}"
 
 
 class PostcopyShortage(HugepageShortage, PostcopyUnsupported):
@@ -181,8 +203,15 @@ class _Check:
         self._short: list[int] = []  # page sizes whose pool gave nothing
         self._locked = False
 
-    def _add(self, code: Code, what: str, remedy: str = "", names: tuple[str, ...] = ()) -> None:
-        self.problems.append(HostProblem(code, what, remedy, names))
+    def _add(
+        self,
+        code: Code,
+        what: str,
+        remedy: str = "",
+        names: tuple[str, ...] = (),
+        key: str = "backing",
+    ) -> None:
+        self.problems.append(HostProblem(code, what, remedy, names, key if names else ""))
 
     # ---- what can be told without touching memory ----
 
@@ -252,9 +281,9 @@ class _Check:
         except HostError as error:
             known = error.what.startswith("block ")
             what = error.what if known else f"{_called(names)}: {error.what}"
-            self._add(Code.MAP, what, error.remedy, names)
+            self._add(Code.MAP, what, error.remedy, names, error.key)
         except InputError as error:
-            self._add(Code.MAP, str(error), "", names)
+            self._add(Code.MAP, str(error), "", names, error.key)
         finally:
             page.unmap()
 
@@ -312,7 +341,7 @@ class _Check:
             pages = sum(block.pages for block in wanting)
             who = _called(names) if len(names) == 1 else f"the VM ({_called(names)})"
             short = hugepages.shortage(who, page_size, pages)
-            self._add(Code.HUGEPAGES, short.what, short.remedy, names)
+            self._add(Code.HUGEPAGES, short.what, short.remedy, names, "size")
 
 
 @contextmanager

@@ -113,10 +113,8 @@ def mount_for(page_size: int, size: int) -> str:
     """Where a hugetlbfs of that page size is mounted that takes ``size`` more bytes from this
     user; empty without one."""
     for kind, mount in _mounts():
-        # A mount may lie hidden below a later one.
-        seen = kind == "hugetlbfs" and filesystem_of(mount) == (kind, mount)
-        if seen and os.access(mount, os.W_OK | os.X_OK):
-            room = os.statvfs(mount)
+        if kind == "hugetlbfs" and os.access(mount, os.W_OK | os.X_OK):
+            room = os.statvfs(mount)  # of what is seen there, should a later mount hide this one
             enough = not room.f_blocks or room.f_bavail * room.f_bsize >= size
             if room.f_bsize == page_size and enough:
                 return mount

@@ -4,12 +4,12 @@
 
     prepare   open the trace, lay it on the blocks; nothing is taken from the machine yet
     map       memory of the destination
-    source    the source process comes up and announces its blocks
+    source    the source process comes up and announces its blocks; the clients map theirs
     precopy   rounds of pages while the guest runs at the source; until the flip
     listen    what was written since is forgotten, memory is registered, the fault thread runs
-    guest     vCPUs replay; pages come on demand and, with push, in the background
+    guest     vCPUs replay, and clients; pages come on demand and, with push, in the background
     drain     the guest is done; the pages that are left come
-    verify    every byte is compared
+    verify    clients end; every byte is compared
     cleanup   everything is given back, whatever happened before
 """
 
@@ -23,17 +23,27 @@ from functools import partial
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
 from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
+from vmemu.client_worker import ClientProcess, Clients, ClientSpec
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import HostError, MigrationError, PeerGone
+from vmemu.events import DESTINATION, SOURCE, EventBlock, EventLog, pointer
+from vmemu.events import write as write_events
 from vmemu.flip import unpack_flip
 from vmemu.guest_worker import Guest, GuestWorker
 from vmemu.hostcheck import require_postcopy
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
-from vmemu.plan import blocks_of, contents_of, entries_of, flip_positions, make_workload
+from vmemu.plan import (
+    blocks_of,
+    client_plans,
+    contents_of,
+    entries_of,
+    flip_positions,
+    make_workload,
+)
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.recipe import Recipe
@@ -41,9 +51,12 @@ from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
 from vmemu.verification import Verification
+from vmemu.workload import Workload
 
 TICK_S = 0.2
 """How often the owner looks at the threads when no bell rings: for progress and stalls only."""
+CLIENT_PATIENCE_S = 1.0
+"""How long a client gets to tell its figures when a run ends before its time."""
 PATIENCE_S = 5.0
 """How long threads and the source get to end once nothing holds them any more."""
 
@@ -51,8 +64,10 @@ PATIENCE_S = 5.0
 class Migration:
     """Runs a scenario once.
 
-    ``progress`` is called a few times a second. ``flips`` are (block name, offset): bytes that the
-    source spoils after it has made its image, which the verification must find.
+    ``progress`` is called a few times a second. ``events`` is a file for the event log of both
+    sides: JSON lines, or text as QEMU's log backend writes it when it ends in ``.log``. ``flips``
+    are (block name, offset): bytes that the source spoils after it has made its image, which the
+    verification must find.
     """
 
     def __init__(
@@ -61,17 +76,21 @@ class Migration:
         *,
         progress: Callable[[Progress], None] | None = None,
         flips: tuple[tuple[str, int], ...] = (),
+        events: str | None = None,
     ) -> None:
         self.run_state = Run(scenario)
         self.scenario = scenario
         self._progress = progress
         self._flips = flips
+        self._event_file = events
+        self._logs: list[EventLog] = []
         self._phase = "prepare"
         self._bell: Bell | None = None
         self._source: SourceProcess | None = None
         self._ends: ChannelEnds | None = None
         self._guest: Guest | None = None
         self._recipe: Recipe | None = None
+        self._client_plans: list[tuple[ClientSpec, Workload]] = []
         self._memlock: MemoryLock | None = None
         self._inhibitor = BalloonInhibitor()
         self._balloon_worker: BalloonWorker | None = None
@@ -157,6 +176,7 @@ class Migration:
 
     def _prepare(self) -> None:
         blocks = blocks_of(self.scenario)
+        self._client_plans = client_plans(self.scenario, blocks)
         self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
         contents = contents_of(self.scenario)
         self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
@@ -180,6 +200,7 @@ class Migration:
         memory = self.run_state.memory
         assert memory is not None
         self._bell = Bell()
+        self._open_logs()
         self._ends, source_ends = create_pipes(self.scenario.migration.postcopy.preempt)
         try:
             self._source = SourceProcess(self._source_spec(memory), source_ends)
@@ -194,9 +215,48 @@ class Migration:
             fault_threads=self.scenario.migration.postcopy.fault_threads,
             memlock=self._memlock,
             inhibitor=self._inhibitor,
+            events=self._log(DESTINATION),
         )
         self.run_state.incoming = incoming
+        self._launch_clients(memory)
         incoming.advise(unpack_summary(self._receive(Message.HELLO)))
+        self._await_clients()
+
+    def _open_logs(self) -> None:
+        """One log a side; without a file to write them to there are none, and they cost nothing."""
+        if self._event_file is not None:
+            vcpus = self.scenario.guest.vcpus
+            self._logs = [EventLog(DESTINATION, vcpus=vcpus), EventLog(SOURCE)]
+            assert self.run_state.memory is not None
+            blocks = self.run_state.memory.blocks
+            self._logs[1].describe([EventBlock(b.name, 0, b.size, b.page_size) for b in blocks])
+
+    def _log(self, side: str) -> EventLog | None:
+        return next((log for log in self._logs if log.side == side), None)
+
+    def _close_logs(self) -> None:
+        """Write what both sides have logged; the source's own end included, and when it was
+        killed."""
+        if self._logs and self._event_file is not None:
+            write_events(self._event_file, self._logs)
+        for log in self._logs:
+            log.close()
+
+    def _launch_clients(self, memory: MemoryManager) -> None:
+        """They come up beside the source, and register before anybody runs."""
+        assert self._bell is not None
+        self.run_state.clients = Clients(
+            [ClientProcess(spec, workload, self._bell) for spec, workload in self._client_plans]
+        )
+        self.run_state.clients.launch(memory.blocks)
+
+    def _await_clients(self) -> None:
+        clients, timeout_s = self.run_state.clients, self.scenario.source.startup_timeout / 1e9
+        deadline = time.monotonic() + timeout_s
+        self._wait(lambda: clients.ready or time.monotonic() > deadline)
+        late = [client.what for client in clients if not client.ready]
+        if late:
+            raise MigrationError(f"{', '.join(late)} did not come up in {timeout_s:g} s")
 
     def _source_spec(self, memory: MemoryManager) -> SourceSpec:
         names = [block.name for block in memory.blocks]
@@ -206,6 +266,7 @@ class Migration:
             bandwidth=migration.precopy.bandwidth,
             max_downtime_ns=migration.precopy.max_downtime,
             converged=migration.precopy.switch == "converged",
+            max_time_ns=migration.precopy.max_time or 0,
         )
         return SourceSpec(
             seed=self.scenario.seed,
@@ -214,6 +275,8 @@ class Migration:
             precopy=precopy,
             guest=self._source_guest(),
             postcopy_bandwidth=migration.postcopy.bandwidth,
+            release_ram=migration.postcopy.release_ram,
+            events=self._log(SOURCE),
             flips=tuple((names.index(name), offset) for name, offset in self._flips),
         )
 
@@ -225,7 +288,13 @@ class Migration:
         ends = flip_positions(self.scenario, workload)
         if flip.after_ns is None and not any(ends):
             return None
-        return SourceGuestSpec(self._recipe, ends, flip.after_ns, self.scenario.verify.reads)
+        return SourceGuestSpec(
+            self._recipe,
+            ends,
+            flip.after_ns,
+            self.scenario.verify.reads,
+            self.scenario.migration.precopy.dirty_tracking,
+        )
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]
@@ -253,7 +322,7 @@ class Migration:
             if message is Message.LISTEN:
                 break
             incoming.discard(*unpack_discard(payload))
-        incoming.listen()
+        incoming.listen(self.run_state.clients.handed_over())
         self._receive(Message.RUN)
         self.run_state.postcopy_started_ns = time.monotonic_ns()
         if self.scenario.migration.postcopy.push:
@@ -278,6 +347,7 @@ class Migration:
                 self._bell,
                 slots=self._incoming.vcpu_slots(index),
                 begin=self._begin(index),
+                log=pointer(self._log(DESTINATION)),
             )
             for index in range(self.scenario.guest.vcpus)
         ]
@@ -285,7 +355,8 @@ class Migration:
         run.guest_started_ns = time.monotonic_ns()
         for worker in run.workers:
             worker.start()
-        self._wait(lambda: all(worker.done for worker in run.workers))
+        run.clients.go()
+        self._wait(lambda: all(worker.done for worker in run.workers) and run.clients.done)
 
     def _start_balloon(self) -> None:
         """Refused while post-copy runs; what it gives back after it must read as zeros."""
@@ -329,11 +400,12 @@ class Migration:
 
     def _verify(self) -> None:
         run = self.run_state
+        run.clients.stop(PATIENCE_S)  # QEMU tells them that it is over before it unregisters
         self._incoming.end()
         self._end_balloon()
         assert self._guest is not None and run.expected is not None and self._bell is not None
         if self.scenario.verify.final:
-            run.verification = Verification(self._guest, run.expected, run.balloon)
+            run.verification = Verification(self._guest, run.expected, run.balloon, run.clients)
             thread = CThread("verify", run.verification.run, self._bell)
             thread.start()
             try:
@@ -352,6 +424,8 @@ class Migration:
         found = list(run.flip.mismatches) if run.flip is not None else []
         wrong_reads += run.flip.total("reads_wrong") if run.flip is not None else 0
         found += [m for worker in run.workers for m in worker.mismatches()]
+        wrong_reads += sum(client.figures.counters["reads_wrong"] for client in run.clients)
+        found += [m for client in run.clients for m in client.figures.mismatches]
         found += run.verification.mismatches() if run.verification else []
         if not found:
             return
@@ -393,6 +467,7 @@ class Migration:
     def _check(self) -> None:
         """Raise what ended a thread before its time."""
         self._incoming.check()
+        self.run_state.clients.check()
         for worker in self.run_state.workers:
             if worker.error is not None:
                 raise worker.error
@@ -405,11 +480,13 @@ class Migration:
     def _somebody_waits(self) -> bool:
         if self._incoming.complete:
             return False
-        waiting = any(worker.waiting() for worker in self.run_state.workers)
-        return waiting or self._phase in ("precopy", "drain")
+        run = self.run_state
+        waiting = any(worker.waiting() for worker in run.workers) or run.clients.waiting()
+        return bool(waiting) or self._phase in ("precopy", "drain")
 
     def _stalled(self, seconds: float) -> StallError:
         waiting = [one for worker in self.run_state.workers if (one := worker.waiting())]
+        waiting += self.run_state.clients.waiting()
         ram = self._incoming.ram
         return StallError(seconds, waiting, ram.pages_total - ram.pages_received)
 
@@ -443,15 +520,21 @@ class Migration:
     def _clean_up(self) -> Exception | None:
         """Give everything back; Ctrl-C waits until it is done. What failed, if anything did."""
         run = self.run_state
-        steps: list[Callable[[], object]] = [self._stop_guest, self._stop_balloon]
+        # Clients first: a vCPU that is let go fills a hole with zeros, which they would read.
+        steps: list[Callable[[], object]] = [
+            partial(run.clients.stop, CLIENT_PATIENCE_S),
+            self._stop_guest,
+            self._stop_balloon,
+        ]
         if run.incoming is not None:
             steps.append(partial(run.incoming.end, failed=run.status != "completed"))
         elif self._ends is not None:
             steps.append(self._ends.close)
+        steps.append(self._close_clients)
         if self._source is not None:
             patience_s = PATIENCE_S if run.status == "completed" else 0.2
             steps.append(partial(self._source.stop, patience_s))
-        steps.append(self._unmap)
+        steps += [self._unmap, self._close_logs]
         if self._bell is not None:
             steps.append(self._bell.close)
         with self._enter("cleanup"):
@@ -472,6 +555,12 @@ class Migration:
         finally:
             for worker in run.workers:
                 worker.join(PATIENCE_S)
+
+    def _close_clients(self) -> None:
+        """Not while a fault thread might still read one's userfaultfd."""
+        run = self.run_state
+        if run.incoming is None or not run.incoming.stuck:
+            run.clients.close()
 
     def _stop_balloon(self) -> None:
         if self._balloon_worker is not None:

@@ -7,17 +7,20 @@ place in the scenario.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from vmemu.client_worker import ClientSpec
 from vmemu.config import (
     FileContent,
     RecordedTrace,
     RegionMap,
     Scenario,
     Sequential,
+    SyntheticTrace,
     Window,
 )
-from vmemu.content import ContentSpec
+from vmemu.content import ContentSpec, key_of
 from vmemu.errors import TraceError
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import Backing, RAMBlock
@@ -60,19 +63,40 @@ def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> tuple[Workl
 
     Raises ConfigError when the trace can't be read or laid on the blocks.
     """
-    trace = scenario.guest.trace
-    if isinstance(trace, RecordedTrace):
-        return _recorded(scenario, trace, blocks)
-    made = trace.synthetic
-    recipe = SyntheticRecipe(
-        vcpus=scenario.guest.vcpus,
-        seed=scenario.seed,
-        kind=made.kind,
-        accesses=made.accesses,
-        write_share=float(made.write_share),
-        stride=made.stride if isinstance(made, Sequential) else 64,
-    )
-    return recipe.make(entries_of(blocks)), recipe
+    replay = _Replay("guest.trace", scenario.guest.vcpus, scenario.seed, entries_of(blocks))
+    return replay.make(scenario, scenario.guest.trace)
+
+
+def client_plans(
+    scenario: Scenario, blocks: Sequence[RAMBlock]
+) -> list[tuple[ClientSpec, Workload]]:
+    """What each client is told, and what it will do.
+
+    Raises ConfigError when a trace can't be read or laid on the client's block.
+    """
+    entries, contents = entries_of(blocks), contents_of(scenario)
+    names = [block.name for block in blocks]
+    plans = []
+    for number, client in enumerate(scenario.clients):
+        index = names.index(client.block)
+        # Two clients with the same trace must not walk in step, nor with the guest.
+        seed = key_of(scenario.seed, f"client {client.name}")
+        replay = _Replay(f"clients[{number}].trace", client.vcpus, seed, (entries[index],))
+        workload, recipe = replay.make(scenario, client.trace)
+        spec = ClientSpec(
+            name=client.name,
+            index=index,
+            block=entries[index],
+            backing=blocks[index].backing,
+            content=contents[index],
+            seed=scenario.seed,
+            vcpus=client.vcpus,
+            recipe=recipe,
+            check_reads=scenario.verify.reads,
+            keep_marks=scenario.verify.final,
+        )
+        plans.append((spec, workload))
+    return plans
 
 
 def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:
@@ -93,22 +117,46 @@ def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:
     return tuple(share * at // max(total, 1) for share in shares)
 
 
-def _recorded(
-    scenario: Scenario, config: RecordedTrace, blocks: Sequence[RAMBlock]
-) -> tuple[Workload, Recipe]:
-    try:
-        trace = native.open(config.file)
-    except TraceError as error:
-        remedy = error.remedy or "name another trace, or convert the recording again"
-        raise scenario.error("guest.trace.file", error.what, remedy) from None
-    low, high = _window(scenario, config.window, trace.accesses)
-    recipe = RecordedRecipe(
-        file=str(config.file), vcpus=scenario.guest.vcpus, low=low, high=high, **_layout(config)
-    )
-    try:
-        return recipe.lay_out(trace, entries_of(blocks)), recipe
-    except TraceError as error:
-        raise scenario.error("guest.trace.map", error.what, error.remedy) from None
+@dataclass(frozen=True)
+class _Replay:
+    """Who replays a trace: the one at ``field`` of the scenario, on ``blocks``."""
+
+    field: str
+    vcpus: int
+    seed: int
+    blocks: tuple[BlockEntry, ...]
+
+    def make(
+        self, scenario: Scenario, trace: RecordedTrace | SyntheticTrace
+    ) -> tuple[Workload, Recipe]:
+        """The workload, and the recipe of it. Raises ConfigError."""
+        if isinstance(trace, RecordedTrace):
+            return self._recorded(scenario, trace)
+        made = trace.synthetic
+        recipe = SyntheticRecipe(
+            vcpus=self.vcpus,
+            seed=self.seed,
+            kind=made.kind,
+            accesses=made.accesses,
+            write_share=float(made.write_share),
+            stride=made.stride if isinstance(made, Sequential) else 64,
+        )
+        return recipe.make(self.blocks), recipe
+
+    def _recorded(self, scenario: Scenario, config: RecordedTrace) -> tuple[Workload, Recipe]:
+        try:
+            trace = native.open(config.file)
+        except TraceError as error:
+            remedy = "name a native trace; `vmemu trace convert` makes one from a recording"
+            raise scenario.error(f"{self.field}.file", str(error), remedy) from None
+        low, high = _window(scenario, f"{self.field}.window", config.window, trace.accesses)
+        recipe = RecordedRecipe(
+            file=str(config.file), vcpus=self.vcpus, low=low, high=high, **_layout(config)
+        )
+        try:
+            return recipe.lay_out(trace, self.blocks), recipe
+        except TraceError as error:
+            raise scenario.error(f"{self.field}.map", str(error), "") from None
 
 
 def _layout(config: RecordedTrace) -> dict[str, Any]:
@@ -118,7 +166,7 @@ def _layout(config: RecordedTrace) -> dict[str, Any]:
     return {"block": config.map.block}
 
 
-def _window(scenario: Scenario, window: Window, total: int) -> tuple[int, int]:
+def _window(scenario: Scenario, field: str, window: Window, total: int) -> tuple[int, int]:
     """The first access to replay and the one behind the last, of ``total``."""
     resolved = []
     for name, position in (("start", window.start), ("stop", window.stop)):
@@ -126,9 +174,9 @@ def _window(scenario: Scenario, window: Window, total: int) -> tuple[int, int]:
             resolved.append(position.resolve(total))
         except ValueError as error:
             what, _, remedy = str(error).partition("; ")
-            raise scenario.error(f"guest.trace.window.{name}", what, remedy) from None
+            raise scenario.error(f"{field}.{name}", what, remedy) from None
     low, high = resolved
     if low >= high:
         what = f"the window from access {low} to {high} of {total} holds nothing"
-        raise scenario.error("guest.trace.window.stop", what, "give a stop above the start")
+        raise scenario.error(f"{field}.stop", what, "give a stop above the start")
     return low, high

@@ -21,8 +21,9 @@ from __future__ import annotations
 import contextlib
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from vmemu.channel import ChannelEnds, send, try_send
 from vmemu.cleanup import run_all
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
+from vmemu.events import EventBlock, EventLog, pointer
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
 from vmemu.protocol import BlockEntry, Header, Message, Summary
@@ -69,6 +71,23 @@ class Discards:
     bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Client:
+    """Another process that has mapped block number ``block``, whole, from address ``base`` on, and
+    has handed its userfaultfd over, which stays its owner's to close.
+
+    ``vcpu_tid`` and ``vcpu_faults`` are C arrays as ``vcpu_slots`` has them, an entry for each of
+    its threads, in memory that it has mapped too.
+    """
+
+    uffd: int
+    block: int
+    base: int
+    size: int
+    vcpu_tid: Any
+    vcpu_faults: Any
+
+
 class IncomingPostcopy:
     """The destination of one migration.
 
@@ -86,6 +105,7 @@ class IncomingPostcopy:
         fault_threads: int = 1,
         memlock: MemoryLock | None = None,
         inhibitor: BalloonInhibitor | None = None,
+        events: EventLog | None = None,
     ) -> None:
         self.state = PostcopyState.NONE
         self.memory = memory
@@ -101,7 +121,10 @@ class IncomingPostcopy:
         self._vcpus = vcpus
         self._threads: list[CThread] = []
         self._stuck: list[str] = []
+        self._clients: tuple[Any, list[Client]] | None = None
         self.discards = Discards()
+        self._events = events
+        self._incoming.log = pointer(events)
         self.warnings: list[str] = []
         self._memlock = memlock
         self._inhibitor = inhibitor or BalloonInhibitor()
@@ -118,6 +141,11 @@ class IncomingPostcopy:
         if state is not self.state:
             self.state = state
             self.states.append((state, time.monotonic_ns()))
+
+    def _note(self, name: str, **args: int | str) -> None:
+        """An event for the log, under QEMU's name for it."""
+        if self._events is not None:
+            self._events.note(name, **args)
 
     def _expect(self, step: str, *allowed: PostcopyState) -> None:
         if self.state not in allowed:
@@ -138,9 +166,15 @@ class IncomingPostcopy:
         differences = _differences(ours, theirs)
         if differences:
             raise MigrationError("source and destination differ: " + "; ".join(differences))
+        if self._events is not None:
+            self._events.describe(
+                [EventBlock(b.name, b.address, b.size, b.page_size) for b in self.blocks]
+            )
+        self._note("loadvm_postcopy_handle_advise")
         self._prepare_memory()
         for block in self.blocks:
             block.discard()
+            self._note("postcopy_init_range", block=block.name, length=block.size)
         self.ram = self.blocks.table()
         self._fill_incoming()
         with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
@@ -189,7 +223,9 @@ class IncomingPostcopy:
             _check_discard(block, offset, length)
         if self.state is PostcopyState.ADVISE:
             self._prepare_discard()
+        self._note("loadvm_postcopy_ram_handle_discard_header", block=name, len=16 * len(ranges))
         for offset, length in ranges:
+            self._note("ram_discard_range", block=name, start=offset, length=length)
             block.discard(offset, length)
             core.lib.vm_precopy_forget(self.ram, index, offset, length)
         self.discards.commands += 1
@@ -207,24 +243,46 @@ class IncomingPostcopy:
         """No transparent hugepage may fill a hole with pages that are missing."""
         for block in self.blocks:
             block.set_thp(False)
+            self._note("postcopy_nhp_range", block=block.name, length=block.size)
 
-    def listen(self) -> None:
-        """Register all memory and start the fault thread.
+    def listen(self, clients: Sequence[Client] = ()) -> None:
+        """Register all memory and start the fault thread, which answers for ``clients`` as well.
 
         Raises ProtocolError when pre-copy left a host page in part, HostError, CoreError; ``end``
         gives back what was taken.
         """
         self._expect("listen", PostcopyState.ADVISE, PostcopyState.DISCARD)
-        self._prepare_discard()
+        self._note("loadvm_postcopy_handle_listen", step="enter")
+        if self.state is PostcopyState.ADVISE:
+            self._prepare_discard()
         self._settle()
+        self._note("loadvm_postcopy_handle_listen", step="after discard")
         self.uffd = Userfaultfd(_wanted_features())
         self.uffd.require(self._needed_features())
         self.memory.register(self.uffd)
         self._incoming.uffd = self.uffd.fd
+        self._fill_clients(clients)
         for index in range(self._incoming.fault_threads):
             self._start(f"fault{index}", core.lib.vm_fault_loop, index)
         self._wait_for_fault_threads()
+        self._note("loadvm_postcopy_handle_listen", step="after uffd")
         self._enter(PostcopyState.LISTENING)
+
+    def _fill_clients(self, clients: Sequence[Client]) -> None:
+        table = core.ffi.new("struct vm_client[]", len(clients))
+        for entry, client in zip(table, clients, strict=True):
+            for name in ("uffd", "block", "base", "size", "vcpu_tid", "vcpu_faults"):
+                setattr(entry, name, getattr(client, name))
+            entry.vcpus = len(client.vcpu_tid)
+        self._incoming.client = table
+        self._incoming.clients = len(clients)
+        self._clients = (table, list(clients))
+
+    def _forget_clients(self) -> None:
+        """Their descriptors and their memory may go, unless a thread might still use them."""
+        if not self._stuck:
+            self._incoming.clients = 0
+            self._clients = None
 
     def _wait_for_fault_threads(self) -> None:
         """Nobody may touch registered memory before somebody answers."""
@@ -247,17 +305,20 @@ class IncomingPostcopy:
     def run(self) -> None:
         """Place what the source sends from now on; the guest may touch its memory."""
         self._expect("run", PostcopyState.LISTENING)
+        self._note("loadvm_postcopy_handle_run")
         self._start("listen", core.lib.vm_listen_loop)
         self._enter(PostcopyState.RUNNING)
 
     def pause(self) -> None:
         """The source is lost: vCPUs that fault wait, until it is found again or ``end``."""
         self._expect("pause", PostcopyState.RUNNING)
+        self._note("postcopy_pause_incoming")
         self._enter(PostcopyState.PAUSED)
 
     def resume(self) -> None:
         """The source is found again."""
         self._expect("resume", PostcopyState.PAUSED)
+        self._note("postcopy_pause_incoming_continued")
         self._enter(PostcopyState.RUNNING)
 
     def request_push(self) -> None:
@@ -341,14 +402,19 @@ class IncomingPostcopy:
         if self.state is PostcopyState.END:
             return
         self._enter(PostcopyState.END)
+        self._note("postcopy_ram_incoming_cleanup_entry")
         steps: list[Callable[[], object]] = [
             self._thp_on,
             self.memory.unregister,
             self._stop_threads,
+            partial(self._note, "postcopy_ram_incoming_cleanup_join"),
             self._close_uffd,
+            partial(self._note, "postcopy_ram_incoming_cleanup_closeuf"),
+            self._forget_clients,
             self._allow_ballooning,
             self._lock_again,
             lambda: self._close(failed),
+            partial(self._note, "postcopy_ram_incoming_cleanup_exit"),
         ]
         run_all(steps)
 
@@ -365,6 +431,11 @@ class IncomingPostcopy:
         ]
         if self._stuck:
             raise MigrationError(f"threads that do not end: {', '.join(self._stuck)}")
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a thread did not end when it was told to: what it uses must stay."""
+        return bool(self._stuck)
 
     def _close_uffd(self) -> None:
         """Not while a thread might still use it: a number closed now can be somebody else's file in

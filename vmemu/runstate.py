@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vmemu.balloon import Balloon
+from vmemu.client_worker import Clients
 from vmemu.config import Scenario
 from vmemu.content import ExpectedContent
 from vmemu.errors import MigrationError
@@ -72,6 +73,7 @@ class Run:
     incoming: IncomingPostcopy | None = None
     expected: ExpectedContent | None = None
     workers: list[GuestWorker] = field(default_factory=list)
+    clients: Clients = field(default_factory=Clients)
     verification: Verification | None = None
     balloon: Balloon | None = None
     warnings: list[str] = field(default_factory=list)

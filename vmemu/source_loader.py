@@ -11,25 +11,28 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmemu import core
+from vmemu import core, dirty
 from vmemu.channel import ChannelEnds, receive, send, send_bytes
 from vmemu.childprocess import ChildProcess, live_with
 from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, VmemuError
 from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
-from vmemu.source_precopy import Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
+from vmemu.source_precopy import Note, Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
 
 NO_PRECOPY = PrecopySpec()
+if TYPE_CHECKING:
+    from vmemu.events import EventLog
+
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """All that the source process is told. ``flips`` are (block index, offset): bytes to spoil, for
-    tests."""
+    """All that the source process is told. ``release_ram``: free what was sent. ``flips`` are
+    (block index, offset): bytes to spoil, for tests."""
 
     seed: int
     blocks: tuple[BlockEntry, ...]
@@ -37,6 +40,8 @@ class SourceSpec:
     precopy: PrecopySpec = NO_PRECOPY
     guest: SourceGuestSpec | None = None
     postcopy_bandwidth: int = 0
+    release_ram: bool = False
+    events: EventLog | None = None
     flips: tuple[tuple[int, int], ...] = ()
 
 
@@ -59,19 +64,20 @@ def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     live_with(ends.return_path.fileno())
     try:
         _serve(spec, ends)
+        _noting(spec)("migrate_set_state", new_state="completed")
     except PeerGone:
         pass  # the destination ended first: it knows why
     except VmemuError as error:
-        _say_failed(ends, str(error))
+        _say_failed(ends, str(error), error.exit_code)
         sys.exit(error.exit_code)
     except MemoryError:
-        _say_failed(ends, "no memory for the image")
+        _say_failed(ends, "no memory for the image", MigrationError.exit_code)
         sys.exit(1)
 
 
-def _say_failed(ends: ChannelEnds, reason: str) -> None:
+def _say_failed(ends: ChannelEnds, reason: str, exit_code: int) -> None:
     with contextlib.suppress(PeerGone):
-        send(ends.main, Message.FAILED, reason.encode()[:4000])
+        send(ends.main, Message.FAILED, reason.encode()[:4000], pages=exit_code)
 
 
 def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
@@ -100,12 +106,28 @@ def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
         guest = SourceGuest(spec.guest, source, spec.seed, spec.blocks, spec.contents)
     after_ns = spec.guest.after_ns if spec.guest is not None else None
     precopy = Precopy(
-        source, spec.blocks, spec.precopy, guest=guest, after_ns=after_ns, main=ends.main
+        source,
+        spec.blocks,
+        spec.precopy,
+        guest=guest,
+        after_ns=after_ns,
+        main=ends.main,
+        note=_noting(spec),
     )
     precopy.run()
     send_bytes(ends.main, precopy.package(), "the flip")
+    if guest is not None:
+        guest.tracker.close()  # only now: it takes time, and the guest stands still until the flip
+    core.lib.vm_source_release_sent(source)
     source.limiter.bytes_per_second = spec.postcopy_bandwidth
     source.limiter.free_at_ns = 0
+
+
+def _noting(spec: SourceSpec) -> Note:
+    """How to log an event: not at all, without a log."""
+    if spec.events is None:
+        return lambda *_name, **_args: None
+    return spec.events.note
 
 
 def _send_pages(source: Any, ends: ChannelEnds, bell: Bell) -> None:
@@ -125,15 +147,26 @@ def _send_pages(source: Any, ends: ChannelEnds, bell: Bell) -> None:
 def _create(spec: SourceSpec) -> Any:
     """The C core's ``struct vm_source`` with every image filled."""
     source = core.owned(core.lib.vm_source_create(len(spec.blocks)), core.lib.vm_source_destroy)
+    source.release_ram = spec.release_ram
+    if spec.events is not None:
+        source.log = spec.events.pointer
     for index, (block, content) in enumerate(zip(spec.blocks, spec.contents, strict=True)):
         page_shift = block.page_size.bit_length() - 1
         core.call(
             core.lib.vm_source_set, source, index, block.name.encode(), block.size, page_shift
         )
+        if _by_small_pages(spec):
+            dirty.only_small_pages(source.image[index])
         _fill(source.image[index], spec.seed, block, content)
     for index, offset in spec.flips:
         source.image[index].data[offset] ^= 0xFF
     return source
+
+
+def _by_small_pages(spec: SourceSpec) -> bool:
+    """Whether something will be done to single pages of the images, as to each whole page."""
+    tracked = spec.guest is not None and spec.guest.dirty_tracking != "replay"
+    return tracked or spec.release_ram
 
 
 def _fill(image: Any, seed: int, block: BlockEntry, content: ContentSpec) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmemu import core
+from vmemu import core, dirty
 from vmemu.channel import pack, send
 from vmemu.cthread import Bell
 from vmemu.protocol import MAX_DISCARDS_PER_COMMAND, BlockEntry, Message, pack_discard
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from vmemu.guest_worker import Guest, GuestWorker
     from vmemu.recipe import Recipe
 
+Note = Callable[..., None]
+"""Logs an event: its name, and its arguments by name."""
 TARGET_PAGE = 4096
-ALIVE_S = 1.0
+ALIVE_S = 0.1
 """How often the source says that it is alive while it sends nothing else."""
 
 
@@ -35,7 +38,8 @@ ALIVE_S = 1.0
 class PrecopySpec:
     """How much is sent before the flip.
 
-    At most ``rounds`` rounds, at ``bandwidth`` bytes a second (0: unlimited). ``converged``: flip
+    At most ``rounds`` rounds, at ``bandwidth`` bytes a second (0: unlimited), cut off after
+    ``max_time_ns`` (0: never). ``converged``: flip
     as soon as what is dirty could be sent within ``max_downtime_ns``.
     """
 
@@ -43,6 +47,7 @@ class PrecopySpec:
     bandwidth: int = 0
     max_downtime_ns: int = 300_000_000
     converged: bool = False
+    max_time_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ class SourceGuestSpec:
     """The part of the guest's life that happens at the source.
 
     vCPU i replays ``ends[i]`` accesses of its share, or what it gets done in ``after_ns``.
+    ``dirty_tracking`` is ``auto``, ``kernel`` or ``replay``.
     """
 
     recipe: Recipe
     ends: tuple[int, ...]
     after_ns: int | None
     check_reads: bool
+    dirty_tracking: str = "auto"
 
 
 class SourceGuest:
@@ -73,7 +80,8 @@ class SourceGuest:
         from vmemu.guest_worker import Guest, GuestWorker
 
         self._bell = Bell()
-        self._source = source
+        images = [source.image[index] for index in range(len(blocks))]
+        kernel, self.tracking = dirty.start_kernel(images, spec.dirty_tracking)
         table = image_blocks(source, blocks)
         ram = table.table()
         for index, block in enumerate(table):
@@ -85,8 +93,9 @@ class SourceGuest:
             ExpectedContent(seed, list(table), contents),
             check_reads=spec.check_reads,
             keep_marks=False,
-            track_writes=True,
+            track_writes=kernel is None,
         )
+        self.tracker: dirty.DirtyTracker = kernel or dirty.ReplayTracker(source, self._guest)
         vcpus = len(spec.ends)
         self._tids = core.ffi.new("uint32_t[]", vcpus)
         self._seen = core.ffi.new("uint64_t[]", vcpus)
@@ -119,13 +128,6 @@ class SourceGuest:
             if worker.error is not None:
                 raise worker.error
 
-    def harvest(self) -> None:
-        """Make the pages dirty that were written since the last time."""
-        guest = self._guest
-        assert guest.written is not None
-        pages = len(guest.workload.block)
-        core.lib.vm_source_harvest(self._source, pages, *guest.place, guest.shared.written)
-
 
 def image_blocks(source: Any, blocks: tuple[BlockEntry, ...]) -> Any:
     """The source's images as a RAMList that is mapped where they are."""
@@ -151,7 +153,9 @@ class Precopy:
         guest: SourceGuest | None,
         after_ns: int | None,
         main: Connection,
+        note: Note,
     ) -> None:
+        self._note = note
         self._source = source
         self._main = main
         self._blocks = blocks
@@ -162,19 +166,24 @@ class Precopy:
 
     def run(self) -> None:
         """Rounds until they are over or the time of the flip has come, then stop the guest."""
+        self._note("migrate_set_state", new_state="setup")
         self._source.limiter.bytes_per_second = self._spec.bandwidth
-        timer = None
+        self._note("migrate_set_state", new_state="active")
+        timers = []
+        if self._spec.max_time_ns:
+            timers.append(threading.Timer(self._spec.max_time_ns / 1e9, self._end_rounds))
         if self._guest is not None:
             self._guest.start()
             if self._after_ns is not None:
-                timer = threading.Timer(self._after_ns / 1e9, self._end_rounds)
-                timer.start()
+                timers.append(threading.Timer(self._after_ns / 1e9, self._flip_now))
+        for timer in timers:
+            timer.start()
         try:
             self._rounds()
             while not self._flip_reached():
                 self._say_alive()
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
             if self._guest is not None:
                 self._guest.stop()
@@ -193,6 +202,9 @@ class Precopy:
 
     def _end_rounds(self) -> None:
         self._source.flip = 1
+
+    def _flip_now(self) -> None:
+        self._end_rounds()
         self._flip.set()
 
     def _rounds(self) -> None:
@@ -206,7 +218,7 @@ class Precopy:
 
     def _harvest(self) -> None:
         if self._guest is not None:
-            self._guest.harvest()
+            self._guest.tracker.harvest()
 
     def _converged(self) -> bool:
         """Whether the rest would be sent within the downtime that is allowed."""
@@ -220,10 +232,13 @@ class Precopy:
     def package(self) -> bytes:
         """FLIP, all DISCARDs, LISTEN and RUN as one batch."""
         self._harvest()
+        self._note("migrate_set_state", new_state="postcopy-active")
+        self._note("postcopy_start")
         messages = [pack(Message.FLIP, self._flip_payload())]
         for index, block in enumerate(self._blocks):
             core.lib.vm_source_canonicalise(self._source, index)
             messages += self._discards(index, block)
+        self._note("ram_postcopy_send_discard_bitmap")
         messages += [pack(Message.LISTEN), pack(Message.RUN)]
         return b"".join(messages)
 
@@ -235,7 +250,14 @@ class Precopy:
             ranges.append((first[0] * block.page_size, pages * block.page_size))
             first[0] += pages
         step = MAX_DISCARDS_PER_COMMAND
+        for offset, length in ranges:
+            start, pages = offset // TARGET_PAGE, length // TARGET_PAGE
+            self._note("postcopy_discard_send_range", block=block.name, start=start, length=pages)
         commands = [ranges[at : at + step] for at in range(0, len(ranges), step)]
+        count = len(commands)
+        self._note(
+            "postcopy_discard_send_finish", block=block.name, words=len(ranges), commands=count
+        )
         return [pack(Message.DISCARD, pack_discard(block.name, some)) for some in commands]
 
     def _flip_payload(self) -> bytes:
@@ -247,6 +269,7 @@ class Precopy:
                 "rounds": self._source.rounds,
                 "precopy_pages": self._source.pages_precopied,
                 "precopy_bytes": self._source.bytes_precopied,
+                "dirty_tracking": self._tracking(),
                 "vcpus": [vcpu_state(worker) for worker in workers],
                 "mismatches": [
                     [m.block, m.offset, m.expected, m.found]
@@ -255,6 +278,10 @@ class Precopy:
                 ],
             }
         ).encode()
+
+    def _tracking(self) -> dict[str, str] | None:
+        """How dirty pages were found; None when no guest wrote any."""
+        return asdict(self._guest.tracking) if self._guest is not None else None
 
 
 VCPU_FIGURES = ("accesses", "reads", "writes", "dropped", "reads_checked", "reads_wrong")

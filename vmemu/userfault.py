@@ -66,6 +66,8 @@ class How(enum.IntEnum):
 
 MODE_MISSING = 1 << 0
 """Register mode: a touch of a page that is not there is a fault."""
+MODE_WP = 1 << 1
+"""Register mode: a write to a page that is write-protected is a fault."""
 
 
 def feature_names(bits: int) -> list[str]:
@@ -140,6 +142,10 @@ class Userfaultfd:
         """Unregister; whoever waits in the range goes on with a fresh page of the kernel. Raises
         CoreError."""
         core.call(core.lib.vm_uffd_unregister, self.fd, start, length)
+
+    def write_protect(self, start: int, length: int) -> None:
+        """Write-protect whole pages of memory registered with ``MODE_WP``. Raises CoreError."""
+        core.call(core.lib.vm_pagemap_protect, self.fd, start, length)
 
     def wake(self, start: int, length: int) -> None:
         """Let all who wait in the range touch it again. Raises CoreError."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vmemu import core
 from vmemu.balloon import Balloon
@@ -10,14 +14,28 @@ from vmemu.content import ExpectedContent
 from vmemu.guest_worker import Guest, Mismatch, mismatches
 
 
+class Writer(Protocol):
+    """Whoever has written to the guest's memory beside the guest."""
+
+    def add_marks(self, index: int, marks: NDArray[np.uint8]) -> None:
+        """Add what it has written to the marks of a block, a byte for each of its words."""
+
+
 class Verification:
-    """Compares complete blocks; ``run`` is one long call for a thread of its own, ``stop`` ends it
-    early."""
+    """Compares complete blocks with what the guest, and the ``writers`` beside it, made of them.
+
+    ``run`` is one long call for a thread of its own, ``stop`` ends it early.
+    """
 
     def __init__(
-        self, guest: Guest, expected: ExpectedContent, balloon: Balloon | None = None
+        self,
+        guest: Guest,
+        expected: ExpectedContent,
+        balloon: Balloon | None = None,
+        writers: Sequence[Writer] = (),
     ) -> None:
         self._balloon = balloon
+        self._writers = writers
         self._guest = guest
         self._expected = expected
         self._verify: Any = core.ffi.new("struct vm_verify *")
@@ -27,6 +45,8 @@ class Verification:
         thread."""
         for index, block in enumerate(self._guest.blocks):
             marks = self._guest.block_marks(index)
+            for writer in self._writers if marks is not None else ():
+                writer.add_marks(index, marks)
             pointer = core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks)
             host = core.ffi.cast("uint8_t *", block.address)
             content = core.ffi.addressof(self._expected.table, index)

@@ -84,7 +84,7 @@ def test_an_exception_gives_everything_back():
     def fail() -> None:
         with MemoryManager([anonymous("a"), shared("s")]) as memory:
             memory.map()
-            memory.discard_all()
+            memory.blocks[0].discard()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -116,12 +116,13 @@ def test_all_three_backings_live_side_by_side():
 
 
 @pytest.mark.parametrize("make", [anonymous, shared])
-def test_discarded_blocks_are_empty_and_without_transparent_hugepages(make):
+def test_a_block_is_emptied_and_may_be_without_transparent_hugepages(make):
     with MemoryManager([make(pages=1024)]) as memory:
         memory.map()
         block = memory.blocks[0]
         block.write(0, b"x" * block.size)
-        memory.discard_all()
+        block.discard()
+        block.set_thp(False)
         assert "nh" in vm_flags(block.address)
         assert block.read(0, block.size) == bytes(block.size)
         block.set_thp(True)
@@ -154,7 +155,7 @@ def test_discarding_keeps_the_reservation_of_hugepages(pool_alone):
         assert reserved_on(block) - other == 0
         block.discard(HUGE, HUGE)
         assert reserved_on(block) - other == 1
-        memory.discard_all()
+        block.discard()
         assert reserved_on(block) - other == 4
     assert reserved_on(block) == other
 

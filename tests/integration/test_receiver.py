@@ -31,7 +31,8 @@ class Destination:
     def __init__(self) -> None:
         self.memory = MemoryManager([anonymous("ram", pages=80), shared("vram", pages=8)])
         self.memory.map()
-        self.memory.discard_all()
+        for block in self.memory.blocks:
+            block.discard()
         self.uffd = Userfaultfd(Feature.THREAD_ID | Feature.MISSING_SHMEM)
         self.memory.register(self.uffd)
         self.ram = self.memory.blocks.table()
@@ -41,6 +42,7 @@ class Destination:
         self.c.urgent_fd, self.urgent = os.pipe()
         self.requests, self.c.return_fd = os.pipe()
         os.set_blocking(self.c.return_fd, False)
+        self.c.fault_threads = 1
         self.c.quit_fd, self.c.bell_fd = os.eventfd(0), os.eventfd(0, os.EFD_NONBLOCK)
 
     def listen(self, data: bytes) -> None:
@@ -49,9 +51,9 @@ class Destination:
 
     def serve_faults(self, data: bytes) -> None:
         """Run the fault thread's loop here on ``data`` and the end of the urgent channel."""
-        self._feed("urgent", data, core.lib.vm_fault_loop)
+        self._feed("urgent", data, core.lib.vm_fault_loop, 0)
 
-    def _feed(self, channel: str, data: bytes, loop: object) -> None:
+    def _feed(self, channel: str, data: bytes, loop: object, *arguments: int) -> None:
         def write() -> None:
             with (
                 contextlib.suppress(BrokenPipeError),
@@ -62,7 +64,7 @@ class Destination:
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            core.call(loop, self.c)
+            core.call(loop, self.c, *arguments)
         finally:
             setattr(self, channel, -1)
             os.close(getattr(self.c, f"{channel}_fd"))
@@ -184,8 +186,8 @@ HOSTILE = {
     "reason-too-long": (Header(Message.FAILED, length=PAGE).pack(), "the reason is too long"),
     "hello-again": (Header(Message.HELLO).pack(), "not expected here"),
     "request": (Header(Message.REQ_PAGES).pack(), "not expected here"),
-    "type-zero": (bytes(24), "message type 0 .*not expected here"),
-    "type-unknown": (b"\xff" * 24, "message type 65535 .*not expected here"),
+    "type-zero": (bytes(HEADER.size), "message type 0 .*not expected here"),
+    "type-unknown": (b"\xff" * HEADER.size, "message type 65535 .*not expected here"),
 }
 
 
@@ -201,7 +203,7 @@ def test_a_hostile_message_is_one_protocol_error(destination, loop, name, before
     assert destination.ram.pages_received == (2 if before else 0)
 
 
-@pytest.mark.parametrize("sent", [b"", b"\4", HEADER.pack(4, 0, 0, 0, 1, PAGE), pages(0, 0)[:-1]])
+@pytest.mark.parametrize("sent", [b"", b"\4", Header(Message.PAGES, pages=1, length=PAGE).pack(), pages(0, 0)[:-1]])
 @pytest.mark.parametrize("loop", ["listen", "serve_faults"])
 def test_half_a_message_and_then_the_end_is_a_source_that_is_gone(destination, loop, sent):
     with pytest.raises(PeerGone, match="closed the channel before all pages were sent"):

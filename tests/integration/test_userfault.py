@@ -35,7 +35,7 @@ def block(request) -> Iterator[RAMBlock]:
         request.getfixturevalue("pool_lock")
     with MemoryManager([block_of(request.param)], wait_s=60) as memory:
         memory.map()
-        memory.discard_all()
+        memory.blocks[0].discard()
         yield memory.blocks[0]
 
 
@@ -44,7 +44,7 @@ def ram() -> Iterator[RAMBlock]:
     """A mapped, empty block of anonymous memory."""
     with MemoryManager([anonymous()]) as memory:
         memory.map()
-        memory.discard_all()
+        memory.blocks[0].discard()
         yield memory.blocks[0]
 
 

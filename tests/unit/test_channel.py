@@ -65,8 +65,8 @@ def test_a_payload_arrives_as_it_was_sent(payload):
 
 def test_both_directions_carry_messages(ends):
     destination, source = ends
-    send(destination.return_path, Message.READY)
-    assert receive(source.return_path, Message.READY) == b""
+    send(destination.return_path, Message.ADVISE)
+    assert receive(source.return_path, Message.ADVISE) == b""
     send(source.urgent, Message.RUN, b"x")
     assert receive(destination.urgent, Message.RUN) == b"x"
 
@@ -158,8 +158,8 @@ def test_a_closed_channel_is_a_peer_that_is_gone(ends, sent):
 def test_sending_to_nobody_is_a_peer_that_is_gone(ends):
     destination, source = ends
     source.close()
-    with pytest.raises(PeerGone, match="READY could not be sent"):
-        send(destination.return_path, Message.READY)
+    with pytest.raises(PeerGone, match="ADVISE could not be sent"):
+        send(destination.return_path, Message.ADVISE)
 
 
 def test_another_message_than_the_expected_one_is_named(ends):

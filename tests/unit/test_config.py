@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from vmemu import config, hugepages
 from vmemu._config import models
 from vmemu._config.models import base_page_size, smallest_hugepage_size
-from vmemu.errors import ConfigError, Problem
+from vmemu.errors import ConfigError, HostError, Problem
+from vmemu.hostcheck import Code, HostProblem, PostcopyUnsupported
 
 # The machine may be busy: no example is judged by its time.
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -482,6 +483,86 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(directory: Path) -> 
         (False, 10, "limits.stall"),
         (False, 11, "limits"),
     ]
+
+
+def test_a_misspelt_kind_hides_nothing_next_to_it(directory: Path) -> None:
+    trace = "{synthetic: {kind: unifrom, accesses: -3, stride: 8}}"
+    kind, accesses, stride = problems(write(directory, SMALL), ("guest.trace", trace))
+    assert "did you mean 'uniform'?" in kind.remedy
+    assert (accesses.field, stride.field) == (
+        "guest.trace.synthetic.accesses",
+        "guest.trace.synthetic.stride",
+    )
+    # What is not a bit like any kind is not guessed at.
+    (kind,) = problems(write(directory, SMALL), ("guest.trace", trace.replace("unifrom", "x")))
+    assert kind.field == "guest.trace.synthetic.kind"
+
+
+@pytest.mark.parametrize(
+    ("backing", "page_size", "size"),
+    [("anonymous", "3KiB", "5000"), ("hugetlbfs", "2MB", "3MiB"), ("shared", "no", "4097")],
+)
+def test_a_wrong_page_size_hides_no_wrong_size(
+    directory: Path, backing: str, page_size: str, size: str
+) -> None:
+    block = f"{{name: b, backing: {backing}, size: {size}, page_size: {page_size}}}"
+    some = problems(write(directory, SMALL), ("blocks.0", block))
+    assert sorted(p.field for p in some) == ["blocks[0].page_size", "blocks[0].size"]
+    assert any("by default" in p.what for p in some)
+
+
+def test_an_override_without_an_equals_sign_hides_no_other(directory: Path) -> None:
+    texts = ["foo", "guest.vcpus=0", "=3", "seed=x=y"]
+    some = problems(write(directory, SMALL), *map(config.split_override, texts))
+    assert [p.field or p.what for p in some] == [
+        "'foo' is no path=value",
+        "'=3' is no path=value",
+        "seed",
+        "guest.vcpus",
+    ]
+
+
+def test_the_remedy_for_a_word_names_what_is_no_word(directory: Path) -> None:
+    (problem,) = problems(write(directory, SMALL), ("on_unavailable", "perhaps"))
+    assert problem.remedy == "use one of fail, skip, {wait: 30s}"
+
+
+def test_relative_paths_of_overrides_start_at_the_scenario(directory: Path) -> None:
+    scenario = config.load(write(directory, SMALL), [("guest.trace", "{file: boot.vmtrace}")])
+    assert isinstance(scenario.guest.trace, config.RecordedTrace)
+    assert scenario.guest.trace.file == directory / "boot.vmtrace"
+
+
+def test_errors_of_blocks_are_located(directory: Path) -> None:
+    file = write(directory, SMALL)
+    scenario = config.load(file)
+    assert scenario.place_of("blocks[0].size") == f"{file}:4:11: blocks[0].size"
+    error = HostError("block pc.ram: too large", "sysctl x").about("pc.ram", "size")
+    scenario.locate(error)
+    located = f"{file}:4:11: blocks[0].size: block pc.ram: too large; mend it with: sysctl x"
+    assert str(error) == located
+    assert str(pickle.loads(pickle.dumps(error))) == located
+    # A key that the file leaves out has the place of its block; a place that is there stays.
+    error = HostError("w").about("pc.ram", "path")
+    for _ in range(2):
+        scenario.locate(error)
+        assert str(error) == f"{file}:2:5: blocks[0].path: w"
+    for other in (HostError("elsewhere"), HostError("elsewhere").about("nix")):
+        scenario.locate(other)
+        assert str(other) == "elsewhere"
+
+
+def test_all_that_is_wrong_with_a_host_is_located(directory: Path) -> None:
+    file = write(directory, SMALL)
+    scenario = config.load(file)
+    problem = HostProblem(Code.MAP, "block pc.ram: too large", "sysctl x", ("pc.ram",), "size")
+    anywhere = HostProblem(Code.OPEN, "no userfaultfd")
+    one, two = PostcopyUnsupported([problem]), PostcopyUnsupported([problem, anywhere])
+    wanted = f"{file}:4:11: blocks[0].size: block pc.ram: too large; mend it with: sysctl x"
+    for error in (one, two):
+        scenario.locate(error)
+    assert str(one) == wanted
+    assert str(two).splitlines()[1:] == [f"  {wanted}", "  no userfaultfd"]
 
 
 def test_a_seed_from_the_command_line_is_checked(directory: Path) -> None:

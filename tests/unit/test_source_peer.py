@@ -153,7 +153,7 @@ def test_many_requests_at_once_are_all_answered(source, loop):
         (request(None, length=3) + b"ram", "the length can't be right"),
         (request(None, type=Message.PUSH, length=1) + b"x", "the length can't be right"),
         (request(None, type=Message.PAGES), "not expected here"),
-        (request(None, type=Message.READY), "not expected here"),
+        (request(None, type=Message.ADVISE), "not expected here"),
         (request(None, type=0), "not expected here"),
         (request(None, type=65535), "not expected here"),
     ],

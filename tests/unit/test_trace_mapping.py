@@ -81,12 +81,13 @@ class TestRegions:
         with pytest.raises(TraceError) as caught:
             map_regions(pages(0, 0x8003, 0x107FD2), BOOT_REGIONS[:1], [RAM])
         assert str(caught.value) == (
-            "map: 2 of 3 pages are in no region, the first at 0x8003000 (0x3000 bytes behind the"
+            "map: 2 of 3 pages are in no region, the first at 0x8003000 (12KiB behind the"
             " nearest region, 0x0-0x8000000=pc.ram+0x0); map them with a region, or drop them with"
             " outside: drop"
         )
-        with pytest.raises(TraceError, match="0x1000 bytes before the nearest region"):
-            map_regions(pages(4), [(0x5000, 0x6000, "b", 0)], [Block("b", PAGE)])
+        for page, place in ((3, "4KiB before"), (4, "right before"), (6, "right behind")):
+            with pytest.raises(TraceError, match=rf"\({place} the nearest region"):
+                map_regions(pages(page), [(0x5000, 0x6000, "b", 0)], [Block("b", PAGE)])
         with pytest.raises(TraceError, match="there are no regions"):
             map_regions(pages(4), [], [RAM])
 
@@ -114,8 +115,8 @@ class TestRegions:
             ((0, (1 << 64) + PAGE, "pc.ram", 0), "not in 0 to"),
             ((0, PAGE, "pc.ram", -PAGE), "not in 0 to"),
             ((0, PAGE + 1, "pc.ram", 0), "not aligned"),
-            ((0, 129 * MIB, "pc.ram", 0), "a size of 135266304 would do"),
-            ((0, 128 * MIB, "pc.ram", PAGE), "a size of 134221824 would do"),
+            ((0, 129 * MIB, "pc.ram", 0), "pc.ram has 128MiB; a size of 129MiB would do"),
+            ((0, 128 * MIB, "pc.ram", PAGE), "a size of 131076KiB would do"),
         ],
     )
     def test_wrong_regions(self, region: tuple[int, int, str, int], message: str) -> None:
@@ -170,8 +171,8 @@ class TestCompact:
         with pytest.raises(TraceError) as caught:
             map_compact(numbers, blocks)
         assert str(caught.value) == (
-            "map: the trace has 515 pages of 4 KiB (2109440 bytes), a, huge only 2105344 bytes;"
-            " a size of 4194304 bytes for huge would do"
+            "map: the trace has 515 pages of 4 KiB (2060KiB), a, huge only 2056KiB;"
+            " a size of 4MiB for huge would do"
         )
         map_compact(numbers, [blocks[0], Block("huge", 4 * MIB, 2 * MIB)])
         with pytest.raises(TraceError, match="no block"):

@@ -247,6 +247,17 @@ class TestPacked:
         with pytest.raises(TraceError, match=r"p\.vmtrace\.zst: "):
             native.open(packed)
 
+    def test_cut_off_in_a_column_says_how_much_is_there(self, some: Path, tmp_path: Path) -> None:
+        packed, cut = tmp_path / "p.vmtrace.zst", tmp_path / "cut.vmtrace.zst"
+        native.pack(some, packed)
+        plain = zstd.decompress(packed.read_bytes())
+        end = plain.index(b"\x93NUMPY") + 100
+        cut.write_bytes(zstd.compress(plain[:end]))
+        for act in (native.open, lambda path: native.unpack(path, tmp_path / "u.vmtrace")):
+            message = r"pages\.npy is cut off: \d+ bytes promised, 100 there"
+            with pytest.raises(TraceError, match=message):
+                act(cut)
+
     def test_too_large_to_be_read(
         self, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -299,7 +310,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (_change("pages.npy", _set(0, 2)), "not sorted"),
     (_change("pages.npy", _set(3, 1 << 52)), "beyond the 64-bit"),
     (_change("pages.npy", lambda v: v[:-1]), "meta.json says 4"),
-    (_cut, r"0\.where\.npy: is cut off"),
+    (_cut, r"0\.where\.npy: is cut off: 3 values promised \(12 bytes\), 2 there \(11 bytes\)"),
     (lambda p: (p / "0.what.npy").write_bytes(b""), r"0\.what\.npy: not a \.npy"),
     (lambda p: (p / "0.what.npy").unlink(), r"0\.what\.npy: can't be opened"),
     (lambda p: (p / "meta.json").unlink(), "not a native trace"),
@@ -394,6 +405,18 @@ def open_or_refuse(path: Path) -> None:
 
 
 class TestConvert:
+    @pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst"])
+    def test_a_trace_is_replaced_only_when_asked_for(self, name: str, tmp_path: Path) -> None:
+        out = tmp_path / name
+        lackey, gpa = DATA / "lackey-sort-excerpt.txt.zst", DATA / "gpa-boot-excerpt.bin.zst"
+        convert(lackey, out)
+        with pytest.raises(TraceError, match=r"exists already; name another, or .* --force"):
+            convert(gpa, out)
+        assert native.open(out).meta.source.format == "lackey"
+        convert(gpa, out, replace=True)
+        assert native.open(out).meta.source.format == "tcg-gpa"
+        assert os.listdir(tmp_path) == [name]
+
     def test_native_to_packed_and_back(self, some: Path, tmp_path: Path) -> None:
         convert(some, tmp_path / "some.vmtrace.zst")
         convert(tmp_path / "some.vmtrace.zst", tmp_path / "back.vmtrace")

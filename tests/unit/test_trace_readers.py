@@ -51,6 +51,9 @@ LACKEY_COUNTS = {
     "time_range_ns": None,
     "unknown_lines": 0,
     "missing": ["times", "threads"],
+    "address_kind": "virtual",
+    "dropped": {},
+    "recorded_format": "lackey",
 }
 GPA_COUNTS = {
     "format": "tcg-gpa",
@@ -68,6 +71,9 @@ GPA_COUNTS = {
     "time_range_ns": None,
     "unknown_lines": 0,
     "missing": ["times", "instruction_fetches"],
+    "address_kind": "guest-physical",
+    "dropped": {"io": 199},
+    "recorded_format": "tcg-gpa",
 }
 COUNTS = [(LACKEY, LACKEY_COUNTS), (GPA, GPA_COUNTS)]
 
@@ -135,6 +141,22 @@ class TestRealRecordings:
         assert result.exit_code == 0
         assert native.open(out).accesses == counts["accesses"]
         assert native.open(out).meta.source.file == path.name
+
+
+def test_info_for_people(tmp_path: Path) -> None:
+    def shown(path: Path) -> dict[str, str]:
+        result = CliRunner().invoke(trace_command, ["info", str(path)])
+        rows = (line.split("  ") for line in result.stdout.splitlines())
+        return {cells[0] or cells[1]: cells[-1].strip() for cells in rows}
+
+    lackey, gpa = shown(LACKEY), shown(GPA)
+    assert lackey["threads or vCPUs"] == gpa["instruction fetches"] == "not recorded"
+    assert (gpa["threads or vCPUs"], lackey["instruction fetches"]) == ("2", "48,084")
+    assert (lackey["left out"], gpa["left out"]) == ("-", "199 accesses (io)")
+    assert gpa["span"] == "4.125GiB (4,429,180,929 bytes)"
+    convert(GPA, tmp_path / "t.vmtrace")
+    native_trace = shown(tmp_path / "t.vmtrace")
+    assert (native_trace["format"], native_trace["recorded format"]) == ("vmtrace", "tcg-gpa")
 
 
 def lines(tmp_path: Path, *text: str) -> Path:

@@ -48,7 +48,9 @@ def across(data: dict[str, Any]) -> list[Found]:
                 )
             paths.add(os.path.normpath(path))
     found += _across_memory(data)
-    return found + _across_map(yamlfile.value_at(data, ("guest", "trace", "map")), named)
+    return (
+        found + _across_map(data, ("guest", "trace", "map"), named) + _across_clients(data, named)
+    )
 
 
 def _across_memory(data: Any) -> list[Found]:
@@ -67,8 +69,72 @@ def _size_or_none(value: Any) -> int | None:
         return None
 
 
-def _across_map(mapping: Any, named: dict[str, int | None]) -> list[Found]:
-    where: yamlfile.Path = ("guest", "trace", "map")
+def _across_clients(data: dict[str, Any], named: dict[str, int | None]) -> list[Found]:
+    clients = data.get("clients")
+    found: list[Found] = []
+    names: set[str] = set()
+    for index, client in enumerate(clients if isinstance(clients, list | tuple) else []):
+        if not isinstance(client, dict):
+            continue
+        where: yamlfile.Path = ("clients", index)
+        name, block = client.get("name"), client.get("block")
+        if isinstance(name, str) and name in names:
+            what = f"another client is named '{units.printable(name)}' too"
+            found.append(((*where, "name"), what, "give each client a name of its own"))
+        if isinstance(name, str):
+            names.add(name)
+        if isinstance(block, str):
+            found += [((*where, "block"), *pair) for pair in _wrong_share(data, block, named)]
+            found += _beside_the_block(data, (*where, "trace", "map"), block, named)
+    return found
+
+
+def _wrong_share(
+    data: dict[str, Any], name: str, named: dict[str, int | None]
+) -> list[tuple[str, str]]:
+    """Why another process can't map that block."""
+    if name not in named:
+        return [_unknown_block(name, named)]
+    blocks = data.get("blocks")
+    for block in blocks if isinstance(blocks, list | tuple) else []:
+        if isinstance(block, dict) and block.get("name") == name:
+            if block.get("backing") != "anonymous":
+                return []
+            what = f"'{units.printable(name)}' is anonymous memory, which no other process can map"
+            return [(what, "give the block 'backing: shared' or 'backing: hugetlbfs'")]
+    return []
+
+
+def _beside_the_block(
+    data: dict[str, Any], where: yamlfile.Path, own: str, named: dict[str, int | None]
+) -> list[Found]:
+    """What is wrong with a client's map: it has one block and no other."""
+    found = _across_map(data, where, named)
+    mapping = yamlfile.value_at(data, where)
+    if not isinstance(mapping, dict):
+        return found
+    used: list[tuple[yamlfile.Path, Any]] = [((*where, "block"), mapping.get("block"))]
+    regions = mapping.get("regions")
+    for index, text in enumerate(regions if isinstance(regions, list | tuple) else []):
+        try:
+            used.append(((*where, "regions", index), parse_region(text).block))
+        except units.UnitError:
+            continue
+    return found + [
+        (
+            path,
+            f"the client has mapped '{units.printable(own)}' alone",
+            f"use '{units.printable(own)}', or give the client the block",
+        )
+        for path, block in used
+        if isinstance(block, str) and block in named and block != own
+    ]
+
+
+def _across_map(
+    data: dict[str, Any], where: yamlfile.Path, named: dict[str, int | None]
+) -> list[Found]:
+    mapping = yamlfile.value_at(data, where)
     if not isinstance(mapping, dict):
         return []
     found: list[Found] = []

@@ -70,8 +70,10 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", value, style='"' if trap else None)
 
     def number(self, value: float) -> yaml.Node:
-        """In digits, without an exponent."""
+        """In digits, without an exponent; what is too tiny for that as text, which has one."""
         digits = format(Decimal(repr(value)), "f")
+        if yamlfile.find_trap(digits):
+            return self.text(repr(value))
         return self.represent_scalar("tag:yaml.org,2002:float", digits)
 
 

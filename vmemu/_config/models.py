@@ -391,6 +391,24 @@ class Guest(Section):
     )
 
 
+class ClientConfig(Section):
+    """A process beside the guest that has mapped one block, as a vhost-user back end has."""
+
+    name: Name = Field(
+        description="Its name, 1 to 255 bytes, unique among the clients.", examples=["vhost0"]
+    )
+    block: Name = Field(
+        description="The block that it maps: shared memory or hugepages.", examples=["pc.ram"]
+    )
+    vcpus: Whole = Field(
+        default=1, ge=1, le=MOST_VCPUS, description="Its threads, which replay the trace."
+    )
+    trace: Trace = Field(
+        description="What it touches, as 'guest.trace', laid on its block alone.",
+        examples=["{synthetic: {kind: uniform, accesses: 100000}}"],
+    )
+
+
 # --- The migration ------------------------------------------------------------------------------
 
 
@@ -433,6 +451,9 @@ class Postcopy(Section):
     fault_threads: Whole = Field(
         default=1, ge=1, le=64, description="Threads that read userfaultfd, for many vCPUs."
     )
+    release_ram: Flag = Field(
+        default=False, description="The source frees the pages that were sent."
+    )
 
 
 class Precopy(Section):
@@ -446,6 +467,11 @@ class Precopy(Section):
         serialization_alias="bandwidth_bytes_per_second",
         description="Limit of pre-copy.",
     )
+    max_time: Duration | None = Field(
+        default=None,
+        serialization_alias="max_time_ns",
+        description="Cut pre-copy off after this time, also within a round; left out: never.",
+    )
     max_downtime: Duration = Field(
         default=300_000_000,
         gt=0,
@@ -455,6 +481,11 @@ class Precopy(Section):
     switch: Literal["at_once", "converged"] = Field(
         default="at_once",
         description="Flip when the rounds are over, or as soon as they have converged.",
+    )
+    dirty_tracking: Literal["auto", "kernel", "replay"] = Field(
+        default="auto",
+        description="Who notes which pages are written: the kernel (by write protection, from Linux"
+        " 6.7 on), the replay, or the kernel where it can.",
     )
 
 

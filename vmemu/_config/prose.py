@@ -1,5 +1,7 @@
 """What the reference says beyond the tables that the models give."""
 
+# ruff: noqa: E501 - rows of tables can't be wrapped
+
 from __future__ import annotations
 
 TITLE = """\
@@ -28,9 +30,9 @@ The YAML is strict: an unknown key is an error, and so is what YAML readers disa
 `1e3`, `010`, `1:30`, a key without a value), aliases, merge keys and tags. Quotes make text of
 anything. All errors are told at once, each with file, line, column, field, and what would do.
 
-`vmemu run FILE --set guest.vcpus=4 --set 'blocks[pc.ram].size=64MiB'` replaces single values; a list's
-entry is named by its number from 0 or, in brackets, by its `name`, and what follows `=` is YAML.
-`--seed N` is short for `--set seed=N`.
+`vmemu run FILE --set guest.vcpus=4 --set 'blocks[pc.ram].size=64MiB'` replaces single values: a
+list's entry is named by its number from 0 or, in brackets, by its `name`, and what follows `=` is
+YAML. `--seed N` is short for `--set seed=N`.
 """
 
 FURTHER = {
@@ -44,6 +46,8 @@ A block is what QEMU calls a RAMBlock. Its host pages are what is requested, sen
 *i* goes to vCPU *i* modulo `vcpus`; several streams of one vCPU are replayed one after the other.
 With more vCPUs than streams, those that would get the same stream each get a contiguous part of it.
 Synthetic accesses are split evenly. All vCPUs replay as fast as they can.
+
+[docs/traces.md](traces.md) says how traces are recorded and what they hold.
 """,
     "guest.trace.map": """\
 **Compaction** is for recordings whose addresses say nothing about RAM, such as those of a process.
@@ -59,10 +63,10 @@ START-END=block
 START-END=block+OFFSET
 ```
 
-The recorded addresses from START up to END, which is exclusive, lie in `block` from OFFSET on (0 when
-it is left out). Each number is a size (`128MiB`, `4096`) or hexadecimal (`0x107fc0000`), and a multiple of
-4 KiB. Regions may not overlap, and must fit into their blocks; the same bytes of a block may be
-given to two regions.
+The recorded addresses from START up to END, which is exclusive, lie in `block` from OFFSET on (0
+when it is left out). Each number is a size (`128MiB`, `4096`) or hexadecimal (`0x107fc0000`), and a
+multiple of 4 KiB. Regions may not overlap, and must fit into their blocks; the same bytes of a block
+may be given to two regions.
 
 ```yaml
 map:
@@ -73,6 +77,10 @@ map:
     - 0x107fc0000-0x108000000=pc.bios+0x0
   outside: drop
 ```
+""",
+    "on_unavailable": """\
+What can be waited for, or skipped for, is hugepages that others hold now. A run that was skipped says
+so and ends with 0.
 """,
     "guest.trace.window": """\
 The window is taken of all streams side by side: `start: 25%` begins each stream at a quarter of it.

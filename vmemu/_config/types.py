@@ -37,7 +37,7 @@ MOST_ACCESSES = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Means:
-    """What a field of this type takes, in ``words``; ``write`` puts a value as a scenario has it."""
+    """What a field of this type takes, in ``words``; ``write`` puts a value as scenarios do."""
 
     words: str
     write: Callable[[Any], Any] = str

@@ -101,6 +101,19 @@ static int wake(struct vm_incoming *in, const struct vm_client *client, struct v
     return vm_uffd_wake(in->uffd, block->host + offset, length, err);
 }
 
+static void log_fault(const struct vm_incoming *in, const struct vm_client *client,
+                      struct vm_request q, uint32_t tid)
+{
+    uint64_t offset = q.page << in->ram->block[q.block].page_shift;
+
+    if (client) {
+        vm_event(in->log, VM_EVENT_REQUEST_SHARED, q.block, offset,
+                 (uint64_t)(client - in->client));
+    } else {
+        vm_event(in->log, VM_EVENT_FAULT_THREAD_REQUEST, q.block, offset, tid);
+    }
+}
+
 static int handle_fault(struct fault_thread *t, const struct vm_client *client,
                         const struct uffd_msg *m, struct vm_error *err)
 {
@@ -114,6 +127,7 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
     }
     vm_add(&in->stats.messages, 1);
     count_fault(in, client, m->arg.pagefault.ptid);
+    log_fault(in, client, q, m->arg.pagefault.ptid);
     block = &in->ram->block[q.block];
     if (vm_bit_test(block->received, q.page)) {
         vm_add(&in->stats.late, 1);
@@ -127,6 +141,10 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
     }
     block->ask[q.page].ns = vm_now_ns();
     block->ask[q.page].tid = m->arg.pagefault.ptid;
+    if (VM_UNLIKELY(in->log)) {
+        vm_event(in->log, VM_EVENT_PAGE_REQ_ADD, q.block, q.page << block->page_shift,
+                 vm_add(&in->pending, 1) + 1);
+    }
     return vm_ask(&t->asking, q, err);
 }
 
@@ -219,6 +237,7 @@ static int serve_faults(struct fault_thread *t, struct vm_error *err)
     for (uint32_t i = 0; i < t->in->clients; i++) {
         t->polled[POLL_CLIENTS + i].fd = t->in->client[i].uffd;
     }
+    vm_event(t->in->log, VM_EVENT_FAULT_THREAD_ENTRY, 0, 0, 0);
     vm_add(&t->in->fault_running, 1);
     eventfd_write(t->in->bell_fd, 1); /* whoever started it waits to know that it runs */
     for (;;) {
@@ -230,6 +249,7 @@ static int serve_faults(struct fault_thread *t, struct vm_error *err)
             return vm_fail_errno(err, "poll of the fault thread", 0);
         }
         if (t->polled[POLL_QUIT].revents) {
+            vm_event(t->in->log, VM_EVENT_FAULT_THREAD_QUIT, 0, 0, 0);
             return 0;
         }
         if (handle_round(t, err) < 0) {
@@ -269,6 +289,7 @@ int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err)
     rc = index == 0 && in->urgent_fd >= 0 ? serve_with_urgent(&thread, err)
                                           : serve_faults(&thread, err);
     free(thread.polled);
+    vm_event(in->log, VM_EVENT_FAULT_THREAD_EXIT, 0, 0, 0);
     return rc;
 }
 
@@ -280,6 +301,7 @@ void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, ui
         const struct vm_client *client = &in->client[i];
 
         if (client->block == block && offset < client->size) {
+            vm_event(in->log, VM_EVENT_WAKE_SHARED, block, offset, client->base + offset);
             vm_uffd_wake(client->uffd, client->base + offset, length, &ignored);
         }
     }

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "events.h"
 #include "ram.h"
 #include "uffd.h"
 #include "wire.h"
@@ -60,6 +61,8 @@ struct vm_client {
 
 struct vm_incoming {
     struct vm_ram *ram;
+    struct vm_event_log *log; /* NULL: no events are logged */
+    uint64_t pending;         /* pages that were asked for and are not there; kept for the log */
     int uffd;
     int main_fd;   /* read end */
     int urgent_fd; /* read end, or -1: urgent pages come on the main channel */

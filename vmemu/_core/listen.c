@@ -40,7 +40,9 @@ int vm_listen_loop(struct vm_incoming *in, struct vm_error *err)
                            &in->stages_main, err) < 0) {
         return -1;
     }
+    vm_event(in->log, VM_EVENT_LISTEN_THREAD_START, 0, 0, 0);
     rc = listen_until_complete(&receiver, err);
+    vm_event(in->log, VM_EVENT_LISTEN_THREAD_EXIT, 0, 0, 0);
     vm_receiver_destroy(&receiver);
     return rc;
 }

@@ -199,6 +199,26 @@ void vm_stages_release(struct vm_stages *stages)
     stages->count = stages->capacity = 0;
 }
 
+/* Before the bits: so a page is logged as placed before anybody can say that it is there. */
+static void log_placed(struct vm_incoming *in, const struct vm_header *h, uint64_t placed_ns)
+{
+    const struct vm_block *block = &in->ram->block[h->block];
+    uint64_t first = h->offset >> block->page_shift;
+
+    if (VM_LIKELY(!in->log)) {
+        return;
+    }
+    for (uint64_t page = first; page < first + h->pages; page++) {
+        if (vm_bit_test(block->requested, page) && !vm_bit_test(block->received, page)) {
+            vm_event_at(in->log, placed_ns, VM_EVENT_PAGE_REQ_DEL, h->block,
+                        page << block->page_shift, vm_add(&in->pending, -1) - 1);
+        }
+    }
+    vm_event_at(in->log, placed_ns,
+                h->type == VM_MSG_ZERO ? VM_EVENT_PLACE_PAGE_ZERO : VM_EVENT_PLACE_PAGE, h->block,
+                h->offset, h->pages);
+}
+
 static int place_pages(struct vm_receiver *r, const struct vm_header *h, const uint8_t *payload,
                        struct vm_error *err)
 {
@@ -219,6 +239,7 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
         return rc < 0 ? -1 : vm_fail_errno(err, "placing pages in a mapping that is gone", host);
     }
     placed_ns = vm_now_ns();
+    log_placed(in, h, placed_ns);
     fresh = vm_ram_mark_received(block, h->offset >> block->page_shift, h->pages);
     count_arrival(block, h, fresh);
     if (h->flags & VM_FLAG_URGENT) {

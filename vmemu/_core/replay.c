@@ -283,6 +283,17 @@ static inline void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref,
     }
 }
 
+/* With the very times of the record, so that blocktime made from either is the same. */
+static void log_fault(const struct vm_vcpu *v, const struct vm_fault_record *fault)
+{
+    uint64_t page = fault->offset >> v->guest->ram->block[fault->block].page_shift
+                                         << v->guest->ram->block[fault->block].page_shift;
+    uint64_t cpu = vm_event_cpu((int32_t)v->id, false);
+
+    vm_event_at(v->log, fault->start_ns, VM_EVENT_BLOCKTIME_BEGIN, fault->block, page, cpu);
+    vm_event_at(v->log, fault->end_ns, VM_EVENT_BLOCKTIME_END, fault->block, page, cpu);
+}
+
 static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
 {
     v->faults++;
@@ -298,6 +309,7 @@ static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
         v->record_capacity = capacity;
     }
     v->record[v->records++] = fault;
+    log_fault(v, &fault);
 }
 
 /*

@@ -10,6 +10,7 @@
 
 #include "content.h"
 #include "error.h"
+#include "events.h"
 #include "ram.h"
 #include "synthetic.h"
 
@@ -62,6 +63,7 @@ struct vm_stream {
 
 struct vm_vcpu {
     const struct vm_guest *guest;
+    struct vm_event_log *log; /* NULL: no events are logged */
     uint32_t id;
     uint32_t thread;      /* its thread id, once it runs */
     uint64_t begin, end;  /* the accesses of its share that are replayed: [begin, end) */

@@ -49,10 +49,15 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
         return refuse(h, "no whole pages of the block", err);
     }
     vm_add(&s->requests, 1);
+    vm_event_at(s->log, queued_ns, VM_EVENT_QUEUE_PAGES, block, h->offset,
+                (uint64_t)h->pages << image->page_shift);
     for (uint64_t page = first; page < first + h->pages; page++) {
-        if (!vm_bit_test_and_set(image->sent, page) &&
-            vm_source_send_run(s, fd, block, page, 1, vm_page_is_zero(image, page), queued_ns,
-                               err) < 0) {
+        bool fresh = !vm_bit_test_and_set(image->sent, page);
+
+        vm_event(s->log, fresh ? VM_EVENT_QUEUED_PAGE : VM_EVENT_QUEUED_PAGE_NOT_DIRTY, block,
+                 page << image->page_shift, 0);
+        if (fresh && vm_source_send_run(s, fd, block, page, 1, vm_page_is_zero(image, page),
+                                        queued_ns, err) < 0) {
             return -1;
         }
     }
@@ -78,6 +83,7 @@ static int handle_request(struct requests *q, const struct vm_header *h, const u
         }
         return 0;
     case VM_MSG_SHUT:
+        vm_event(q->s->log, VM_EVENT_RETURN_PATH_SHUT, 0, h->pages, 0);
         vm_set_release(&q->s->stop, 1);
         return 0;
     default:

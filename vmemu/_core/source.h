@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "events.h"
 #include "limiter.h"
 #include "ram.h"
 
@@ -30,6 +31,7 @@ struct vm_image {
 };
 
 struct vm_source {
+    struct vm_event_log *log;  /* NULL: no events are logged */
     int main_fd;               /* write end */
     int urgent_fd;             /* write end, or -1 */
     int return_fd;             /* read end */

@@ -35,6 +35,11 @@ EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
     multiple=True,
     help="In the place of the scenario's value, such as guest.vcpus=4; may be repeated.",
 )
+@click.option(
+    "--events",
+    metavar="FILE",
+    help="Log events under QEMU's names: JSON lines, or text like QEMU's for a FILE.log.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
 @click.option("--inject", multiple=True, metavar="POINT", hidden=True)
 def run(
@@ -44,6 +49,7 @@ def run(
     seed: int | None,
     overrides: tuple[str, ...],
     quiet: bool,
+    events: str | None,
     inject: tuple[str, ...],
 ) -> int:
     """Run a scenario: a guest migrates by post-copy, and every byte is checked.
@@ -56,7 +62,7 @@ def run(
 
         scenario = load(scenario_file, map(split_override, overrides), seed)
         flips = _flips(scenario, inject)
-        result = _run_and_keep(interrupts, scenario, flips, json_file, not quiet)
+        result = _run_and_keep(interrupts, scenario, flips, json_file, events, not quiet)
         stream = sys.stderr if json_file == "-" else sys.stdout
         _show(result, stream, quiet)
     return EXIT_CODES[result["status"]]
@@ -67,15 +73,17 @@ def _run_and_keep(
     scenario: Scenario,
     flips: Flips,
     json_file: str | None,
+    events: str | None,
     show_progress: bool,
 ) -> dict[str, Any]:
     from vmemu.migration import Migration
     from vmemu.results import document
 
-    if json_file is not None:
-        document.check_place(json_file)
+    for file in (json_file, events):
+        if file is not None:
+            document.check_place(file)
     with _progress(scenario, show_progress) as callback:
-        migration = Migration(scenario, progress=callback, flips=flips)
+        migration = Migration(scenario, progress=callback, flips=flips, events=events)
         interrupts.run_begins(migration.run_state)
         state = _migrate(migration)
     result = document.build(state)

@@ -14,6 +14,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmemu.errors import CoreError, HostError, InputError, VmemuError
@@ -60,6 +61,7 @@ def build(run: Run) -> Document:
         ],
         "blocks": _blocks(run),
         "vcpus": vcpus,
+        "clients": _clients(run),
         "faults": {"count": sum(vcpu["faults"] for vcpu in vcpus), **_faults(run, everything)},
         "blocktime": {
             "overlapped_ns": blocktime.overlapped(faults),
@@ -121,7 +123,27 @@ def _error(error: BaseException | None) -> Document:
 
 def _waiting(one: Waiting) -> Document:
     waited_ns = round(one.seconds * 1e9)
-    return {"vcpu": one.vcpu, "block": one.block, "offset": one.offset, "waited_ns": waited_ns}
+    client = {"client": one.client} if one.client else {}
+    where = {"block": one.block, "offset": one.offset, "waited_ns": waited_ns}
+    return {"vcpu": one.vcpu, **client, **where}
+
+
+def _clients(run: Run) -> list[Document]:
+    from vmemu.client_worker import ClientFigures
+
+    figures = {client.spec.name: client.figures for client in run.clients}
+    nothing = ClientFigures.nothing()
+    told = [(client, figures.get(client.name, nothing)) for client in run.scenario.clients]
+    return [
+        {
+            "name": client.name,
+            "block": client.block,
+            "vcpus": client.vcpus,
+            **one.counters,
+            "latency_ns": one.latency_ns,
+        }
+        for client, one in told
+    ]
 
 
 def _blocks(run: Run) -> list[Document]:
@@ -154,6 +176,7 @@ def _precopy(run: Run) -> Document:
         "rounds": flip.rounds if flip else 0,
         "pages_sent": flip.precopy_pages if flip else 0,
         "bytes_sent": flip.precopy_bytes if flip else 0,
+        "dirty_tracking": asdict(flip.dirty_tracking) if flip and flip.dirty_tracking else None,
     }
 
 
@@ -284,12 +307,14 @@ def _verify(run: Run) -> Document:
     final = run.verification
     found = list(run.flip.mismatches) if run.flip else []
     found += [one for worker in run.workers for one in worker.mismatches()]
+    found += [one for client in run.clients for one in client.figures.mismatches]
     found += final.mismatches() if final else []
     figures = [worker.figures for worker in run.workers]
     verified = {
         **{
             name: sum(int(getattr(one, name)) for one in figures)
             + (run.flip.total(name) if run.flip else 0)
+            + sum(client.figures.counters[name] for client in run.clients)
             for name in ("reads_checked", "reads_wrong")
         },
         "bytes_checked": final.bytes_checked if final else 0,

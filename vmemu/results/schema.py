@@ -41,6 +41,7 @@ class WaitingVcpu(_Model):
     """A vCPU that waited for a page that did not come."""
 
     vcpu: Count
+    client: str | None = None
     block: str
     offset: Bytes
     waited_ns: Nanoseconds
@@ -128,6 +129,23 @@ class Vcpu(_Model):
     qemu_buckets: QemuBuckets
 
 
+class Client(_Model):
+    """What a process beside the guest did and what it suffered, its threads together."""
+
+    name: str
+    block: str
+    vcpus: Annotated[int, Field(ge=1)]
+    accesses: Count
+    reads: Count
+    writes: Count
+    dropped: Count
+    faults: Count
+    blocktime_ns: Nanoseconds
+    reads_checked: Count
+    reads_wrong: Count
+    latency_ns: VcpuLatency
+
+
 class Latency(_Model):
     """How long faults of all vCPUs stopped them."""
 
@@ -213,12 +231,23 @@ class Discards(_Model):
     bytes: Bytes
 
 
+class DirtyTracking(_Model):
+    """Who noted which pages the guest wrote at the source, and why."""
+
+    method: Literal["kernel", "replay"]
+    reason: str
+
+
 class Precopy(_Model):
-    """What was sent before the flip: target pages, counted each time that they went."""
+    """What was sent before the flip: target pages, counted each time that they went.
+
+    ``dirty_tracking`` is None when the guest did not run at the source.
+    """
 
     rounds: Count
     pages_sent: Count
     bytes_sent: Bytes
+    dirty_tracking: DirtyTracking | None
 
 
 class State(_Model):
@@ -269,6 +298,7 @@ class Result(_Model):
     phases: list[Phase]
     blocks: Annotated[list[Block], Field(min_length=1)]
     vcpus: Annotated[list[Vcpu], Field(min_length=1)]
+    clients: list[Client] = []
     faults: Faults
     blocktime: Blocktime
     throughput: Throughput

@@ -50,6 +50,8 @@ def sections(document: Document, command: str = "") -> Iterator[str | Table]:
             yield _mismatches(document["verify"])
         yield _blocks(document["blocks"])
         yield _vcpus(document)
+        if document.get("clients"):
+            yield _clients(document["clients"])
         yield _figures(document)
     hint = _hint(document, command)
     if hint:
@@ -149,6 +151,22 @@ def _vcpus(document: Document) -> Table:
         )
     columns = ("vCPU", "accesses", "faults", "p50", "p99", "max", "blocked", "of guest time")
     return Table(columns, rows)
+
+
+def _clients(clients: list[Document]) -> Table:
+    rows = [
+        (
+            client["name"],
+            client["block"],
+            f"{client['accesses']:,}",
+            f"{client['faults']:,}",
+            *(_time(client["latency_ns"][name]) for name in ("p50", "p99", "max")),
+            _time(client["blocktime_ns"]),
+        )
+        for client in clients
+    ]
+    columns = ("client", "block", "accesses", "faults", "p50", "p99", "max", "blocked")
+    return Table(columns, rows, left=2)
 
 
 def _figures(document: Document) -> Table:

@@ -220,7 +220,8 @@ def _too_small_error(pages: int, blocks: list[Block]) -> TraceError:
     enough = _rounded(last.size + need - sum(block.size & -PAGE for block in blocks), last)
     names = ", ".join(block.name for block in blocks)
     return TraceError(
-        f"{wanted}, {names} only {format_size(have)}", f"a size of {enough} for {last.name} would do"
+        f"{wanted}, {names} only {format_size(have)}",
+        f"a size of {enough} for {last.name} would do",
     )
 
 

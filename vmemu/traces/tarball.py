@@ -122,9 +122,7 @@ def _parts(stream: ByteStream, name: str, size: int) -> Iterator[bytes]:
 
 
 def _cut_off(stream: ByteStream, name: str, promised: int, there: int) -> TraceError:
-    return TraceError(
-        f"{stream.name}: {name} is cut off: {promised} bytes promised, {there} there"
-    )
+    return TraceError(f"{stream.name}: {name} is cut off: {promised} bytes promised, {there} there")
 
 
 # tarfile could read this too, but it holds whatever an extended header claims to be long in memory.

@@ -1,0 +1,64 @@
+#include "pagemap.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#include "access.h"
+#include "pagemap_abi.h"
+#include "uffd_abi.h"
+#include "util.h"
+
+enum { REGIONS = 256 };
+
+int vm_pagemap_protect(int uffd, uint64_t start, uint64_t length, struct vm_error *err)
+{
+    struct uffd_writeprotect protect = {{start, length}, UFFD_WRITEPROTECT_WP};
+
+    while (ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) < 0) {
+        if (errno != EAGAIN) {
+            return vm_fail_errno(err, "UFFDIO_WRITEPROTECT", start);
+        }
+        sched_yield(); /* the mappings are changing; whoever does it needs the CPU to get done */
+    }
+    return 0;
+}
+
+static void set_bits(uint64_t *map, uint64_t first, uint64_t end)
+{
+    for (uint64_t page = first; page < end; page++) {
+        vm_bit_test_and_set(map, page);
+    }
+}
+
+int vm_pagemap_harvest(int pagemap, uint64_t start, uint64_t length, uint64_t *map,
+                       struct vm_error *err)
+{
+    struct pm_region region[REGIONS];
+    struct pm_scan scan = {
+        .size = sizeof(scan),
+        .flags = PM_WP_MATCHING | PM_CHECK_WPASYNC,
+        .end = start + length,
+        .vec = (uintptr_t)region,
+        .vec_len = REGIONS,
+        .category_mask = PM_PAGE_IS_WRITTEN,
+        .return_mask = PM_PAGE_IS_WRITTEN,
+    };
+
+    /* A scan ends early when the regions are full; what it had no room for is not protected. */
+    for (scan.start = start; scan.start < scan.end; scan.start = scan.walk_end) {
+        int found = ioctl(pagemap, PM_SCAN_IOCTL, &scan);
+
+        if (found < 0) {
+            return vm_fail_errno(err, "PAGEMAP_SCAN", scan.start);
+        }
+        if (scan.walk_end <= scan.start) {
+            errno = EIO; /* it would go on for ever */
+            return vm_fail_errno(err, "PAGEMAP_SCAN that gets nowhere", scan.start);
+        }
+        for (int i = 0; i < found; i++) {
+            set_bits(map, (region[i].start - start) >> VM_PAGE_SHIFT,
+                     (region[i].end - start) >> VM_PAGE_SHIFT);
+        }
+    }
+    return 0;
+}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
@@ -27,7 +28,7 @@ from vmemu.client_worker import ClientProcess, Clients, ClientSpec
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import HostError, MigrationError, PeerGone
+from vmemu.errors import HostError, MigrationError, PeerGone, VmemuError
 from vmemu.events import DESTINATION, SOURCE, EventBlock, EventLog, pointer
 from vmemu.events import write as write_events
 from vmemu.flip import unpack_flip
@@ -41,7 +42,6 @@ from vmemu.plan import (
     client_plans,
     contents_of,
     entries_of,
-    flip_positions,
     make_workload,
 )
 from vmemu.postcopy import IncomingPostcopy
@@ -49,7 +49,7 @@ from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.recipe import Recipe
 from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
 from vmemu.source_loader import SourceProcess, SourceSpec
-from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
+from vmemu.source_plan import source_spec
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -191,10 +191,20 @@ class Migration:
         blocks = list(memory.blocks)
         self._memlock = MemoryLock(blocks)
         self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
-        require_postcopy(blocks, memory.wait_s, self._pause)
-        memory.map()
+        with self._located():
+            require_postcopy(blocks, memory.wait_s, self._pause)
+            memory.map()
         if self.scenario.memory.lock:
             self._memlock.lock()
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """What is wrong with a block is told with its place in the scenario."""
+        try:
+            yield
+        except VmemuError as error:
+            self.scenario.locate(error)
+            raise
 
     def _start_source(self) -> None:
         memory = self.run_state.memory
@@ -259,42 +269,13 @@ class Migration:
             raise MigrationError(f"{', '.join(late)} did not come up in {timeout_s:g} s")
 
     def _source_spec(self, memory: MemoryManager) -> SourceSpec:
-        names = [block.name for block in memory.blocks]
-        migration = self.scenario.migration
-        precopy = PrecopySpec(
-            rounds=migration.precopy.rounds,
-            bandwidth=migration.precopy.bandwidth,
-            max_downtime_ns=migration.precopy.max_downtime,
-            converged=migration.precopy.switch == "converged",
-            max_time_ns=migration.precopy.max_time or 0,
-        )
-        return SourceSpec(
-            seed=self.scenario.seed,
-            blocks=entries_of(list(memory.blocks)),
-            contents=contents_of(self.scenario),
-            precopy=precopy,
-            guest=self._source_guest(),
-            postcopy_bandwidth=migration.postcopy.bandwidth,
-            release_ram=migration.postcopy.release_ram,
-            events=self._log(SOURCE),
-            flips=tuple((names.index(name), offset) for name, offset in self._flips),
-        )
-
-    def _source_guest(self) -> SourceGuestSpec | None:
-        """The part of the guest's life before the flip; None when it has none."""
-        workload, flip = self.run_state.workload, self.scenario.migration.flip_at
+        workload = self.run_state.workload
         assert workload is not None
         assert self._recipe is not None
-        ends = flip_positions(self.scenario, workload)
-        if flip.after_ns is None and not any(ends):
-            return None
-        return SourceGuestSpec(
-            self._recipe,
-            ends,
-            flip.after_ns,
-            self.scenario.verify.reads,
-            self.scenario.migration.precopy.dirty_tracking,
-        )
+        spec = source_spec(self.scenario, workload, self._recipe, entries_of(list(memory.blocks)))
+        names = [block.name for block in memory.blocks]
+        flips = tuple((names.index(name), offset) for name, offset in self._flips)
+        return replace(spec, events=self._log(SOURCE), flips=flips)
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]
@@ -322,7 +303,8 @@ class Migration:
             if message is Message.LISTEN:
                 break
             incoming.discard(*unpack_discard(payload))
-        incoming.listen(self.run_state.clients.handed_over())
+        with self._located():
+            incoming.listen(self.run_state.clients.handed_over())
         self._receive(Message.RUN)
         self.run_state.postcopy_started_ns = time.monotonic_ns()
         if self.scenario.migration.postcopy.push:

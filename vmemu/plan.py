@@ -99,24 +99,6 @@ def client_plans(
     return plans
 
 
-def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:
-    """How many accesses of its share each vCPU makes at the source.
-
-    All of them when the flip is at a time. Raises ConfigError for a place beyond the trace.
-    """
-    flip = scenario.migration.flip_at
-    shares = workload.accesses_by_vcpu()
-    if flip.position is None:
-        return tuple(shares)
-    total = sum(shares)
-    try:
-        at = flip.position.resolve(total)
-    except ValueError as error:
-        what, _, remedy = str(error).partition("; ")
-        raise scenario.error("migration.flip_at", what, remedy) from None
-    return tuple(share * at // max(total, 1) for share in shares)
-
-
 @dataclass(frozen=True)
 class _Replay:
     """Who replays a trace: the one at ``field`` of the scenario, on ``blocks``."""

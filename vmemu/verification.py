@@ -45,9 +45,11 @@ class Verification:
         thread."""
         for index, block in enumerate(self._guest.blocks):
             marks = self._guest.block_marks(index)
-            for writer in self._writers if marks is not None else ():
-                writer.add_marks(index, marks)
-            pointer = core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks)
+            pointer = core.ffi.NULL
+            if marks is not None:
+                for writer in self._writers:
+                    writer.add_marks(index, marks)
+                pointer = core.ffi.from_buffer("uint8_t[]", marks)
             host = core.ffi.cast("uint8_t *", block.address)
             content = core.ffi.addressof(self._expected.table, index)
             core.lib.vm_verify_block(

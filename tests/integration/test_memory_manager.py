@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -202,9 +203,16 @@ def test_a_hugetlbfs_that_is_too_small_is_not_taken_for_a_shortage_of_the_pool(s
     with pytest.raises(HostError, match="4MiB free of 4MiB") as caught:
         MemoryManager([block], wait_s=0).map()
     assert not isinstance(caught.value, HugepageShortage)
-    subprocess.run(caught.value.remedy, shell=True, check=True)
-    with MemoryManager([block], wait_s=60) as memory:
-        memory.map()
+    place = re.search(r"use 'path: (\S+)'", str(caught.value))[1]
+    if caught.value.remedy:  # nothing that would do is mounted yet
+        subprocess.run(caught.value.remedy, shell=True, check=True)
+    try:
+        with MemoryManager([huge(pages=3, path=f"{place}-{os.getpid()}")], wait_s=60) as memory:
+            memory.map()
+    finally:
+        if caught.value.remedy:
+            subprocess.run(["umount", Path(place).parent], check=True)
+            Path(place).parent.rmdir()
 
 
 def test_a_tmpfs_that_is_too_small_is_an_error_now_and_no_sigbus_later(small_tmpfs):

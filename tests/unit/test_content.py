@@ -13,7 +13,7 @@ from vmemu.content import (
     ExpectedContent,
     fill_entry,
     key_of,
-    read_padded,
+    read_into,
     threshold,
 )
 from vmemu.errors import InputError
@@ -62,12 +62,15 @@ def filled(entry, size: int = SIZE) -> bytearray:
     return bytearray(core.ffi.buffer(image))
 
 
-def verify(entry, memory: bytearray, marks: bytearray | None = None):
+def verify(
+    entry, memory: bytearray, marks: bytearray | None = None, given_back: bytes | None = None
+):
     """The C core's verdict on ``memory``."""
     result = core.ffi.new("struct vm_verify *")
     image = core.ffi.from_buffer("uint8_t[]", memory)
     noted = core.ffi.NULL if marks is None else core.ffi.from_buffer("uint8_t[]", marks)
-    core.lib.vm_verify_block(result, 3, image, len(memory), entry, noted)
+    gone = core.ffi.NULL if given_back is None else core.ffi.from_buffer("uint8_t[]", given_back)
+    core.lib.vm_verify_block(result, 3, image, len(memory), entry, noted, gone)
     return result
 
 
@@ -132,20 +135,30 @@ def test_a_file_longer_than_its_block_is_refused(tmp_path):
     path = tmp_path / "dump.raw"
     path.write_bytes(bytes(4097))
     with pytest.raises(InputError, match="longer than its block of 4096 bytes"):
-        read_padded(str(path), 4096)
+        read_into(str(path), bytearray(4096))
 
 
 def test_a_file_as_long_as_its_block_is_taken(tmp_path):
     path = tmp_path / "dump.raw"
     path.write_bytes(b"x" * 4096)
-    assert bytes(core.ffi.buffer(read_padded(str(path), 4096))) == b"x" * 4096
+    memory = bytearray(4096)
+    read_into(str(path), memory)
+    assert memory == b"x" * 4096
+
+
+def test_behind_a_shorter_file_memory_stays_as_it_was(tmp_path):
+    path = tmp_path / "dump.raw"
+    path.write_bytes(b"guest")
+    memory = bytearray(b"." * 4096)
+    read_into(str(path), memory)
+    assert memory == b"guest".ljust(4096, b".")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.raw: No such file"):
-        read_padded(str(tmp_path / "gone.raw"), 4096)
+        read_into(str(tmp_path / "gone.raw"), bytearray(4096))
     with pytest.raises(InputError, match="Is a directory"):
-        read_padded(str(tmp_path), 4096)
+        read_into(str(tmp_path), bytearray(4096))
 
 
 # ---- the check ----
@@ -200,10 +213,31 @@ def test_marked_bytes_must_be_the_written_ones_and_the_others_the_initial_ones(s
     assert verify(entry, memory).bytes_wrong == lost
 
 
+@given(st.sampled_from(list(IMAGES)), st.sets(st.integers(0, SIZE // 4096 - 1)), st.booleans())
+def test_pages_that_a_balloon_gave_back_must_be_zeros_whatever_was_written(share, gone, marked):
+    entry, image = IMAGES[share]
+    memory, pages = bytearray(image), bytearray(SIZE // 4096)
+    marks = bytearray(b"\xff" * (SIZE // 8)) if marked else None
+    if marked:
+        key = key_of(SEED, NAME)
+        memory[:] = bytes(model_written(key, offset) for offset in range(SIZE))
+    for page in gone:
+        memory[page * 4096 : (page + 1) * 4096] = bytes(4096)
+        pages[page] = 1
+    assert verify(entry, memory, marks, bytes(pages)).bytes_wrong == 0
+    for page in gone:
+        memory[page * 4096 + 77] = 1
+    result = verify(entry, memory, marks, bytes(pages))
+    assert result.bytes_wrong == len(gone)
+    assert [(m.offset, m.expected, m.found) for m in list(result.mismatch)[: result.noted]] == [
+        (page * 4096 + 77, 0, 1) for page in sorted(gone)
+    ]
+
+
 def test_a_check_that_is_stopped_stops():
     entry, image = IMAGES[0.0]
     result = core.ffi.new("struct vm_verify *", {"stop": 1})
     core.lib.vm_verify_block(
-        result, 0, core.ffi.from_buffer("uint8_t[]", image), SIZE, entry, core.ffi.NULL
+        result, 0, core.ffi.from_buffer("uint8_t[]", image), SIZE, entry, core.ffi.NULL, core.ffi.NULL
     )
     assert result.bytes_checked == 0

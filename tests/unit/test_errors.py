@@ -42,8 +42,22 @@ def test_exit_codes_are_those_of_the_design(kind, code):
 def test_each_error_has_a_kind_of_its_own():
     import vmemu.migration  # noqa: F401  (has errors too)
 
-    kinds = [error.kind for error in every(VmemuError)]
-    assert len(kinds) == len(set(kinds))
+    tree = {error for error in every(VmemuError) if error.__module__ == "vmemu.errors"}
+    named = [error for error in set(every(VmemuError)) if "kind" in vars(error)]
+    assert tree <= set(named)
+    assert len({error.kind for error in named}) == len(named)
+
+
+def test_a_refinement_has_the_kind_and_the_exit_code_of_what_it_refines():
+    from vmemu.balloon import BallooningInhibited
+    from vmemu.hostcheck import PostcopyShortage, PostcopyUnsupported
+
+    for error, of in [
+        (PostcopyUnsupported, HostError),
+        (PostcopyShortage, errors.HugepageShortage),
+        (BallooningInhibited, errors.StateError),
+    ]:
+        assert (error.kind, error.exit_code) == (of.kind, of.exit_code)
 
 
 @pytest.mark.parametrize("error", every(VmemuError))

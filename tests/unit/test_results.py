@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from support import scenario
 
 from vmemu import core
+from vmemu.blocktime import STAGE_DTYPE
 from vmemu.core import PeerGone
 from vmemu.errors import CoreError, HugepageShortage, InputError, MigrationError, VmemuError
 from vmemu.guest_worker import FAULT_DTYPE, Mismatch, Waiting
 from vmemu.migration import Phase, Run, StallError, VerificationError
+from vmemu.postcopy import Discards, PostcopyState
 from vmemu.results import document, schema, terminal
 from vmemu.userfault import Feature, How
 
@@ -61,6 +63,13 @@ class FakeIncoming:
             shift = block.page_size.bit_length() - 1
             name = block.name.encode()
             assert core.lib.vm_ram_set(self.ram, index, name, 0, block.size, shift, False) == 0
+        self.discards = Discards(commands=2, ranges=13, bytes=65536)
+        self.states = [(PostcopyState.ADVISE, 60), (PostcopyState.LISTENING, 90)]
+        self.warnings = ["block ram is not locked again"]
+        self.requested: list[tuple[int, ...]] = []
+
+    def requested_pages(self) -> np.ndarray[Any, Any]:
+        return np.array(self.requested, STAGE_DTYPE)
 
 
 class FakeWorker:

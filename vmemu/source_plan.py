@@ -1,0 +1,71 @@
+"""What a scenario has the source process do: its images, pre-copy, the guest until the flip."""
+
+from __future__ import annotations
+
+from vmemu.config import Scenario
+from vmemu.plan import contents_of
+from vmemu.protocol import BlockEntry
+from vmemu.recipe import Recipe
+from vmemu.source_loader import SourceSpec
+from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
+from vmemu.workload import Workload
+
+
+def source_spec(
+    scenario: Scenario, workload: Workload, recipe: Recipe, blocks: tuple[BlockEntry, ...]
+) -> SourceSpec:
+    """All that the source has to know. Raises ConfigError for a flip beyond the trace."""
+    postcopy = scenario.migration.postcopy
+    return SourceSpec(
+        seed=scenario.seed,
+        blocks=blocks,
+        contents=contents_of(scenario),
+        precopy=_precopy(scenario),
+        guest=_guest(scenario, workload, recipe),
+        postcopy_bandwidth=postcopy.bandwidth,
+        release_ram=postcopy.release_ram,
+    )
+
+
+def _precopy(scenario: Scenario) -> PrecopySpec:
+    precopy = scenario.migration.precopy
+    return PrecopySpec(
+        rounds=precopy.rounds,
+        bandwidth=precopy.bandwidth,
+        max_downtime_ns=precopy.max_downtime,
+        converged=precopy.switch == "converged",
+        max_time_ns=precopy.max_time or 0,
+    )
+
+
+def _guest(scenario: Scenario, workload: Workload, recipe: Recipe) -> SourceGuestSpec | None:
+    """The part of the guest's life before the flip; None when it has none."""
+    flip = scenario.migration.flip_at
+    ends = flip_positions(scenario, workload)
+    if flip.after_ns is None and not any(ends):
+        return None
+    return SourceGuestSpec(
+        recipe=recipe,
+        ends=ends,
+        after_ns=flip.after_ns,
+        check_reads=scenario.verify.reads,
+        dirty_tracking=scenario.migration.precopy.dirty_tracking,
+    )
+
+
+def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:
+    """How many accesses of its share each vCPU makes at the source.
+
+    All of them when the flip is at a time. Raises ConfigError for a place beyond the trace.
+    """
+    flip = scenario.migration.flip_at
+    shares = workload.accesses_by_vcpu()
+    if flip.position is None:
+        return tuple(shares)
+    total = sum(shares)
+    try:
+        at = flip.position.resolve(total)
+    except ValueError as error:
+        what, _, remedy = str(error).partition("; ")
+        raise scenario.error("migration.flip_at", what, remedy) from None
+    return tuple(share * at // max(total, 1) for share in shares)

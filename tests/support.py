@@ -159,7 +159,7 @@ def _guest_mappings() -> list[str]:
             current = line
         # Not "nh": the stacks of threads have it too.
         elif line.startswith("VmFlags:") and (
-            {"um", "uw", "ht", "hg"} & set(line.split()[1:]) or "vmemu" in current
+            {"um", "uw", "ht", "hg"} & set(line.split()[1:]) or "memfd:vmemu-" in current
         ):
             found.append(current)
     return found

@@ -10,7 +10,7 @@ What travels on the socket between the two (``SOCK_SEQPACKET``, a JSON object a 
     memory  ▶  descriptors of the block and of what is shared beside it
     ready   ◀  where the block is mapped, and the userfaultfd
     go      ▶  the guest runs
-    alive   ◀  a few times a second: who waits where
+    alive   ◀  a few times a second: how many accesses are done, who waits where
     done    ◀  the figures: the trace is over, or was stopped
     stop    ▶  end
     failed  ◀  why it can't go on
@@ -167,6 +167,7 @@ class ClientProcess(ChildProcess):
     """A client as the destination sees it.
 
     ``bell`` rings when it has something to tell: it is ``ready``, it is ``done``, it has ended.
+    ``accesses`` are those that it had done when it told last, ``figures`` come with its end.
     """
 
     def __init__(self, spec: ClientSpec, workload: Workload, bell: Bell) -> None:
@@ -178,6 +179,7 @@ class ClientProcess(ChildProcess):
         self.base = 0
         self.ready = False
         self.done = False
+        self.accesses = 0
         self._workload = workload
         self._shared: SharedState | None = None
         self._waiting: list[Waiting] = []
@@ -286,6 +288,7 @@ class ClientProcess(ChildProcess):
         if what == "ready":
             self._take(int(packet["base"]), fds)
         elif what == "alive":
+            self.accesses = int(packet["accesses"])
             self._waiting = [
                 Waiting(int(vcpu), self.spec.block.name, int(offset), seconds, self.spec.name)
                 for vcpu, offset, seconds in packet["waiting"]
@@ -485,7 +488,8 @@ class _ClientGuest:
     def _tell(self, end: socket.socket) -> None:
         waiting = [one for worker in self._workers if (one := worker.waiting())]
         told = [(one.vcpu, one.offset, one.seconds) for one in waiting]
-        _send(end, "alive", waiting=told)
+        accesses = sum(int(worker.figures.accesses) for worker in self._workers)
+        _send(end, "alive", accesses=accesses, waiting=told)
 
     def stop(self) -> bool:
         """End the replay of all vCPUs but those that wait for a page; whether there was any."""

@@ -46,11 +46,11 @@ def unpack_flip(payload: bytes, vcpus: int) -> Flip:
             dirty_tracking=_tracking(document["dirty_tracking"]),
             vcpus=tuple(
                 {name: _whole(vcpu[name]) for name in ("position", *VCPU_FIGURES)}
-                for vcpu in document["vcpus"]
+                for vcpu in _list(document["vcpus"])
             ),
             mismatches=tuple(
                 Mismatch(str(block), _whole(offset), _whole(expected), _whole(found))
-                for block, offset, expected, found in document["mismatches"]
+                for block, offset, expected, found in _list(document["mismatches"])
             ),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -64,7 +64,13 @@ def _tracking(value: Any) -> Tracking | None:
     return None if value is None else Tracking(str(value["method"]), str(value["reason"]))
 
 
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
 def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 64:
         raise TypeError(f"{value!r} is no count")
     return value

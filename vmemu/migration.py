@@ -440,7 +440,7 @@ class Migration:
             received = self._incoming.ram.pages_received + self._incoming.figures.messages
             if received != pages or not self._somebody_waits():
                 pages, since = received, time.monotonic()
-            elif time.monotonic() - since > self.scenario.limits.stall / 1e9:
+            elif time.monotonic() - since > self._patience_s():
                 raise self._stalled(time.monotonic() - since)
             with self._interrupts.allowed():
                 self._report()
@@ -465,6 +465,12 @@ class Migration:
         run = self.run_state
         waiting = any(worker.waiting() for worker in run.workers) or run.clients.waiting()
         return bool(waiting) or self._phase in ("precopy", "drain")
+
+    def _patience_s(self) -> float:
+        """How long nothing may come; making an image of many GiB, the source says nothing."""
+        starts = self._phase == "precopy" and not self._incoming.figures.messages
+        limits, source = self.scenario.limits, self.scenario.source
+        return max(limits.stall, source.startup_timeout if starts else 0) / 1e9
 
     def _stalled(self, seconds: float) -> StallError:
         waiting = [one for worker in self.run_state.workers if (one := worker.waiting())]

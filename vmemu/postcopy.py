@@ -129,6 +129,7 @@ class IncomingPostcopy:
         self._memlock = memlock
         self._inhibitor = inhibitor or BalloonInhibitor()
         self._inhibited = False
+        self._tried_to_listen = False
         self.states: list[tuple[PostcopyState, int]] = []
 
     @property
@@ -184,8 +185,9 @@ class IncomingPostcopy:
     def _prepare_memory(self) -> None:
         """Locked memory can't be emptied, and from here on no page may be given back: one that
         pre-copy had brought would be missing while it counts as received."""
-        self._inhibitor.inhibit()
-        self._inhibited = True
+        if not self._inhibited:  # an advise that failed may come again
+            self._inhibitor.inhibit()
+            self._inhibited = True
         if self._memlock is not None:
             self._memlock.unlock()
 
@@ -249,9 +251,14 @@ class IncomingPostcopy:
         """Register all memory and start the fault thread, which answers for ``clients`` as well.
 
         Raises ProtocolError when pre-copy left a host page in part, HostError, CoreError; ``end``
-        gives back what was taken.
+        gives back what was taken, and nothing else can follow.
         """
         self._expect("listen", PostcopyState.ADVISE, PostcopyState.DISCARD)
+        if self._tried_to_listen:  # what it took and counted would be taken and counted twice
+            raise StateError(
+                f"listen failed before, in state {self.state.value}: only end can follow"
+            )
+        self._tried_to_listen = True
         self._note("loadvm_postcopy_handle_listen", step="enter")
         if self.state is PostcopyState.ADVISE:
             self._prepare_discard()

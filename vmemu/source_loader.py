@@ -82,6 +82,7 @@ def _say_failed(ends: ChannelEnds, reason: str, exit_code: int) -> None:
 
 def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     ours = Summary(list(spec.blocks), BASE_PAGE)
+    _noting(spec)("migrate_set_state", new_state="setup")
     send(ends.main, Message.HELLO, ours.pack())
     source = _create(spec)
     source.main_fd = ends.main.fileno()

@@ -166,7 +166,6 @@ class Precopy:
 
     def run(self) -> None:
         """Rounds until they are over or the time of the flip has come, then stop the guest."""
-        self._note("migrate_set_state", new_state="setup")
         self._source.limiter.bytes_per_second = self._spec.bandwidth
         self._note("migrate_set_state", new_state="active")
         timers = []
@@ -250,15 +249,20 @@ class Precopy:
             ranges.append((first[0] * block.page_size, pages * block.page_size))
             first[0] += pages
         step = MAX_DISCARDS_PER_COMMAND
-        for offset, length in ranges:
-            start, pages = offset // TARGET_PAGE, length // TARGET_PAGE
-            self._note("postcopy_discard_send_range", block=block.name, start=start, length=pages)
         commands = [ranges[at : at + step] for at in range(0, len(ranges), step)]
+        for some in commands:
+            self._note_command(block.name, some)
         count = len(commands)
         self._note(
             "postcopy_discard_send_finish", block=block.name, words=len(ranges), commands=count
         )
         return [pack(Message.DISCARD, pack_discard(block.name, some)) for some in commands]
+
+    def _note_command(self, name: str, ranges: list[tuple[int, int]]) -> None:
+        for offset, length in ranges:
+            start, pages = offset // TARGET_PAGE, length // TARGET_PAGE
+            self._note("postcopy_discard_send_range", block=name, start=start, length=pages)
+        self._note("qemu_savevm_send_postcopy_ram_discard", block=name, len=len(ranges))
 
     def _flip_payload(self) -> bytes:
         """Where the vCPUs are, and what they have found: the state that moves with the guest."""

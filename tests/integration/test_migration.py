@@ -24,6 +24,7 @@ from vmemu import hugepages
 from vmemu.config import Scenario
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.migration import Migration, Progress, Run, StallError, VerificationError
+from vmemu.recipe import SyntheticRecipe
 from vmemu.userfault import How
 from vmemu.workload import StreamSlice, Workload
 
@@ -193,10 +194,12 @@ def test_vcpus_without_a_share_of_a_recorded_trace_are_idle(accesses, monkeypatc
     stream = StreamSlice(where, np.zeros(accesses, np.uint8))
     parts = [StreamSlice(stream.where[i : i + 1], stream.what[i : i + 1]) for i in range(7)]
 
-    def workload(_: Scenario, blocks: Any) -> tuple[Workload, None]:
+    recipe = SyntheticRecipe(7, 1, "uniform", accesses, 0.0, 64)  # asked only for a source's guest
+
+    def workload(_: Scenario, blocks: Any) -> tuple[Workload, SyntheticRecipe]:
         block, offset = np.zeros(64, np.int32), np.arange(64, dtype=np.uint64) * np.uint64(4096)
         sizes = np.full(64, 8, np.uint16)
-        return Workload(block, offset, sizes, [[part] for part in parts]), None
+        return Workload(block, offset, sizes, [[part] for part in parts]), recipe
 
     monkeypatch.setattr("vmemu.migration.make_workload", workload)
     completed(scenario([ANONYMOUS], guest=guest(vcpus=7)))

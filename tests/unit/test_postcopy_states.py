@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -13,18 +14,27 @@ from vmemu.cthread import Bell
 from vmemu.errors import MigrationError, StateError
 from vmemu.manager import MemoryManager
 from vmemu.postcopy import IncomingPostcopy, PostcopyState
-from vmemu.protocol import BlockEntry, Message
+from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
 
+SUMMARY = Summary([BlockEntry("ram", 65536, 4096)], 4096)
 STEPS = {
-    "advise": lambda incoming: incoming.advise([BlockEntry("ram", 65536, 4096)], 4096),
+    "advise": lambda incoming: incoming.advise(SUMMARY),
+    "receive_precopy": lambda incoming: incoming.receive_precopy(),
+    "discard": lambda incoming: incoming.discard("ram", [(0, 4096)]),
     "listen": lambda incoming: incoming.listen(),
     "run": lambda incoming: incoming.run(),
+    "pause": lambda incoming: incoming.pause(),
+    "resume": lambda incoming: incoming.resume(),
     "request_push": lambda incoming: incoming.request_push(),
 }
 ALLOWED = {
     "advise": {PostcopyState.NONE},
-    "listen": {PostcopyState.ADVISE},
+    "receive_precopy": {PostcopyState.ADVISE},
+    "discard": {PostcopyState.ADVISE, PostcopyState.DISCARD},
+    "listen": {PostcopyState.ADVISE, PostcopyState.DISCARD},
     "run": {PostcopyState.LISTENING},
+    "pause": {PostcopyState.RUNNING},
+    "resume": {PostcopyState.PAUSED},
     "request_push": {PostcopyState.LISTENING, PostcopyState.RUNNING},
 }
 WRONG = [(step, state) for step in STEPS for state in PostcopyState if state not in ALLOWED[step]]
@@ -33,10 +43,11 @@ WRONG = [(step, state) for step in STEPS for state in PostcopyState if state not
 class Side:
     """An incoming side with the source's ends at hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, preempt: bool = True) -> None:
         self.bell = Bell()
-        self.destination, self.source = create_pipes(preempt=True)
+        self.destination, self.source = create_pipes(preempt)
         self.memory = MemoryManager([anonymous()])
+        self.memory.map()
         self.incoming = IncomingPostcopy(self.memory, self.destination, 1, self.bell)
 
     def close(self) -> None:
@@ -65,6 +76,7 @@ def test_a_step_in_the_wrong_state_is_refused_and_changes_nothing(side, step, st
         assert side.incoming.state is state
         assert side.incoming.uffd is None
         assert side.incoming.ram is None
+        assert side.incoming.states == []
         assert not side.incoming.complete
     finally:
         side.incoming.state = PostcopyState.NONE
@@ -73,6 +85,7 @@ def test_a_step_in_the_wrong_state_is_refused_and_changes_nothing(side, step, st
 def test_advise_accepts_what_both_ends_agree_on(side):
     STEPS["advise"](side.incoming)
     assert side.incoming.state is PostcopyState.ADVISE
+    assert unpack_summary(receive(side.source.return_path, Message.ADVISE, 5)) == SUMMARY
 
 
 @pytest.mark.parametrize(
@@ -88,12 +101,12 @@ def test_advise_accepts_what_both_ends_agree_on(side):
             16384,
             "target page size 16384 at the source, 4096 here",
         ),
-        ([BlockEntry("ram", 1, 2)], 3, "1 bytes at the source.*pages of 2.*target page size 3"),
+        ([BlockEntry("ram", 1, 2)], 3, "target page size 3 .*; block ram: 1 bytes .*; block ram: pages of 2B"),
     ],
 )
 def test_advise_names_all_that_differs_and_stays(side, announced, target, words):
     with pytest.raises(MigrationError, match=words):
-        side.incoming.advise(announced, target)
+        side.incoming.advise(Summary(announced, target))
     assert side.incoming.state is PostcopyState.NONE
     STEPS["advise"](side.incoming)
 
@@ -106,6 +119,8 @@ def test_the_end_tells_the_source_and_closes_every_descriptor(advised):
         STEPS["advise"](side.incoming)
     side.incoming.end()
     assert side.incoming.state is PostcopyState.END
+    if advised:
+        receive(side.source.return_path, Message.ADVISE, 5)
     receive(side.source.return_path, Message.SHUT, 5)
     assert side.source.return_path.poll(5)  # its end
     side.close()
@@ -118,6 +133,24 @@ def test_the_end_may_come_twice(side):
     receive(side.source.return_path, Message.SHUT, 5)
     with pytest.raises(MigrationError, match="closed"):
         receive(side.source.return_path, Message.SHUT, 5)
+
+
+@pytest.mark.parametrize("preempt", [True, False])
+def test_the_end_waits_for_no_source_that_stands_still(preempt):
+    """Its return path is full and nobody reads it: what the end has to say is left unsaid."""
+    side = Side(preempt)
+    STEPS["advise"](side.incoming)
+    fd = side.destination.return_path.fileno()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(fd, bytes(4096))
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(fd, b"\0")
+    side.incoming.end()
+    assert side.incoming.state is PostcopyState.END
+    assert side.destination.return_path.closed
+    side.close()
 
 
 def test_the_end_does_not_mind_a_source_that_is_gone(side):

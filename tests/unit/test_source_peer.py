@@ -53,7 +53,8 @@ class Source:
                 said.wait()
             self._close("requests")
 
-        threads = [threading.Thread(target=read, args=(fd,)) for fd in (self.main, self.urgent)]
+        ends = [fd for fd in (self.main, self.urgent) if fd >= 0]
+        threads = [threading.Thread(target=read, args=(fd,)) for fd in ends]
         threads.append(threading.Thread(target=write))
         for thread in threads:
             thread.start()
@@ -218,6 +219,7 @@ def test_the_push_waits_to_be_asked_then_sends_each_page_once(source):
 
 
 def test_with_one_channel_the_push_begins_behind_what_was_asked_for(source):
+    source._close("urgent", "urgent_fd")
     sent = source.run("vm_source_both", request(b"ram", 3 * SMALL) + PUSH, until=COMPLETE)
     pages = pushed(sent)
     assert pages[:2] == [(0, 3), (0, 4)]

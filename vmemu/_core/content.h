@@ -99,7 +99,8 @@ struct vm_verify {
 
 /*
  * Compare the block mapped at host with what it must be. marks: a byte for each word of the block,
- * or NULL when the guest wrote nothing. The memory must be complete: it is read as it is.
+ * or NULL when none are kept. given_back: a byte for each host page, not 0 where a balloon gave it
+ * back, which must be zeros; or NULL. The memory must be complete: it is read as it is.
  */
 void vm_verify_block(struct vm_verify *v, uint32_t block, const uint8_t *host, uint64_t size,
                      const struct vm_content *c, const uint8_t *marks, const uint8_t *given_back);

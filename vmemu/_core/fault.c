@@ -161,7 +161,7 @@ static int read_faults(struct fault_thread *t, const struct vm_client *client, s
         }
         return vm_fail_errno(err, "read of userfaultfd", 0);
     }
-    if ((size_t)got % sizeof(message[0]) != 0) {
+    if (got == 0 || (size_t)got % sizeof(message[0]) != 0) {
         errno = EIO;
         return vm_fail_errno(err, "read of userfaultfd: a message was cut short", 0);
     }
@@ -291,18 +291,4 @@ int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err)
     free(thread.polled);
     vm_event(in->log, VM_EVENT_FAULT_THREAD_EXIT, 0, 0, 0);
     return rc;
-}
-
-void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, uint64_t length)
-{
-    struct vm_error ignored; /* a client that has ended needs no waking */
-
-    for (uint32_t i = 0; i < in->clients; i++) {
-        const struct vm_client *client = &in->client[i];
-
-        if (client->block == block && offset < client->size) {
-            vm_event(in->log, VM_EVENT_WAKE_SHARED, block, offset, client->base + offset);
-            vm_uffd_wake(client->uffd, client->base + offset, length, &ignored);
-        }
-    }
 }

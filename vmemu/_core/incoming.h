@@ -1,11 +1,13 @@
 /*
- * The destination while post-copy runs. Two threads share this:
+ * The destination. Before the flip vm_precopy_receive has it alone; while post-copy runs, its
+ * threads share it:
  *
- *   vm_fault_loop   reads userfaultfd, asks the source for pages and, with an urgent channel of its
- * own (preempt), places what comes back on it; vm_listen_loop  places what comes on the main
- * channel: the background push and, without preempt, the urgent pages too.
+ *  - vm_fault_loop, one or several, reads userfaultfd and asks the source for pages; with an urgent
+ *    channel (preempt) the first of them also places what comes back on it.
+ *  - vm_listen_loop places what comes on the main channel: the background push and, without
+ *    preempt, the urgent pages too.
  *
- * Both end by quit_fd, an eventfd that is never read, so that it ends everybody.
+ * All end by quit_fd, an eventfd that is never read, so that it ends everybody.
  */
 #ifndef VM_INCOMING_H
 #define VM_INCOMING_H

@@ -48,7 +48,9 @@ static uint32_t claim_run(struct vm_image *image, uint64_t first, bool *zero)
         return 0; /* a request was faster */
     }
     *zero = vm_page_is_zero(image, first);
+    /* Looked at first: reading what was sent, and perhaps released, would be for nothing. */
     while (pages < limit && first + pages < image->pages &&
+           !vm_bit_test(image->sent, first + pages) &&
            vm_page_is_zero(image, first + pages) == *zero &&
            !vm_bit_test_and_set(image->sent, first + pages)) {
         pages++;

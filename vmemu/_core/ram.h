@@ -1,5 +1,5 @@
-/* The RAM block table of the destination: where each block is mapped and which host pages it has.
- */
+/* The table of RAM blocks in a process that runs vCPUs: where each is mapped, and at the
+ * destination which host pages it has. */
 #ifndef VM_RAM_H
 #define VM_RAM_H
 

@@ -7,9 +7,8 @@
 #include <unistd.h>
 
 #include "access.h"
+#include "order.h"
 #include "util.h"
-
-enum { SLICE = 4096, MARKS_PER_PAGE = VM_PAGE_SIZE / 8 };
 
 struct replay {
     struct vm_vcpu *v;
@@ -18,46 +17,6 @@ struct replay {
     uint64_t dropped[4]; /* accesses of each kind in this slice whose first byte lies outside */
     uint16_t sizes[VM_SIZES];
 };
-
-void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
-                  const uint64_t *offset, const struct vm_ram *ram,
-                  const struct vm_content *content)
-{
-    for (uint64_t i = 0; i < pages; i++) {
-        const struct vm_content *c;
-
-        if (block[i] < 0) {
-            refs[i] = (struct vm_page_ref){.host = VM_REF_OUTSIDE};
-            continue;
-        }
-        c = &content[block[i]];
-        refs[i].host = (ram->block[block[i]].host + offset[i]) | VM_REF_FIRST;
-        refs[i].base = vm_content_base(c, offset[i]);
-        if (c->file) {
-            refs[i].host |= VM_REF_FILE;
-        } else if (vm_content_page_is_zero(c, offset[i] >> c->page_shift)) {
-            refs[i].host |= VM_REF_ZERO;
-        }
-    }
-}
-
-void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const int32_t *block,
-                     const uint64_t *offset, const uint8_t *marks)
-{
-    for (uint64_t i = 0; i < pages; i++) {
-        uint8_t *to;
-
-        if (block[i] != (int32_t)index) {
-            continue;
-        }
-        to = block_marks + offset[i] / 8;
-        for (unsigned word = 0; word < MARKS_PER_PAGE; word++) {
-            if (marks[i * MARKS_PER_PAGE + word]) { /* what was not written stays unallocated */
-                to[word] |= marks[i * MARKS_PER_PAGE + word];
-            }
-        }
-    }
-}
 
 /* Where a host address lies; only called for addresses inside a block. */
 static uint32_t block_of(const struct vm_guest *g, uint64_t host, uint64_t *offset)
@@ -407,162 +366,36 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
     vm_add(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
 }
 
-/* ---- the order of accesses ---- */
-
-/* Some accesses that follow each other: a part of a stream, or freshly made. */
-struct slice {
-    const void *where;
-    const uint8_t *what;
-    uint32_t count;
-    bool wide;
-};
-
-/* Where slices come from: the streams in turn, as a scheduler would deal a CPU, or the generator.
- */
-struct order {
-    struct vm_stream *stream;
-    uint32_t streams, turn;
-    struct vm_synthetic *synthetic;
-    uint64_t where[SLICE];
-    uint8_t what[SLICE];
-};
-
-static bool next_made(struct order *o, struct slice *slice)
-{
-    *slice = (struct slice){o->where, o->what, 0, true};
-    slice->count = vm_synthetic_fill(o->synthetic, o->where, o->what, SLICE);
-    return slice->count > 0;
-}
-
-static bool next_slice(struct order *o, struct slice *slice)
-{
-    if (o->synthetic) {
-        return next_made(o, slice);
-    }
-    for (uint32_t tried = 0; tried < o->streams; tried++) {
-        struct vm_stream *s = &o->stream[o->turn++ % o->streams];
-
-        if (s->count > 0) {
-            *slice = (struct slice){s->where, s->what, SLICE, s->wide};
-            if (s->count < SLICE) {
-                slice->count = (uint32_t)s->count;
-            }
-            s->where = (const uint8_t *)s->where + (uint64_t)slice->count * (s->wide ? 8 : 4);
-            s->what += slice->count;
-            s->count -= slice->count;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Cut away what lies outside [begin, end) when the slice starts at position at. */
-static struct slice cut(struct slice s, uint64_t at, uint64_t begin, uint64_t end)
-{
-    uint64_t low = begin > at ? begin - at : 0, high = end > at ? end - at : 0;
-
-    low = low < s.count ? low : s.count;
-    high = high < s.count ? high : s.count;
-    s.where = (const uint8_t *)s.where + low * (s.wide ? 8 : 4);
-    s.what += low;
-    s.count = high > low ? (uint32_t)(high - low) : 0;
-    return s;
-}
-
-/* Hand the accesses [begin, end) to a function that returns how many it did. */
-static void for_each_slice(struct replay *r, struct order *o, uint64_t begin, uint64_t end,
-                           uint32_t (*use)(struct replay *r, const struct slice *s))
-{
-    struct slice slice;
-    uint64_t at = 0;
-
-    vm_set(&r->v->position, begin);
-    while (at < end && !vm_get(&r->v->stop) && next_slice(o, &slice)) {
-        struct slice part = cut(slice, at, begin, end);
-
-        at += slice.count;
-        if (part.count > 0) {
-            vm_add(&r->v->position, use(r, &part));
-        }
-    }
-}
-
-static inline uint64_t where_of(const struct slice *s, uint32_t i, bool wide)
-{
-    return wide ? ((const uint64_t *)s->where)[i] : ((const uint32_t *)s->where)[i];
-}
-
 static inline __attribute__((always_inline)) uint32_t replay_as(struct replay *r,
-                                                                const struct slice *s, bool wide)
+                                                                const struct vm_slice *s, bool wide)
 {
     uint32_t i;
 
     for (i = 0; i < s->count && !vm_get(&r->v->stop); i++) {
-        access_any(r, where_of(s, i, wide), r->sizes[s->what[i] >> 2], s->what[i] & 3);
+        access_any(r, vm_where_of(s, i, wide), r->sizes[s->what[i] >> 2], s->what[i] & 3);
     }
     return i;
 }
 
-static uint32_t replay_slice(struct replay *r, const struct slice *s)
+static uint32_t replay_slice(void *context, const struct vm_slice *s)
 {
+    struct replay *r = context;
     uint32_t done = s->wide ? replay_as(r, s, true) : replay_as(r, s, false);
 
     count_slice(r, s->what, done);
     return done;
 }
 
-/* Mark the bytes of one write; a write that goes on on the next page does so in the dictionary too.
- */
-static void mark_write(const struct replay *r, uint64_t where, unsigned size)
-{
-    uint8_t *marks = r->guest->marks;
-
-    for (uint64_t byte = where; byte < where + size; byte++) {
-        if (!(r->guest->refs[byte >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE)) {
-            __atomic_fetch_or(&marks[byte >> 3], (uint8_t)(1u << (byte & 7)), __ATOMIC_RELEASE);
-        }
-    }
-}
-
-static uint32_t mark_slice(struct replay *r, const struct slice *s)
-{
-    for (uint32_t i = 0; i < s->count; i++) {
-        unsigned kind = s->what[i] & 3;
-        uint64_t where = where_of(s, i, s->wide);
-        /* An access whose first byte lies outside was dropped as a whole. */
-        bool dropped = r->guest->refs[where >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE;
-
-        if ((kind == VM_STORE || kind == VM_MODIFY) && !dropped) {
-            mark_write(r, where, r->sizes[s->what[i] >> 2]);
-        }
-    }
-    return s->count;
-}
-
-static struct order *order_create(struct vm_stream *stream, uint32_t streams,
-                                  struct vm_synthetic *synthetic)
-{
-    struct order *o = calloc(1, sizeof(*o));
-
-    if (o) {
-        o->stream = stream;
-        o->streams = streams;
-        o->synthetic = synthetic;
-    }
-    return o;
-}
-
 int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
                 struct vm_synthetic *synthetic, struct vm_error *err)
 {
     const struct vm_guest *g = v->guest;
+    struct vm_work work = {stream, streams, synthetic};
     struct replay r = {.v = v, .guest = g};
-    struct order *order = order_create(stream, streams, synthetic);
+    int rc;
 
     r.refs = malloc(g->pages * sizeof(*r.refs));
-    if (!r.refs || !order) {
-        free(order);
-        free(r.refs);
+    if (!r.refs) {
         errno = ENOMEM;
         return vm_fail_errno(err, "memory for the page table of a vCPU", 0);
     }
@@ -570,27 +403,10 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
     memcpy(r.sizes, g->sizes, sizeof(r.sizes));
     v->thread = (uint32_t)syscall(SYS_gettid);
     vm_set_release(v->tid, v->thread);
-    for_each_slice(&r, order, v->begin, v->end, replay_slice);
+    rc = vm_for_each_slice(v, &work, v->begin, v->end, replay_slice, &r, err);
     vm_set(v->tid, 0);
-    free(order);
     free(r.refs);
-    return 0;
-}
-
-int vm_vcpu_mark(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
-                 struct vm_synthetic *synthetic, struct vm_error *err)
-{
-    struct replay r = {.v = v, .guest = v->guest};
-    struct order *order = order_create(stream, streams, synthetic);
-
-    if (!order) {
-        errno = ENOMEM;
-        return vm_fail_errno(err, "memory for marking", 0);
-    }
-    memcpy(r.sizes, v->guest->sizes, sizeof(r.sizes));
-    for_each_slice(&r, order, 0, v->begin, mark_slice);
-    free(order);
-    return 0;
+    return rc;
 }
 
 void vm_vcpu_release(struct vm_vcpu *v)

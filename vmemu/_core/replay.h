@@ -61,6 +61,13 @@ struct vm_stream {
     bool wide;
 };
 
+/* What a vCPU does: streams, or synthetic accesses when that is not NULL. */
+struct vm_work {
+    struct vm_stream *stream;
+    uint32_t streams;
+    struct vm_synthetic *synthetic;
+};
+
 struct vm_vcpu {
     const struct vm_guest *guest;
     struct vm_event_log *log; /* NULL: no events are logged */

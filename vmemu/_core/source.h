@@ -1,6 +1,6 @@
 /*
- * The source while post-copy runs: answers requests and pushes the rest. Each page is sent at most
- * once, whoever claims its bit first.
+ * The source: rounds of pre-copy, then post-copy, where it answers requests and pushes the rest and
+ * each page is sent at most once, whoever claims its bit first.
  *
  *   vm_source_round  pre-copy: sends every dirty target page once, while the guest runs here;
  *   vm_source_serve  preempt: answers requests on the urgent channel while
@@ -38,7 +38,7 @@ struct vm_source {
     int push_fd;               /* eventfd: the background push may begin */
     uint32_t stop;             /* the destination needs nothing more, or is gone */
     bool release_ram;          /* free what was sent in post-copy, or before the flip */
-    uint32_t flip;             /* end the round of pre-copy: the guest has stopped */
+    uint32_t flip;             /* end the round of pre-copy: time is up, or the flip has come */
     struct vm_limiter limiter; /* of pre-copy, then of the push; never of requests */
     uint64_t cursor;           /* where the push goes on: block << 40 | page; moved by requests */
     /* Figures. */

@@ -8,8 +8,8 @@
  *         8  u64 offset    first byte in the block; whole host pages
  *        16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
  *        20  u32 length    bytes that follow
- *        24  u64 queued    when the source read the request that this answers, CLOCK_MONOTONIC ns,
- * or 0 32  u64 sent      when it began to send the answer, or 0
+ *        24  u64 queued    when the source read the request that this answers, ns, or 0
+ *        32  u64 sent      when it began to send the answer, ns, or 0; both CLOCK_MONOTONIC
  */
 #ifndef VM_WIRE_H
 #define VM_WIRE_H
@@ -22,8 +22,8 @@ enum vm_message {
     VM_MSG_HELLO = 1,         /* the source is up: table of blocks follows */
     VM_MSG_PRECOPY_PAGES = 2, /* pre-copy: `pages` target pages follow */
     VM_MSG_PRECOPY_ZERO = 3,  /* pre-copy: the target pages are zeros */
-    VM_MSG_ROUND = 4,         /* round number `pages` of pre-copy begins */
-    VM_MSG_FLIP = 5,          /* the vCPUs have stopped: where they were follows */
+    VM_MSG_ROUND = 4,         /* pre-copy is in round number `pages`; also a sign of life */
+    VM_MSG_FLIP = 5,          /* pre-copy is over, the vCPUs have stopped: where, follows */
     VM_MSG_DISCARD = 6,       /* forget these ranges of a block */
     VM_MSG_LISTEN = 7,        /* from here on pages may come in any order */
     VM_MSG_RUN = 8,           /* the guest may run */
@@ -32,7 +32,7 @@ enum vm_message {
     VM_MSG_COMPLETE = 11,     /* every page was sent, on this channel or on the urgent one */
     VM_MSG_FAILED = 12, /* the source gives up; the reason follows, `pages` is its exit code */
     /* destination to source: the return path */
-    VM_MSG_ADVISE = 16,       /* blocks and page sizes agreed on, memory is mapped */
+    VM_MSG_ADVISE = 16,       /* blocks and page sizes agree, memory is empty: ours follow */
     VM_MSG_REQ_PAGES = 17,    /* of the block that was named last */
     VM_MSG_REQ_PAGES_ID = 18, /* of the block whose name follows */
     VM_MSG_PUSH = 19,         /* begin the background push now */

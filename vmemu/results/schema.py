@@ -298,7 +298,7 @@ class Result(_Model):
     phases: list[Phase]
     blocks: Annotated[list[Block], Field(min_length=1)]
     vcpus: Annotated[list[Vcpu], Field(min_length=1)]
-    clients: list[Client] = []
+    clients: list[Client]
     faults: Faults
     blocktime: Blocktime
     throughput: Throughput

@@ -1,0 +1,86 @@
+/* Where the dictionary's pages lie, and what was written to them: the part of a guest that touches
+ * nothing. */
+#include "access.h"
+#include "order.h"
+#include "replay.h"
+#include "util.h"
+
+enum { MARKS_PER_PAGE = VM_PAGE_SIZE / 8 };
+
+void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
+                  const uint64_t *offset, const struct vm_ram *ram,
+                  const struct vm_content *content)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        const struct vm_content *c;
+
+        if (block[i] < 0) {
+            refs[i] = (struct vm_page_ref){.host = VM_REF_OUTSIDE};
+            continue;
+        }
+        c = &content[block[i]];
+        refs[i].host = (ram->block[block[i]].host + offset[i]) | VM_REF_FIRST;
+        refs[i].base = vm_content_base(c, offset[i]);
+        if (c->file) {
+            refs[i].host |= VM_REF_FILE;
+        } else if (vm_content_page_is_zero(c, offset[i] >> c->page_shift)) {
+            refs[i].host |= VM_REF_ZERO;
+        }
+    }
+}
+
+void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const int32_t *block,
+                     const uint64_t *offset, const uint8_t *marks)
+{
+    for (uint64_t i = 0; i < pages; i++) {
+        uint8_t *to;
+
+        if (block[i] != (int32_t)index) {
+            continue;
+        }
+        to = block_marks + offset[i] / 8;
+        for (unsigned word = 0; word < MARKS_PER_PAGE; word++) {
+            if (marks[i * MARKS_PER_PAGE + word]) { /* what was not written stays unallocated */
+                to[word] |= marks[i * MARKS_PER_PAGE + word];
+            }
+        }
+    }
+}
+
+/* Mark the bytes of one write; a write that goes on on the next page does so in the dictionary too.
+ */
+static void mark_write(const struct vm_guest *g, uint64_t where, unsigned size)
+{
+    uint8_t *marks = g->marks;
+
+    for (uint64_t byte = where; byte < where + size; byte++) {
+        if (!(g->refs[byte >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE)) {
+            __atomic_fetch_or(&marks[byte >> 3], (uint8_t)(1u << (byte & 7)), __ATOMIC_RELEASE);
+        }
+    }
+}
+
+static uint32_t mark_slice(void *context, const struct vm_slice *s)
+{
+    const struct vm_guest *g = context;
+
+    for (uint32_t i = 0; i < s->count; i++) {
+        unsigned kind = s->what[i] & 3;
+        uint64_t where = vm_where_of(s, i, s->wide);
+        /* An access whose first byte lies outside was dropped as a whole. */
+        bool dropped = g->refs[where >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE;
+
+        if ((kind == VM_STORE || kind == VM_MODIFY) && !dropped) {
+            mark_write(g, where, g->sizes[s->what[i] >> 2]);
+        }
+    }
+    return s->count;
+}
+
+int vm_vcpu_mark(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
+                 struct vm_synthetic *synthetic, struct vm_error *err)
+{
+    struct vm_work work = {stream, streams, synthetic};
+
+    return vm_for_each_slice(v, &work, 0, v->begin, mark_slice, (void *)v->guest, err);
+}

@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from support import HUGE, PoolLock
 
 from vmemu import hugepages
+
+# A machine that runs tests in parallel is slow at any moment; nothing here is about time.
+settings.register_profile("vmemu", deadline=None)
+settings.load_profile("vmemu")
 
 
 @pytest.fixture

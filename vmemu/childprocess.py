@@ -18,6 +18,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from vmemu.errors import HostError
+
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
@@ -42,7 +44,17 @@ class ChildProcess:
         self._closed = False
 
     def start(self) -> None:
-        """Start it. The caller closes its own copies of the child's descriptors afterwards."""
+        """Start it. The caller closes its own copies of the child's descriptors afterwards.
+
+        Raises HostError in a process that may have no children.
+        """
+        from multiprocessing import current_process
+
+        if current_process().daemon:
+            raise HostError(
+                f"{self.what} can't be started: this process is a daemon of multiprocessing, such "
+                "as a worker of its Pool, and may have no children; concurrent.futures has others"
+            )
         with _without_main(), _without_interrupts():
             self.process.start()
 

@@ -45,7 +45,8 @@ from vmemu.units import format_size
 from vmemu.userfault import Feature, Userfaultfd
 
 LAST_WORDS_S = 0.5
-"""How long the listen thread may take to read why the source has ended."""
+"""How long the listen thread may take to read the source's last message: why it has ended, or that
+all is sent."""
 THREAD_PATIENCE_S = 5.0
 """How long a thread that was told to quit may take; it only has to leave one poll."""
 
@@ -408,6 +409,8 @@ class IncomingPostcopy:
         """
         if self.state is PostcopyState.END:
             return
+        if not failed and self.complete:
+            self._hear_out()
         self._enter(PostcopyState.END)
         self._note("postcopy_ram_incoming_cleanup_entry")
         steps: list[Callable[[], object]] = [
@@ -424,6 +427,13 @@ class IncomingPostcopy:
             partial(self._note, "postcopy_ram_incoming_cleanup_exit"),
         ]
         run_all(steps)
+
+    def _hear_out(self) -> None:
+        """As in QEMU the listen thread ends first, with the source's word that all is sent; one
+        that does not come is not needed any more."""
+        for thread in self._threads:
+            if thread.name == "listen":
+                thread.join(LAST_WORDS_S)
 
     def _thp_on(self) -> None:
         for block in self.memory.blocks:

@@ -347,6 +347,33 @@ def test_an_interrupted_run_keeps_the_clients_figures(block: str) -> None:
     assert built["verify"]["ok"] is None
 
 
+def test_ctrl_c_of_a_terminal_goes_to_clients_too_and_is_not_theirs(tmp_path: Path) -> None:
+    path, kept = tmp_path / "endless.yaml", tmp_path / "result.json"
+    trace = synthetic("uniform", accesses=ENDLESS, write_share=0.5)
+    one = {"name": "one", "block": "vram", "vcpus": 2, "trace": trace}
+    data = {"blocks": [LOCAL, SHARED], "guest": {"trace": trace}, "clients": [one]}
+    path.write_text(json.dumps(data))
+    command = [sys.executable, "-m", "vmemu", "run", str(path), "--json", str(kept)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        # The main thread, one that hears the client, the fault and listen threads, a vCPU.
+        while len(os.listdir(f"/proc/{process.pid}/task")) < 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, err) == (130, "")
+    result = json.loads(kept.read_text())
+    schema.validate(result)
+    assert result["status"] == "interrupted"
+    assert result["clients"][0]["reads_wrong"] == 0
+
+
 def test_a_stall_names_the_client_that_waits() -> None:
     """The source is stopped as soon as all are ready: whatever is touched then never comes."""
     big = {"name": "big", "backing": "shared", "size": 16 * MIB}

@@ -80,41 +80,37 @@ def recorded() -> Log:
     return sorted(both, key=lambda event: event.t_ns)
 
 
+class Ours:
+    """What our migration logged, in the format that a suffix says; run and read once each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.log = functools.cache(self._log)
+
+    def path(self, suffix: str) -> str:
+        return str(self._directory / f"events{suffix}")
+
+    def _log(self, suffix: str) -> Log:
+        run = Migration(load(LIKE_QEMU, QUICKER), events=self.path(suffix)).run()
+        assert (run.status, run.error) == ("completed", None)
+        return list(events.read(self.path(suffix)))
+
+
 @pytest.fixture(scope="module")
-def log_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The log of ours in a format, which its file's suffix says."""
-    directory = tmp_path_factory.mktemp("like-qemu")
-
-    @functools.cache
-    def run(suffix: str) -> str:
-        path = str(directory / f"events{suffix}")
-        done = Migration(load(LIKE_QEMU, QUICKER), events=path).run()
-        assert (done.status, done.error) == ("completed", None)
-        return path
-
-    return run
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Ours:
+    return Ours(tmp_path_factory.mktemp("like-qemu"))
 
 
 @pytest.fixture(params=[".jsonl", ".log"], ids=["json", "text"])
-def log_file(
-    request: pytest.FixtureRequest, userfault: None, log_files: Callable[[str], str]
-) -> str:
+def ours(request: pytest.FixtureRequest, logs: Ours) -> Log:
     """The log of ours, in each format."""
-    return log_files(request.param)
-
-
-@pytest.fixture
-def ours(log_file: str) -> Log:
-    """What our migration logged."""
-    return list(events.read(log_file))
+    return logs.log(request.param)
 
 
 @pytest.fixture(params=["recorded", ".jsonl", ".log"], ids=["qemu", "json", "text"])
-def either(
-    request: pytest.FixtureRequest, recorded: Log, log_files: Callable[[str], str]
-) -> Log:
+def either(request: pytest.FixtureRequest, recorded: Log, logs: Ours) -> Log:
     """The one and the other: what is said of it holds of both."""
-    return recorded if request.param == "recorded" else list(events.read(log_files(request.param)))
+    return recorded if request.param == "recorded" else logs.log(request.param)
 
 
 # ---- the scenario ----
@@ -156,10 +152,12 @@ def test_each_side_does_what_qemus_did_in_the_same_order(
     assert steps(ours, side) == steps(recorded, side)
 
 
-def test_the_comparison_shows_the_same_states(log_file: str) -> None:
+@pytest.mark.parametrize("suffix", [".jsonl", ".log"])
+def test_the_comparison_shows_the_same_states(logs: Ours, suffix: str) -> None:
     """QEMU's recording has no event of advise and listen."""
+    logs.log(suffix)
     qemu = eventcompare.summarize("+".join(map(str, RECORDED.values())))["states"]
-    mine = eventcompare.summarize(log_file)["states"]
+    mine = eventcompare.summarize(logs.path(suffix))["states"]
     assert mine[SOURCE] == qemu[SOURCE]
     assert qemu[DESTINATION] == ["discard", "running", "end"]
     assert mine[DESTINATION] == ["advise", "discard", "listening", "running", "end"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -16,9 +17,10 @@ import pytest
 from support import HUGE, MIB, Footprint, anonymous, huge, mapped_at, shared, vm_flags
 
 from vmemu import hugepages
-from vmemu.errors import HostError, HugepageShortage, InputError
+from vmemu.errors import CoreError, HostError, HugepageShortage, InputError
 from vmemu.manager import MemoryManager
 from vmemu.ramblock import RAMBlock
+from vmemu.userfault import Ioctl
 
 uses_hugepages = pytest.mark.usefixtures("hugetlb", "pool_lock")
 
@@ -252,6 +254,37 @@ def test_a_file_path_leaves_nothing_even_after_sigkill(backing, request):
         child.kill()
         assert child.wait() == -signal.SIGKILL
     assert not path.exists()
+
+
+# ---- unregistering ----
+
+
+def test_a_block_that_cannot_be_unregistered_keeps_no_other_registered():
+    class Refusing:
+        def __init__(self) -> None:
+            self.unregistered: list[int] = []
+
+        def register(self, start: int, length: int) -> Ioctl:
+            return ~Ioctl(0)
+
+        def unregister(self, start: int, length: int) -> None:
+            self.unregistered.append(start)
+            if len(self.unregistered) != 2:
+                raise CoreError("UFFDIO_UNREGISTER", errno.EINVAL, start)
+
+    uffd = Refusing()
+    with MemoryManager([anonymous("a"), shared("b"), anonymous("c")]) as memory:
+        memory.map()
+        memory.register(uffd)
+        addresses = [block.address for block in memory.blocks]
+        with pytest.raises(CoreError) as caught:
+            memory.unregister()
+        assert uffd.unregistered == addresses
+        assert caught.value.address == addresses[0]
+        (note,) = caught.value.__notes__
+        assert f"{addresses[2]:#x}" in note
+        memory.unregister()  # nothing is left to do
+        assert uffd.unregistered == addresses
 
 
 # ---- shortage ----

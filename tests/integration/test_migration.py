@@ -25,6 +25,7 @@ from vmemu.config import Scenario
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.migration import Migration, Progress, Run, StallError, VerificationError
 from vmemu.recipe import SyntheticRecipe
+from vmemu.results import document
 from vmemu.userfault import How
 from vmemu.workload import StreamSlice, Workload
 
@@ -100,6 +101,41 @@ def test_each_layout_migrates_in_each_mode(layout, preempt, push, vcpus):
         assert len(worker.faults()) == worker.figures.faults
     if not push:
         assert sum(worker.figures.faults for worker in run.workers) > 0
+
+
+@pytest.mark.parametrize("preempt", [True, False], ids=["preempt", "one-channel"])
+@pytest.mark.parametrize("threads", [2, 5, 16])
+def test_several_fault_threads_give_every_byte_right(layout, preempt, threads):
+    modes = {"preempt": preempt, "push": False, "fault_threads": threads}
+    run = completed(
+        scenario(
+            BLOCKS[layout],
+            guest=guest(vcpus=8, accesses=4000),
+            migration={"postcopy": modes},
+        )
+    )
+    figures = run.incoming.figures
+    assert figures.fault_running == threads
+    assert figures.stats.messages >= figures.stats.requests > 0
+    requested = run.incoming.requested_pages()
+    assert len(requested) == figures.stats.requests
+    pages = {(int(one["block"]), int(one["page"])) for one in requested}
+    assert len(pages) == len(requested)
+
+
+@pytest.mark.parametrize("flip_at", ["0%", "1%", "40%", "100%"])
+@pytest.mark.parametrize("kind", ["sequential", "uniform", "permutation"])
+def test_accesses_add_up_over_source_and_destination(kind, flip_at):
+    share = int(flip_at.removesuffix("%"))
+    migration = postcopy() | {"precopy": {"rounds": 2}, "flip_at": flip_at}
+    run = completed(scenario([ANONYMOUS, SHARED], guest=guest(kind, 3), migration=migration))
+    vcpus = document.build(run)["vcpus"]
+    wanted = run.workload.accesses_by_vcpu()
+    assert [vcpu["accesses"] for vcpu in vcpus] == wanted
+    assert [vcpu["accesses_at_source"] for vcpu in vcpus] == [n * share // 100 for n in wanted]
+    for vcpu, worker in zip(vcpus, run.workers, strict=True):
+        assert vcpu["accesses"] == vcpu["accesses_at_source"] + worker.figures.accesses
+        assert vcpu["reads"] + vcpu["writes"] == vcpu["accesses"]
 
 
 @pytest.mark.parametrize("kind", ["sequential", "uniform", "permutation"])

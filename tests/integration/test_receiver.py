@@ -203,7 +203,9 @@ def test_a_hostile_message_is_one_protocol_error(destination, loop, name, before
     assert destination.ram.pages_received == (2 if before else 0)
 
 
-@pytest.mark.parametrize("sent", [b"", b"\4", Header(Message.PAGES, pages=1, length=PAGE).pack(), pages(0, 0)[:-1]])
+@pytest.mark.parametrize(
+    "sent", [b"", b"\4", Header(Message.PAGES, pages=1, length=PAGE).pack(), pages(0, 0)[:-1]]
+)
 @pytest.mark.parametrize("loop", ["listen", "serve_faults"])
 def test_half_a_message_and_then_the_end_is_a_source_that_is_gone(destination, loop, sent):
     with pytest.raises(PeerGone, match="closed the channel before all pages were sent"):

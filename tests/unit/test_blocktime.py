@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmemu import blocktime
+from vmemu import blocktime, core
 from vmemu.guest_worker import FAULT_DTYPE
 
 QUANTILES = {"p50": (1, 2), "p90": (9, 10), "p99": (99, 100), "p999": (999, 1000)}
@@ -94,6 +94,71 @@ def test_a_histogram_counts_each_latency_in_its_bucket(latency):
     for bucket in buckets:
         seen += bucket["count"]
         assert seen == sum(value <= bucket["le_ns"] for value in latency.tolist())
+
+
+# ---- QEMU's buckets, stages, others ----
+
+
+def naive_bucket(latency_ns: int) -> int:
+    us = latency_ns // 1000
+    inside = [n for n in range(24) if 2**n <= us < 2 ** (n + 1)]
+    return inside[0] if inside else 0 if us < 1 else 23
+
+
+edges = st.builds(
+    lambda power, below: max(1000 * 2**power - below, 0), st.integers(0, 40), st.integers(-1, 1001)
+)
+
+
+@given(st.lists(st.one_of(st.integers(0, 10**14), edges), max_size=60))
+def test_each_latency_is_in_its_bucket_of_qemu(latencies):
+    expected = [0] * 24
+    for latency in latencies:
+        expected[naive_bucket(latency)] += 1
+    assert blocktime.qemu_buckets(np.array(latencies, np.uint64)) == expected
+
+
+TIMES = ("asked_ns", "queued_ns", "sent_ns", "arrived_ns", "placed_ns")
+
+
+@st.composite
+def requested_pages(draw):
+    """Ways of requested pages: times in order, asked for by one of a few threads."""
+    steps = st.lists(st.integers(0, 10**10), min_size=4, max_size=4)
+    found = []
+    for start in draw(st.lists(st.integers(0, 10**17), max_size=20)):
+        times = [start, *(start + sum(taken) for taken in prefixes(draw(steps)))]
+        found.append((*times, 0, 0, draw(st.integers(0, 4))))
+    return np.array(found, blocktime.STAGE_DTYPE)
+
+
+def prefixes(steps: list[int]) -> list[list[int]]:
+    return [steps[: n + 1] for n in range(len(steps))]
+
+
+@given(requested_pages())
+def test_the_stages_are_what_lies_between_the_times_of_a_page(records):
+    stages = blocktime.stages(records)
+    assert list(stages) == ["request", "queue", "transfer", "place"]
+    for name, begin, end in zip(stages, TIMES, TIMES[1:], strict=False):
+        taken = [int(one[end]) - int(one[begin]) for one in records]
+        assert stages[name] == blocktime.summary(np.array(taken, np.uint64))
+        assert stages[name]["max"] == max(taken, default=0)
+
+
+@given(requested_pages(), st.sets(st.integers(0, 6)))
+def test_others_are_the_pages_that_no_vcpu_asked_for_first(records, vcpus):
+    others = [
+        int(one["placed_ns"]) - int(one["asked_ns"]) for one in records if one["tid"] not in vcpus
+    ]
+    assert blocktime.of_others(records, sorted(vcpus)).tolist() == others
+
+
+def test_the_core_has_the_records_of_pages_as_numpy_reads_them():
+    assert core.ffi.sizeof("struct vm_stage_record") == blocktime.STAGE_DTYPE.itemsize
+    for name in blocktime.STAGE_DTYPE.names:
+        offset = core.ffi.offsetof("struct vm_stage_record", name)
+        assert blocktime.STAGE_DTYPE.fields[name][1] == offset
 
 
 def test_a_histogram_begins_at_a_microsecond_and_has_eight_buckets_an_octave():

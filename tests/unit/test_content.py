@@ -238,6 +238,12 @@ def test_a_check_that_is_stopped_stops():
     entry, image = IMAGES[0.0]
     result = core.ffi.new("struct vm_verify *", {"stop": 1})
     core.lib.vm_verify_block(
-        result, 0, core.ffi.from_buffer("uint8_t[]", image), SIZE, entry, core.ffi.NULL, core.ffi.NULL
+        result,
+        0,
+        core.ffi.from_buffer("uint8_t[]", image),
+        SIZE,
+        entry,
+        core.ffi.NULL,
+        core.ffi.NULL,
     )
     assert result.bytes_checked == 0

@@ -200,11 +200,12 @@ class Incoming(RuleBasedStateMachine):
                 self.faults.pass_by("fault thread")
             return real(function, *arguments)
 
+        def open_uffd(wanted: object) -> FakeUffd:
+            return FakeUffd(self.faults, self.registered)
+
         self.patches = [
             mock.patch.object(core, "call", call),
-            mock.patch(
-                "vmemu.postcopy.Userfaultfd", lambda _: FakeUffd(self.faults, self.registered)
-            ),
+            mock.patch("vmemu.postcopy.Userfaultfd", open_uffd),
         ]
         for patch in self.patches:
             patch.start()
@@ -246,18 +247,26 @@ class Incoming(RuleBasedStateMachine):
             )
             assert self.seen() == before
             return False
-        self.faults.armed = failing
-        try:
-            call()
-        except (Injected, HostError) as error:
-            assert failing in str(error)
+        if not self.attempt(call, failing):
             return False
-        assert failing is None or self.faults.armed == failing, "the failure was swallowed"
-        self.faults.armed = None
         if to is not None and to is not self.state:
             self.state = to
             self.history.append(to)
         return True
+
+    def attempt(self, call: Callable[[], object], failing: str | None) -> bool:
+        """Whether it went through: it fails exactly when it comes by the point that fails."""
+        self.faults.armed = failing
+        caught: Exception | None = None
+        try:
+            call()
+        except (Injected, HostError) as error:
+            caught = error
+        hit = failing is not None and self.faults.armed is None
+        self.faults.armed = None
+        assert hit == (caught is not None)
+        assert not hit or str(failing) in str(caught)
+        return not hit
 
     # ---- the steps ----
 
@@ -282,9 +291,7 @@ class Incoming(RuleBasedStateMachine):
     @rule()
     def receive_precopy(self) -> None:
         threads: list[Any] = []
-        if self.step(
-            "receive_precopy", lambda: threads.append(self.incoming.receive_precopy())
-        ):
+        if self.step("receive_precopy", lambda: threads.append(self.incoming.receive_precopy())):
             (self.precopy,) = threads
 
     @precondition(lambda self: self.precopy is not None and self.state is State.ADVISE)
@@ -364,8 +371,7 @@ class Incoming(RuleBasedStateMachine):
 
     @rule(
         failed=st.booleans(),
-        failing=st.none()
-        | st.sampled_from(["thp on ram", "thp on vram", "unregister", "relock"]),
+        failing=st.none() | st.sampled_from(["thp on ram", "thp on vram", "unregister", "relock"]),
     )
     def end(self, failed: bool, failing: str | None) -> None:
         if self.state is State.END:
@@ -376,14 +382,7 @@ class Incoming(RuleBasedStateMachine):
         self.state = State.END
         self.history.append(State.END)
         self.inhibited = False
-        self.faults.armed = failing
-        try:
-            self.incoming.end(failed)
-        except Injected as error:
-            assert error.operation == failing
-        else:
-            assert failing is None or self.faults.armed == failing, "the failure was swallowed"
-        self.faults.armed = None
+        self.attempt(lambda: self.incoming.end(failed), failing)
         self.nothing_is_left(failed)
 
     def nothing_is_left(self, failed: bool) -> None:

@@ -101,7 +101,11 @@ def test_advise_accepts_what_both_ends_agree_on(side):
             16384,
             "target page size 16384 at the source, 4096 here",
         ),
-        ([BlockEntry("ram", 1, 2)], 3, "target page size 3 .*; block ram: 1 bytes .*; block ram: pages of 2B"),
+        (
+            [BlockEntry("ram", 1, 2)],
+            3,
+            "target page size 3 .*; block ram: 1 bytes .*; block ram: pages of 2B",
+        ),
     ],
 )
 def test_advise_names_all_that_differs_and_stays(side, announced, target, words):

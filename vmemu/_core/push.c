@@ -96,8 +96,9 @@ static bool held_back(struct vm_source *s)
     struct timespec wait = {(time_t)(delay / 1000000000u), (long)(delay % 1000000000u)};
     struct pollfd over = {.fd = s->push_fd, .events = POLLIN};
 
-    if (delay) {
-        ppoll(&over, 1, &wait, NULL); /* rung at the end only: it has been read at the beginning */
+    /* Rung at the end, after stop was set; unless that ring was read with the one of the begin. */
+    if (delay && !vm_get_acquire(&s->stop)) {
+        ppoll(&over, 1, &wait, NULL);
     }
     return vm_get_acquire(&s->stop);
 }

@@ -62,7 +62,14 @@ def run(
 
         scenario = load(scenario_file, map(split_override, overrides), seed)
         flips = _flips(scenario, inject)
-        result = _run_and_keep(interrupts, scenario, flips, json_file, events, not quiet)
+        result = _run_and_keep(
+            interrupts,
+            scenario,
+            flips=flips,
+            json_file=json_file,
+            events=events,
+            show_progress=not quiet,
+        )
         stream = sys.stderr if json_file == "-" else sys.stdout
         _show(result, stream, quiet)
     return EXIT_CODES[result["status"]]
@@ -71,6 +78,7 @@ def run(
 def _run_and_keep(
     interrupts: _VerbSignals,
     scenario: Scenario,
+    *,
     flips: Flips,
     json_file: str | None,
     events: str | None,

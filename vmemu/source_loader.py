@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, VmemuError
 from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
-from vmemu.source_precopy import Note, Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
+from vmemu.source_precopy import ALIVE_S, Note, Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
 
 NO_PRECOPY = PrecopySpec()
 if TYPE_CHECKING:
@@ -75,6 +77,25 @@ def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
         sys.exit(1)
 
 
+@contextlib.contextmanager
+def _saying_alive(ends: ChannelEnds) -> Iterator[None]:
+    """Images of many GiB take longer than the destination waits for a source that says nothing."""
+    made = threading.Event()
+
+    def say() -> None:
+        with contextlib.suppress(PeerGone):
+            while not made.wait(ALIVE_S):
+                send(ends.main, Message.ROUND)
+
+    thread = threading.Thread(target=say, name="alive")
+    thread.start()
+    try:
+        yield
+    finally:
+        made.set()
+        thread.join()
+
+
 def _say_failed(ends: ChannelEnds, reason: str, exit_code: int) -> None:
     with contextlib.suppress(PeerGone):
         send(ends.main, Message.FAILED, reason.encode()[:4000], pages=exit_code)
@@ -84,7 +105,8 @@ def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     ours = Summary(list(spec.blocks), BASE_PAGE)
     _noting(spec)("migrate_set_state", new_state="setup")
     send(ends.main, Message.HELLO, ours.pack())
-    source = _create(spec)
+    with _saying_alive(ends):
+        source = _create(spec)
     source.main_fd = ends.main.fileno()
     theirs = unpack_summary(receive(ends.return_path, Message.ADVISE))
     if theirs != ours:

@@ -61,7 +61,8 @@ def wanted(
     push: bool = False,
 ) -> Scenario:
     """A guest that writes all over a round of pre-copy, and faults on what that makes missing."""
-    guest = {"vcpus": vcpus, "trace": synthetic("uniform", accesses=120_000, write_share=0.006)}
+    shape = {"accesses": 800_000, "write_share": 0.001} if before else {"accesses": 20_000}
+    guest = {"vcpus": vcpus, "trace": synthetic("uniform", **shape)}
     postcopy = {"preempt": preempt, "push": push}
     return scenario(blocks, guest=guest, migration=(before or {}) | {"postcopy": postcopy})
 

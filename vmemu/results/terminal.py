@@ -218,8 +218,9 @@ def _stages(stages: Document) -> str:
 def _precopy(document: Document) -> str:
     sent, discards = document["precopy"], document["discards"]
     at_source = sum(vcpu["accesses_at_source"] for vcpu in document["vcpus"])
+    rounds = f"{sent['rounds']} round{'s' * (sent['rounds'] != 1)}"
     return (
-        f"{sent['rounds']} round{'s' * (sent['rounds'] != 1)}, {format_size(sent['bytes_sent'], digits=4)} sent; "
+        f"{rounds}, {format_size(sent['bytes_sent'], digits=4)} sent; "
         f"{at_source:,} accesses at the source; {discards['commands']} discards of "
         f"{discards['ranges']} ranges"
     )

@@ -291,7 +291,7 @@ def some_pages_are_here(incoming: IncomingPostcopy) -> bool:
 
 
 def pre_copy_has_begun(incoming: IncomingPostcopy) -> bool:
-    return bool(incoming.figures.messages)
+    return bool(incoming.figures.bytes_precopied)
 
 
 @pytest.mark.parametrize("preempt", [True, False], ids=["preempt", "one-channel"])

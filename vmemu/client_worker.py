@@ -395,7 +395,10 @@ def serve(spec: ClientSpec, end: socket.socket) -> None:
 
 
 def _serve(spec: ClientSpec, end: socket.socket) -> None:
-    _, (memory, beside), _, _ = socket.recv_fds(end, PACKET, 2)
+    packet, descriptors, _, _ = socket.recv_fds(end, PACKET, 2)
+    if not packet:
+        return  # the owner ended before it had anything to say
+    memory, beside = descriptors
     workload = spec.recipe.make((spec.block,))
     shared = SharedState(beside, spec.vcpus, len(workload.block) if spec.marked else 0)
     os.close(beside)

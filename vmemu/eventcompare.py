@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vmemu.blocktime import summary
 from vmemu.errors import TraceError
-from vmemu.eventfile import DESTINATION, SOURCE, Event, Events, Tally, open_events
+from vmemu.eventfile import DESTINATION, SOURCE, Event, Tally, open_events
 
 SCHEMA = "vmemu-event-comparison/1"
 TARGET_PAGE = 4096
@@ -429,14 +429,6 @@ def summarize(text: str) -> Document:
             one.add(reader)
             one.note(reader.tally)
     return one.document(text)
-
-
-def summarize_events(events: Events, name: str = "") -> Document:
-    """The figures of events that were read before."""
-    one = Summary()
-    one.add(events)
-    one.note(events.tally)
-    return one.document(name)
 
 
 def compare(names: Sequence[str]) -> Document:

@@ -247,10 +247,12 @@ class Migration:
     def _close_logs(self) -> None:
         """Write what both sides have logged; the source's own end included, and when it was
         killed."""
-        if self._logs and self._event_file is not None:
-            write_events(self._event_file, self._logs)
-        for log in self._logs:
-            log.close()
+        try:
+            if self._logs and self._event_file is not None:
+                write_events(self._event_file, self._logs)
+        finally:
+            if not self._stuck():
+                run_all(log.close for log in self._logs)
 
     def _launch_clients(self, memory: MemoryManager) -> None:
         """They come up beside the source, and register before anybody runs."""
@@ -522,9 +524,7 @@ class Migration:
         if self._source is not None:
             patience_s = PATIENCE_S if run.status == "completed" else 0.2
             steps.append(partial(self._source.stop, patience_s))
-        steps += [self._unmap, self._close_logs]
-        if self._bell is not None:
-            steps.append(self._bell.close)
+        steps += [self._unmap, self._lock_again, self._close_logs, self._close_bell]
         with self._enter("cleanup"):
             try:
                 run_all(steps)
@@ -555,11 +555,25 @@ class Migration:
             self._balloon_worker.stop()
             self._balloon_worker.join()
 
-    def _unmap(self) -> None:
+    def _stuck(self) -> bool:
+        """Whether a thread may still use what all share: giving that back would kill the process,
+        or have it write into somebody else's file."""
         run = self.run_state
-        stuck = [worker for worker in run.workers if not worker.join(0)]
-        if stuck:
-            # Unmapping under a thread that still touches memory would kill the process.
-            raise MigrationError(f"{len(stuck)} vCPU threads do not end; their memory stays mapped")
-        if run.memory is not None:
-            run.memory.unmap()
+        vcpus = any(not worker.join(0) for worker in run.workers)
+        return vcpus or (run.incoming is not None and bool(run.incoming.stuck))
+
+    def _unmap(self) -> None:
+        if self._stuck():
+            raise MigrationError("threads do not end; the guest's memory stays mapped")
+        if self.run_state.memory is not None:
+            self.run_state.memory.unmap()
+
+    def _lock_again(self) -> None:
+        """What else this process had locked, when the migration did not get as far as its end."""
+        run = self.run_state
+        if self._memlock is not None and run.status != "completed":
+            run.warnings += self._memlock.relock()
+
+    def _close_bell(self) -> None:
+        if self._bell is not None and not self._stuck():
+            self._bell.close()

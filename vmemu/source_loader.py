@@ -126,7 +126,8 @@ def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
     """Everything up to the flip; afterwards the guest belongs to the destination."""
     guest = None
     if spec.guest is not None:
-        guest = SourceGuest(spec.guest, source, spec.seed, spec.blocks, spec.contents)
+        with _saying_alive(ends):
+            guest = SourceGuest(spec.guest, source, spec.seed, spec.blocks, spec.contents)
     after_ns = spec.guest.after_ns if spec.guest is not None else None
     precopy = Precopy(
         source,

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -48,6 +48,16 @@ ALLOWED = {
     "resume": [State.PAUSED],
     "request_push": [State.LISTENING, State.RUNNING],
 }
+STEPS: dict[str, Callable[[IncomingPostcopy], object]] = {
+    "advise": lambda incoming: incoming.advise(SUMMARY),
+    "receive_precopy": lambda incoming: incoming.receive_precopy(),
+    "discard": lambda incoming: incoming.discard("ram", [(0, PAGE)]),
+    "listen": lambda incoming: incoming.listen(),
+    "run": lambda incoming: incoming.run(),
+    "pause": lambda incoming: incoming.pause(),
+    "resume": lambda incoming: incoming.resume(),
+    "request_push": lambda incoming: incoming.request_push(),
+}
 BAD_DISCARDS = [
     ("rom", [(0, PAGE)]),
     ("ram", [(0, PAGE), (PAGES * PAGE, PAGE)]),
@@ -66,6 +76,11 @@ good_ranges = st.lists(
     min_size=1,
     max_size=3,
 )
+
+
+def allowed(step: str) -> Any:
+    """Only while the state allows the step: every other order is ``step_in_the_wrong_state``."""
+    return precondition(lambda self: self.state in ALLOWED[step])
 
 
 class Injected(CoreError):
@@ -154,8 +169,9 @@ def descriptors() -> set[str]:
 class Incoming(RuleBasedStateMachine):
     """One incoming migration from its begin to a point where nothing of it is left."""
 
-    @initialize(preempt=st.booleans(), fault_threads=st.integers(1, 3))
-    def begin(self, preempt: bool, fault_threads: int) -> None:
+    @initialize(preempt=st.booleans(), fault_threads=st.integers(1, 3), life=st.integers(0, 12))
+    def begin(self, preempt: bool, fault_threads: int, life: int) -> None:
+        self.life, self.taken = life, 0  # the end may come once so many steps are taken
         self.before_all = descriptors()
         self.faults = Faults()
         self.registered: set[int] = set()
@@ -236,17 +252,8 @@ class Incoming(RuleBasedStateMachine):
         to: State | None = None,
         failing: str | None = None,
     ) -> bool:
-        """Take a step; whether it did what it is for."""
-        if self.state not in ALLOWED[name]:
-            before = self.seen()
-            with pytest.raises(StateError) as caught:
-                call()
-            names = " or ".join(state.value for state in ALLOWED[name])
-            assert str(caught.value) == (
-                f"{name} needs state {names}, and the migration is in state {self.state.value}"
-            )
-            assert self.seen() == before
-            return False
+        """Take a step that the state allows; whether it did what it is for."""
+        assert self.state in ALLOWED[name]
         if not self.attempt(call, failing):
             return False
         if to is not None and to is not self.state:
@@ -256,6 +263,7 @@ class Incoming(RuleBasedStateMachine):
 
     def attempt(self, call: Callable[[], object], failing: str | None) -> bool:
         """Whether it went through: it fails exactly when it comes by the point that fails."""
+        self.taken += 1
         self.faults.armed = failing
         caught: Exception | None = None
         try:
@@ -270,9 +278,23 @@ class Incoming(RuleBasedStateMachine):
 
     # ---- the steps ----
 
+    @rule(name=st.sampled_from(list(STEPS)))
+    def step_in_the_wrong_state(self, name: str) -> None:
+        if self.state in ALLOWED[name]:
+            return
+        before = self.seen()
+        with pytest.raises(StateError) as caught:
+            STEPS[name](self.incoming)
+        names = " or ".join(state.value for state in ALLOWED[name])
+        assert str(caught.value) == (
+            f"{name} needs state {names}, and the migration is in state {self.state.value}"
+        )
+        assert self.seen() == before
+
+    @allowed("advise")
     @rule(failing=st.none() | st.sampled_from(["unlock", "discard ram", "discard vram"]))
     def advise(self, failing: str | None) -> None:
-        self.inhibited |= self.state is State.NONE
+        self.inhibited = True
         if self.step("advise", lambda: self.incoming.advise(SUMMARY), State.ADVISE, failing):
             self.said.append(Message.ADVISE)
             for block in self.memory.blocks:
@@ -287,7 +309,7 @@ class Incoming(RuleBasedStateMachine):
             self.incoming.advise(Summary(SUMMARY.blocks[:1], PAGE))
         assert self.seen() == before
 
-    @precondition(lambda self: self.precopy is None)
+    @precondition(lambda self: self.precopy is None and self.state is State.ADVISE)
     @rule()
     def receive_precopy(self) -> None:
         threads: list[Any] = []
@@ -302,6 +324,7 @@ class Incoming(RuleBasedStateMachine):
             assert self.precopy.join()
             assert self.incoming.control == Header(Message.FLIP)
 
+    @allowed("discard")
     @rule(
         name=st.sampled_from(["ram", "vram"]),
         ranges=good_ranges,
@@ -320,7 +343,7 @@ class Incoming(RuleBasedStateMachine):
             before["bytes"] += sum(length for _, length in ranges)
         assert vars(self.incoming.discards) == before
 
-    @precondition(lambda self: self.state in ALLOWED["discard"])
+    @allowed("discard")
     @rule(wrong=st.sampled_from(BAD_DISCARDS))
     def discard_what_is_not_there(self, wrong: tuple[str, list[tuple[int, int]]]) -> None:
         before = self.seen()
@@ -328,6 +351,7 @@ class Incoming(RuleBasedStateMachine):
             self.incoming.discard(*wrong)
         assert self.seen() == before
 
+    @allowed("listen")
     @rule(
         failing=st.none()
         | st.sampled_from(
@@ -342,33 +366,38 @@ class Incoming(RuleBasedStateMachine):
         )
     )
     def listen(self, failing: str | None) -> None:
-        if self.tried_to_listen and self.state in ALLOWED["listen"]:
+        if self.tried_to_listen:
             before = self.seen()
             with pytest.raises(StateError, match=f"before, in state {self.state.value}: only end"):
                 self.incoming.listen()
             assert self.seen() == before
             return
-        self.tried_to_listen |= self.state in ALLOWED["listen"]
+        self.tried_to_listen = True
         if self.step("listen", self.incoming.listen, State.LISTENING, failing):
             assert self.registered == {block.address for block in self.memory.blocks}
 
+    @allowed("run")
     @rule()
     def run(self) -> None:
         self.step("run", self.incoming.run, State.RUNNING)
 
+    @allowed("pause")
     @rule()
     def pause(self) -> None:
         self.step("pause", self.incoming.pause, State.PAUSED)
 
+    @allowed("resume")
     @rule()
     def resume(self) -> None:
         self.step("resume", self.incoming.resume, State.RUNNING)
 
+    @allowed("request_push")
     @rule()
     def request_push(self) -> None:
         if self.step("request_push", self.incoming.request_push):
             self.said.append(Message.PUSH)
 
+    @precondition(lambda self: self.state is State.END or self.taken >= self.life)
     @rule(
         failed=st.booleans(),
         failing=st.none() | st.sampled_from(["thp on ram", "thp on vram", "unregister", "relock"]),
@@ -426,4 +455,9 @@ class Incoming(RuleBasedStateMachine):
 
 
 TestIncoming = Incoming.TestCase
-TestIncoming.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestIncoming.settings = settings(
+    max_examples=100,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)

@@ -24,7 +24,10 @@ static int read_all(struct vm_incoming *in, void *buffer, uint64_t length, struc
     while (length > 0) {
         ssize_t got;
 
-        if (poll(p, 2, -1) < 0 && errno != EINTR) {
+        if (poll(p, 2, -1) < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
             return vm_fail_errno(err, "poll of the main channel", 0);
         }
         if (p[1].revents) {
@@ -64,6 +67,9 @@ static int check_precopy(const struct vm_ram *ram, const struct vm_header *h, st
     if (h->offset != first << VM_PAGE_SHIFT || h->pages == 0 || first >= pages ||
         h->pages > pages - first) {
         return refuse(h, "not whole target pages of the block", err);
+    }
+    if (h->pages > VM_RUN_BYTES >> VM_PAGE_SHIFT) {
+        return refuse(h, "the run is too long", err);
     }
     if (h->length != (h->type == VM_MSG_PRECOPY_PAGES ? (uint64_t)h->pages << VM_PAGE_SHIFT : 0)) {
         return refuse(h, "the length is not that of the pages", err);

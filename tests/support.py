@@ -17,6 +17,8 @@ from typing import Any, Self
 from vmemu import hugepages
 from vmemu.config import Scenario
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
+from vmemu.recipe import SyntheticRecipe
+from vmemu.workload import Workload
 
 MIB = 1 << 20
 HUGE = 2 * MIB
@@ -180,3 +182,17 @@ def vm_flags(address: int) -> set[str]:
         elif here and line.startswith("VmFlags:"):
             return set(line.split()[1:])
     raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
+def workload_of(
+    blocks: list[RAMBlock],
+    vcpus: int,
+    seed: int,
+    *,
+    kind: str,
+    accesses: int | None = None,
+    write_share: float = 0.5,
+    stride: int = 64,
+) -> Workload:
+    """Synthetic accesses on the blocks, as a scenario would have them."""
+    return SyntheticRecipe(vcpus, seed, kind, accesses, write_share, stride).make(blocks)

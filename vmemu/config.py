@@ -21,32 +21,26 @@ from pydantic_core import PydanticCustomError
 
 from vmemu._config import wording, yamlfile
 from vmemu._config.crosscheck import across
+from vmemu._config.guest import Guest, RecordedTrace, SyntheticTrace, Window
+from vmemu._config.maps import CompactMap, RegionMap
 from vmemu._config.models import (
     Block,
     Channel,
     ClientConfig,
-    CompactMap,
     FileContent,
-    Guest,
     Limits,
     Memory,
     Migration,
-    Permutation,
     Postcopy,
     Precopy,
-    RecordedTrace,
-    RegionMap,
-    Section,
     SeededContent,
-    Sequential,
     Source,
-    SyntheticTrace,
     Unavailable,
-    Uniform,
     Verify,
     Wait,
-    Window,
 )
+from vmemu._config.section import Section
+from vmemu._config.synthetics import Permutation, Sequential, Uniform
 from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
 from vmemu.errors import ConfigError, Problem, VmemuError
 from vmemu.units import printable

@@ -18,7 +18,8 @@ from vmemu import core
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.ramblock import RAMList
-from vmemu.workload import StreamSlice, SyntheticShare, Workload
+from vmemu.synthetic import SyntheticShare
+from vmemu.workload import StreamSlice, Workload
 
 WORDS_PER_PAGE = 512
 NO_END = (1 << 64) - 1
@@ -175,7 +176,7 @@ class GuestWorker:
         """A call on this vCPU's work, which it goes through from the start."""
         work = self._guest.workload.vcpus[self.index]
         if isinstance(work, SyntheticShare):
-            arguments = (vcpu, core.ffi.NULL, 0, self._synthetic(work))
+            arguments = (vcpu, core.ffi.NULL, 0, self._generator(work))
         else:
             arguments = (vcpu, self._streams(work), len(work), core.ffi.NULL)
         return lambda: core.call(function, *arguments)
@@ -197,25 +198,10 @@ class GuestWorker:
             entry.wide = part.where.dtype == np.uint64
         return table
 
-    def _synthetic(self, share: SyntheticShare) -> Any:
-        made = core.ffi.new("struct vm_synthetic *")
-        made.kind = getattr(core.lib, f"VM_{share.kind.upper()}")
-        for name in (
-            "seed",
-            "order_seed",
-            "accesses",
-            "first",
-            "write_below",
-            "begin",
-            "end",
-            "stride",
-        ):
-            setattr(made, name, getattr(share, name))
-        units = _array("uint64_t[]", share.units)
-        self._keep.append(units)
-        made.unit = units
-        made.units = len(share.units) - 1
-        return made
+    def _generator(self, share: SyntheticShare) -> Any:
+        generator, keep = share.to_c()
+        self._keep.append(keep)
+        return generator
 
     @property
     def figures(self) -> Any:

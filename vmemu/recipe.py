@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmemu.protocol import BlockEntry
+from vmemu.synthetic import WORD, identity_map, shares_of
 from vmemu.traces import mapping, native
 from vmemu.traces.trace import Stream, Trace
-from vmemu.workload import StreamSlice, Workload, deal_streams, size_table, synthetic
+from vmemu.workload import StreamSlice, Workload, deal_streams, size_table
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class RecordedRecipe:
 
 @dataclass(frozen=True)
 class SyntheticRecipe:
-    """Synthetic accesses; fields as :func:`vmemu.workload.synthetic` takes them."""
+    """Synthetic accesses; fields as :func:`vmemu.synthetic.shares_of` takes them."""
 
     vcpus: int
     seed: int
@@ -67,7 +68,7 @@ class SyntheticRecipe:
 
     def make(self, blocks: Sequence[BlockEntry]) -> Workload:
         """The workload."""
-        return synthetic(
+        shares = shares_of(
             blocks,
             self.vcpus,
             self.seed,
@@ -76,6 +77,8 @@ class SyntheticRecipe:
             write_share=self.write_share,
             stride=self.stride,
         )
+        block, offset = identity_map(blocks)
+        return Workload(block, offset, size_table([WORD]), shares)
 
 
 Recipe = RecordedRecipe | SyntheticRecipe

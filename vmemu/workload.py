@@ -12,13 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmemu.content import key_of, threshold
-from vmemu.protocol import BlockEntry
+from vmemu.synthetic import SyntheticShare
 
-GUEST_PAGE = 4096
-"""Bytes in a page of a trace's dictionary, whatever the pages of the blocks are."""
-WORD = 8
-"""Bytes in a synthetic access."""
 SIZES = 64
 """Entries of the table of access sizes."""
 
@@ -29,22 +24,6 @@ class StreamSlice:
 
     where: NDArray[np.uint32] | NDArray[np.uint64]
     what: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class SyntheticShare:
-    """One vCPU's share of synthetic accesses; fields as ``struct vm_synthetic`` has them."""
-
-    kind: str
-    seed: int
-    order_seed: int
-    accesses: int
-    first: int
-    write_below: int
-    begin: int
-    end: int
-    stride: int
-    units: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -97,64 +76,3 @@ def size_table(sizes: Sequence[int]) -> NDArray[np.uint16]:
     table = np.zeros(SIZES, np.uint16)
     table[: len(sizes)] = sizes
     return table
-
-
-def identity_map(blocks: Sequence[BlockEntry]) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-    """(block, offset) of a dictionary that holds every 4 KiB page of all blocks, in their order."""
-    pages = [block.size // GUEST_PAGE for block in blocks]
-    block = np.repeat(np.arange(len(blocks), dtype=np.int32), pages)
-    offset = [np.arange(count, dtype=np.uint64) * np.uint64(GUEST_PAGE) for count in pages]
-    return block, np.concatenate(offset)
-
-
-def unit_starts(blocks: Sequence[BlockEntry]) -> NDArray[np.uint64]:
-    """Where each host page begins when all blocks lie one behind the other, and the end; bytes."""
-    starts = []
-    base = 0
-    for block in blocks:
-        starts.append(np.arange(base, base + block.size, block.page_size, dtype=np.uint64))
-        base += block.size
-    return np.concatenate([*starts, np.array([base], np.uint64)])
-
-
-def synthetic(
-    blocks: Sequence[BlockEntry],
-    vcpus: int,
-    seed: int,
-    *,
-    kind: str,
-    accesses: int | None,
-    write_share: float,
-    stride: int = 64,
-) -> Workload:
-    """Accesses of 8 bytes made from the seed: ``sequential``, ``uniform`` or ``permutation``.
-
-    ``accesses`` is for all vCPUs together; None: as many as there are host pages. Sequential vCPUs
-    walk a part of RAM each, ``stride`` bytes (a multiple of 8) a step, from its begin again when it
-    ends.
-    """
-    units = unit_starts(blocks)
-    total = int(units[-1])
-    accesses = len(units) - 1 if accesses is None else accesses
-    shares = []
-    for vcpu in range(vcpus):
-        first, last = accesses * vcpu // vcpus, accesses * (vcpu + 1) // vcpus
-        begin, end = 0, total
-        if kind == "sequential":
-            begin, end = (total * n // vcpus // GUEST_PAGE * GUEST_PAGE for n in (vcpu, vcpu + 1))
-        shares.append(
-            SyntheticShare(
-                kind=kind,
-                seed=key_of(seed, f"vcpu {vcpu}"),
-                order_seed=key_of(seed, "order"),
-                accesses=last - first,
-                first=first,
-                write_below=threshold(write_share),
-                begin=begin,
-                end=max(end, begin + WORD),
-                stride=stride,
-                units=units,
-            )
-        )
-    block, offset = identity_map(blocks)
-    return Workload(block, offset, size_table([WORD]), shares)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import workload_of
 
 from vmemu import core, dirty
 from vmemu.content import ContentSpec, ExpectedContent, fill_entry
@@ -22,8 +23,9 @@ from vmemu.protocol import BlockEntry
 from vmemu.ramblock import BASE_PAGE
 from vmemu.recipe import RecordedRecipe
 from vmemu.source_precopy import image_blocks
+from vmemu.synthetic import SyntheticShare
 from vmemu.userfault import Feature, Userfaultfd
-from vmemu.workload import StreamSlice, SyntheticShare, Workload, synthetic
+from vmemu.workload import StreamSlice, Workload
 
 SORT = Path(__file__).parents[2] / "configs/traces/sort.vmtrace.zst"
 PAGE = 4096
@@ -163,7 +165,7 @@ def accesses(share: Any, sizes: Any) -> tuple[Any, Any, Any]:
     if isinstance(share, SyntheticShare):
         worker = object.__new__(GuestWorker)
         worker._keep = []
-        made = worker._synthetic(share)
+        made = worker._generator(share)
         where, what = np.empty(share.accesses, np.uint64), np.empty(share.accesses, np.uint8)
         core.lib.vm_synthetic_fill(
             made,
@@ -208,7 +210,7 @@ def test_both_find_the_pages_that_a_recording_writes(rigs):
 )
 def test_both_find_the_pages_that_a_synthetic_guest_writes(fields, cuts, pages):
     blocks = (entry("ram", pages), entry("huge", 1, 2 << 20), entry("vram", 65))
-    workload = synthetic(blocks, **fields)
+    workload = workload_of(blocks, **fields)
     rig = Rig(blocks, workload)
     try:
         bounds = [0, *sorted(cuts), NO_END]
@@ -224,7 +226,7 @@ def test_a_write_that_straddles_two_pages_makes_both_dirty(rigs):
     blocks = (entry("ram", 8),)
     where = np.array([PAGE - 3, 5 * PAGE + 100], np.uint64)
     stream = StreamSlice(where, np.array([1, 0], np.uint8))
-    whole = synthetic(blocks, 1, 1, kind="uniform", accesses=1, write_share=0.0)
+    whole = workload_of(blocks, 1, 1, kind="uniform", accesses=1, write_share=0.0)
     workload = Workload(whole.block, whole.offset, whole.sizes, [[stream]])
     rig = Rig(blocks, workload)
     rigs.append(rig)
@@ -234,7 +236,7 @@ def test_a_write_that_straddles_two_pages_makes_both_dirty(rigs):
 
 def test_many_stretches_of_dirty_pages_take_more_than_one_scan(rigs):
     blocks = (entry("ram", 4000),)
-    workload = synthetic(
+    workload = workload_of(
         blocks, 1, 1, kind="sequential", accesses=2000, write_share=1.0, stride=2 * PAGE
     )
     rig = Rig(blocks, workload)
@@ -245,7 +247,7 @@ def test_many_stretches_of_dirty_pages_take_more_than_one_scan(rigs):
 
 def test_what_was_written_before_the_start_is_forgotten_and_reads_are_no_writes(rigs):
     blocks = (entry("ram", 256),)
-    workload = synthetic(blocks, 1, 1, kind="uniform", accesses=5000, write_share=0.0)
+    workload = workload_of(blocks, 1, 1, kind="uniform", accesses=5000, write_share=0.0)
     rig = Rig(blocks, workload)
     rigs.append(rig)
     rig.run()
@@ -260,7 +262,7 @@ def test_what_was_written_before_the_start_is_forgotten_and_reads_are_no_writes(
 def test_a_copy_kept_up_to_date_by_harvests_ends_equal(rigs, method, seed):
     """Pre-copy in small: what is written after it was copied must be found dirty again."""
     blocks = (entry("ram", 64), entry("huge", 1, 2 << 20))
-    workload = synthetic(blocks, 2, seed, kind="uniform", accesses=1_000_000, write_share=0.7)
+    workload = workload_of(blocks, 2, seed, kind="uniform", accesses=1_000_000, write_share=0.7)
     rig = Rig(blocks, workload)
     rigs.append(rig)
     copies = [rig.bytes_of(index).copy() for index in range(len(blocks))]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import anonymous, huge, shared
+from support import anonymous, huge, shared, workload_of
 
 from vmemu import core
 from vmemu.ramblock import RAMBlock
-from vmemu.workload import SyntheticShare, synthetic
+from vmemu.synthetic import SyntheticShare
 
 STORE, LOAD = 1, 0
 BLOCKS = [anonymous(pages=5), huge(pages=2), shared(pages=9)]
@@ -20,21 +20,7 @@ BLOCKS = [anonymous(pages=5), huge(pages=2), shared(pages=9)]
 
 def made(share: SyntheticShare, at_once: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """(addresses, kinds) of all accesses of a share, asked for a few at a time."""
-    state = core.ffi.new("struct vm_synthetic *")
-    state.kind = getattr(core.lib, f"VM_{share.kind.upper()}")
-    for name in (
-        "seed",
-        "order_seed",
-        "accesses",
-        "first",
-        "write_below",
-        "begin",
-        "end",
-        "stride",
-    ):
-        setattr(state, name, getattr(share, name))
-    units = core.ffi.from_buffer("uint64_t[]", share.units)
-    state.unit, state.units = units, len(share.units) - 1
+    state, _keep = share.to_c()
     where, what = np.zeros(at_once, np.uint64), np.zeros(at_once, np.uint8)
     pointers = core.ffi.from_buffer("uint64_t[]", where), core.ffi.from_buffer("uint8_t[]", what)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -48,7 +34,7 @@ def made(share: SyntheticShare, at_once: int = 4096) -> tuple[np.ndarray, np.nda
 def shares(kind: str, accesses: int | None = 500, vcpus: int = 2, seed: int = 1, **more):
     blocks: list[RAMBlock] = more.pop("blocks", BLOCKS)
     fields = {"kind": kind, "accesses": accesses, "write_share": 0.5} | more
-    return synthetic(blocks, vcpus, seed, **fields).vcpus
+    return workload_of(blocks, vcpus, seed, **fields).vcpus
 
 
 @given(st.integers(1, 3000), st.integers(0, (1 << 64) - 1))

@@ -6,21 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import HUGE, anonymous, huge, shared
+from support import HUGE, anonymous, huge, shared, workload_of
 
 from vmemu.ramblock import RAMBlock
-from vmemu.workload import (
-    GUEST_PAGE,
-    SIZES,
-    WORD,
-    StreamSlice,
-    Workload,
-    deal_streams,
-    identity_map,
-    size_table,
-    synthetic,
-    unit_starts,
-)
+from vmemu.synthetic import GUEST_PAGE, WORD, identity_map, unit_starts
+from vmemu.workload import SIZES, StreamSlice, Workload, deal_streams, size_table
 
 KINDS = pytest.mark.parametrize("kind", ["sequential", "uniform", "permutation"])
 
@@ -32,7 +22,7 @@ def stream(number: int, length: int) -> StreamSlice:
 
 
 def made_of(blocks: list[RAMBlock], vcpus: int, kind: str, accesses: int | None) -> Workload:
-    return synthetic(blocks, vcpus, 9, kind=kind, accesses=accesses, write_share=0.5)
+    return workload_of(blocks, vcpus, 9, kind=kind, accesses=accesses, write_share=0.5)
 
 
 lengths = st.lists(st.integers(0, 20), max_size=9)

@@ -1,4 +1,5 @@
 """The sections of a scenario as frozen pydantic models; to add a field or a section, start here.
+What the guest does is in ``guest``, and below it in ``maps`` and ``synthetics``.
 
 Every field says in its ``description`` what it means and in which unit; sizes are bytes and
 durations nanoseconds once they are read.
@@ -12,12 +13,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationInfo, field_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator
 
 from vmemu import hugepages, units
 from vmemu._config import wording
+from vmemu._config.guest import MOST_VCPUS, Trace
+from vmemu._config.section import Section
 from vmemu._config.types import (
-    MOST_ACCESSES,
     AbsolutePath,
     Duration,
     ExistingPath,
@@ -27,10 +29,8 @@ from vmemu._config.types import (
     Name,
     Position,
     Rate,
-    RegionText,
     Share,
     Size,
-    TracePosition,
     Whole,
     by_kind,
 )
@@ -40,13 +40,6 @@ from vmemu.units import format_size
 LARGEST_BLOCK = 1 << 46
 SMALLEST_HUGEPAGE = 64 * units.KIB
 LARGEST_HUGEPAGE = 16 * units.GIB
-MOST_VCPUS = 256
-
-
-class Section(BaseModel):
-    """A mapping of a scenario: unknown keys are errors, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 # --- RAM blocks ---------------------------------------------------------------------------------
@@ -205,190 +198,13 @@ def _check_content_file(path: Path, block_size: int | None) -> None:
         )
 
 
-# --- The guest ----------------------------------------------------------------------------------
-
-
-class CompactMap(Section):
-    """Touched pages lie in the blocks one behind the other, in the order of their addresses."""
-
-    kind: Literal["compact"] = Field(default="compact", description="By the order of addresses.")
-    block: Name | None = Field(
-        default=None,
-        description="The one block to fill; left out: all blocks, each full before the next.",
-    )
-
-
-class RegionMap(Section):
-    """Ranges of recorded addresses are given to blocks one by one."""
-
-    kind: Literal["regions"] = Field(description="Range by range.", examples=["regions"])
-    regions: tuple[RegionText, ...] = Field(
-        min_length=1,
-        description="START-END=block[+OFFSET]: END exclusive, numbers in decimal, 0x hexadecimal"
-        " or with a unit, all multiples of 4 KiB.",
-        examples=['["0x0-128MiB=pc.ram"]'],
-    )
-    outside: Literal["refuse", "drop"] = Field(
-        default="refuse",
-        description="What to do with accesses outside: refuse the run, or drop and count.",
-    )
-
-
-Map = Annotated[
-    Annotated[CompactMap, Tag("compact")] | Annotated[RegionMap, Tag("regions")], by_kind("compact")
-]
-
-
-class Window(Section):
-    """The part of a trace that is replayed."""
-
-    start: TracePosition = Field(
-        default=Position(accesses=0), description="First access: a number from 0, or a percentage."
-    )
-    stop: TracePosition = Field(
-        default=Position(share=Fraction(1)),
-        description="End, exclusive: a number, or a percentage.",
-    )
-
-    @field_validator("stop")
-    @classmethod
-    def _check_stop(cls, value: Position, info: ValidationInfo) -> Position:
-        start = info.data.get("start")
-        if start is not None and (
-            (
-                start.accesses is not None
-                and value.accesses is not None
-                and start.accesses >= value.accesses
-            )
-            or (start.share is not None and value.share is not None and start.share >= value.share)
-            or value in (Position(accesses=0), Position(share=Fraction(0)))
-        ):
-            raise refuse(
-                f"the window from {start} to {value} holds nothing", "give a stop above the start"
-            )
-        return value
-
-
-class Sequential(Section):
-    """Accesses of 8 bytes at a fixed distance. All blocks lie one behind the other and each vCPU
-    walks a part of them, from its beginning again at its end."""
-
-    kind: Literal["sequential"] = Field(description="One after another.", examples=["sequential"])
-    accesses: Whole = Field(
-        ge=1, le=MOST_ACCESSES, description="Accesses of all vCPUs together.", examples=[100000]
-    )
-    write_share: Share = Field(
-        default=0.5, description="Share of the accesses that write, 0.0 to 1.0."
-    )
-    stride: Size = Field(
-        default=64, ge=1, le=LARGEST_BLOCK, description="Bytes from one access to the next."
-    )
-
-
-class Uniform(Section):
-    """Accesses of 8 bytes at random, each place in RAM as likely as any other."""
-
-    kind: Literal["uniform"] = Field(description="At random.", examples=["uniform"])
-    accesses: Whole = Field(
-        ge=1, le=MOST_ACCESSES, description="Accesses of all vCPUs together.", examples=[100000]
-    )
-    write_share: Share = Field(
-        default=0.5, description="Share of the accesses that write, 0.0 to 1.0."
-    )
-
-
-class Permutation(Section):
-    """Accesses of 8 bytes: every host page once, shuffled; then all again, otherwise."""
-
-    kind: Literal["permutation"] = Field(description="Each page once.", examples=["permutation"])
-    accesses: Whole | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_ACCESSES,
-        description="Accesses of all vCPUs together; left out: each page once.",
-    )
-    write_share: Share = Field(
-        default=0.5, description="Share of the accesses that write, 0.0 to 1.0."
-    )
-
-
-Synthetic = Annotated[
-    Annotated[Sequential, Tag("sequential")]
-    | Annotated[Uniform, Tag("uniform")]
-    | Annotated[Permutation, Tag("permutation")],
-    by_kind(),
-]
-
-
-class RecordedTrace(Section):
-    """A recorded trace, replayed."""
-
-    file: ExistingPath = Field(
-        description="A native trace, as `vmemu trace convert` makes it of a recording; a relative"
-        " path starts at the scenario's directory.",
-        examples=["traces/linux-boot.vmtrace"],
-    )
-    map: Map = Field(
-        default=CompactMap(), description="How recorded addresses become bytes of blocks."
-    )
-    window: Window = Field(default=Window(), description="The part of the trace that is replayed.")
-
-
-class SyntheticTrace(Section):
-    """A trace made from the seed, without a file."""
-
-    synthetic: Synthetic = Field(description="How the accesses are made.", examples=["{kind: ...}"])
-
-
-def _trace_kind(value: Any) -> str | None:
-    if isinstance(value, dict):
-        given = [kind for kind in ("file", "synthetic") if kind in value]
-        return given[0] if len(given) == 1 else None
-    if isinstance(value, RecordedTrace):
-        return "file"
-    return "synthetic" if isinstance(value, SyntheticTrace) else None
-
-
-Trace = Annotated[
-    Annotated[RecordedTrace, Tag("file")] | Annotated[SyntheticTrace, Tag("synthetic")],
-    wording.choice(
-        _trace_kind,
-        "needs exactly one of 'file' (a recording) and 'synthetic'",
-        "write {file: PATH} or {synthetic: {kind: uniform, accesses: 100000}}",
-    ),
-]
-
-
-class BalloonConfig(Section):
-    """A balloon: it gives host pages back, but for hugepages, in an order made from the seed."""
-
-    rate: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
-        default=1000, description="Pages a second; what is refused is tried again."
-    )
-    limit: Whole = Field(
-        ge=1, description="Pages to give back; refused until post-copy is over.", examples=[100]
-    )
+# --- Beside the guest -----------------------------------------------------------------------------
 
 
 class Memory(Section):
     """The destination's memory as a whole."""
 
     lock: Flag = Field(default=False, description="Lock it (mlock); unlocked while post-copy runs.")
-
-
-class Guest(Section):
-    """The guest's vCPUs and what they touch."""
-
-    vcpus: Whole = Field(
-        default=1, ge=1, le=MOST_VCPUS, description="Threads that replay the trace, 1 to 256."
-    )
-    trace: Trace = Field(
-        description="What the guest touches: a recording or a synthetic trace.",
-        examples=["{file: traces/linux-boot.vmtrace}"],
-    )
-    balloon: BalloonConfig | None = Field(
-        default=None, description="A worker that gives pages back once post-copy is over."
-    )
 
 
 class ClientConfig(Section):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from vmemu.errors import TraceError
 from vmemu.traces import native, stats
 from vmemu.traces.convert import convert
-from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
+from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, BlockBase
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -318,7 +318,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (lambda p: (p / "meta.json").write_bytes(b"[" * 100_000), "meta.json: not JSON"),
     (lambda p: (p / "meta.json").write_bytes(b"[]"), "not a JSON object"),
     (_meta(lambda m: m.pop("magic")), "no magic"),
-    (_meta(lambda m: m.update(version=2)), "version 2"),
+    (_meta(lambda m: m.update(version=3)), "version 3"),
     (_meta(lambda m: m.update(page_shift=14)), "page_shift"),
     (_meta(lambda m: m.update(pages=True)), "pages is missing or no whole"),
     (_meta(lambda m: m["sizes"].append(1)), "sizes must be"),
@@ -331,6 +331,60 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (_meta(lambda m: m.update(missing="times")), "missing is missing"),
     (_meta(lambda m: m.update(address_kind="real")), "address_kind"),
 ]
+
+
+def write_timed(path: Path) -> None:
+    with native.TraceWriter(path, address_kind="ram-block") as writer:
+        for stream, times in ((3, [5, 9]), (1, [7]), (3, [1 << 63])):
+            count = len(times)
+            writer.append(
+                stream,
+                np.full(count, 1 << 44, np.uint64),
+                np.zeros(count, np.uint8),
+                np.ones(count, np.uint16),
+                np.array(times, np.uint64),
+            )
+        writer.blocks = (BlockBase("pc.ram", 0), BlockBase("vga", 1 << 44))
+        writer.finish()
+
+
+class TestTimesAndBlocks:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        write_timed(tmp_path / "t.vmtrace")
+        native.pack(tmp_path / "t.vmtrace", tmp_path / "p.vmtrace.zst")
+        for trace in (
+            native.open(tmp_path / "t.vmtrace"),
+            native.open(tmp_path / "p.vmtrace.zst"),
+        ):
+            assert trace.meta.time_range_ns == (5, 1 << 63)
+            assert trace.meta.blocks == (("pc.ram", 0), ("vga", 1 << 44))
+            times = {stream.id: stream.times.tolist() for stream in trace.streams}
+            assert times == {1: [7], 3: [5, 9, 1 << 63]}
+
+    def test_times_are_given_always_or_never(self, tmp_path: Path) -> None:
+        columns = (np.zeros(1, np.uint64), np.zeros(1, np.uint8), np.ones(1, np.uint16))
+        with native.TraceWriter(tmp_path / "t.vmtrace") as writer:
+            writer.append(0, *columns)
+            with pytest.raises(ValueError, match="or none has"):
+                writer.append(0, *columns, np.zeros(1, np.uint64))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"time_range_ns": [5, 8]}, "times outside of time_range_ns"),
+            ({"time_range_ns": [9, 5]}, "must be null or the first and the last"),
+            ({"time_range_ns": [5]}, "must be null or the first and the last"),
+            ({"blocks": [{"name": "a", "start": 4}]}, "blocks must have names"),
+            ({"blocks": [{"name": "a", "start": 0}, {"name": "a", "start": 4096}]}, "blocks must"),
+        ],
+    )
+    def test_lies_are_found(self, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+        path = tmp_path / "t.vmtrace"
+        write_timed(path)
+        meta = json.loads((path / "meta.json").read_text())
+        (path / "meta.json").write_text(json.dumps(meta | change))
+        with pytest.raises(TraceError, match=message):
+            native.open(path)
 
 
 class TestRefused:

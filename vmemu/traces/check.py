@@ -37,6 +37,8 @@ def check_columns(trace: Trace) -> None:
             )
         if stream.where.dtype != dtype:
             raise _wrong(trace, f"{stream.id}.where.npy must be {dtype.str} for so many pages")
+        if stream.times is not None:
+            _check_times(trace, stream)
         for start in range(0, len(stream.what), _CHUNK):
             whats += np.bincount(stream.what[start : start + _CHUNK], minlength=256)
             straddling += _check_chunk(trace, stream, start)
@@ -51,6 +53,17 @@ def _check_dictionary(trace: Trace) -> None:
         raise _wrong(trace, "pages.npy is not sorted, or has a page twice")
     if len(pages) and int(pages[-1]) >> 52:
         raise _wrong(trace, "pages.npy has a page beyond the 64-bit address space")
+
+
+def _check_times(trace: Trace, stream: Stream) -> None:
+    times = stream.times
+    assert times is not None
+    assert trace.meta.time_range_ns is not None
+    if len(times) != len(stream.what):
+        raise _wrong(trace, f"{stream.id}.time.npy has {len(times)} values, not one an access")
+    first, last = trace.meta.time_range_ns
+    if len(times) and (int(times.min()) < first or int(times.max()) > last):
+        raise _wrong(trace, f"{stream.id}.time.npy has times outside of time_range_ns")
 
 
 def _check_chunk(trace: Trace, stream: Stream, start: int) -> int:

@@ -58,13 +58,13 @@ def _convert_recording(source: str | os.PathLike[str], out: Path, fetches: bool)
         native.TraceWriter(
             out,
             source=Source(reader.format, name),
-            address_kind=reader.address_kind,
-            missing=reader.missing,
             fetches=fetches and "instruction_fetches" not in reader.missing,
         ) as writer,
     ):
         for chunk in reader.chunks():
             writer.append(*chunk)
+        writer.address_kind, writer.missing = reader.address_kind, reader.missing
+        writer.blocks = reader.blocks
         return writer.finish(reader.tally)
 
 

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vmemu.errors import TraceError
-from vmemu.traces.reader import MAX_ACCESS_SIZE, MAX_STREAMS
+from vmemu.traces.reader import MAX_ACCESS_SIZE, MAX_STREAMS, BlockBase
 
 META_NAME = "meta.json"
 MAGIC = "vmemu-trace"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
 PAGE_SHIFT = 12
 MAX_SIZES = 64
-ADDRESS_KINDS = ("virtual", "guest-physical")
+ADDRESS_KINDS = ("virtual", "guest-physical", "ram-block", "unknown")
 
 _MAX_COUNT = 1 << 62
 
@@ -56,11 +57,15 @@ class Meta:
     counts: Counts
     truncated: bool
     missing: tuple[str, ...]
+    time_range_ns: tuple[int, int] | None = None
+    blocks: tuple[BlockBase, ...] = ()
 
     def to_json(self) -> bytes:
         """The bytes of ``meta.json``, the same for the same values."""
         fixed = {"magic": MAGIC, "version": VERSION, "page_shift": PAGE_SHIFT}
-        return (json.dumps(fixed | asdict(self), indent=1) + "\n").encode()
+        blocks = [block._asdict() for block in self.blocks]
+        values = fixed | asdict(self) | {"blocks": blocks}
+        return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def parse_meta(name: str, raw: bytes) -> Meta:
@@ -72,8 +77,9 @@ def parse_meta(name: str, raw: bytes) -> Meta:
     fields = _Fields(name, values, "")
     if fields.values.get("magic") != MAGIC:
         raise TraceError(f"{name}: not a native trace: no magic {MAGIC!r}")
-    if (version := fields.integer("version")) != VERSION:
-        raise TraceError(f"{name}: version {version}; this vmemu knows version {VERSION}")
+    if (version := fields.integer("version")) not in READABLE_VERSIONS:
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        raise TraceError(f"{name}: version {version}; this vmemu knows versions {known}")
     if fields.integer("page_shift") != PAGE_SHIFT:
         raise fields.wrong("page_shift", f"is not {PAGE_SHIFT}")
     return Meta(
@@ -86,6 +92,8 @@ def parse_meta(name: str, raw: bytes) -> Meta:
         counts=_counts(fields.object("counts")),
         truncated=fields.boolean("truncated"),
         missing=tuple(fields.list_of("missing", str)),
+        time_range_ns=_time_range(fields) if version > 1 else None,
+        blocks=_blocks(fields) if version > 1 else (),
     )
 
 
@@ -102,9 +110,9 @@ class _Fields:
     def wrong(self, key: str, what: str) -> TraceError:
         return TraceError(f"{self._name}: {self._prefix}{key} {what}")
 
-    def integer(self, key: str) -> int:
+    def integer(self, key: str, most: int = _MAX_COUNT) -> int:
         value = self.values.get(key)
-        if type(value) is not int or not 0 <= value <= _MAX_COUNT:
+        if type(value) is not int or not 0 <= value <= most:
             raise self.wrong(key, "is missing or no whole number of a sensible size")
         return value
 
@@ -165,6 +173,28 @@ def _streams(fields: _Fields) -> tuple[StreamMeta, ...]:
     if len(ids) > MAX_STREAMS or sorted(set(ids)) != ids:
         raise fields.wrong("streams", f"must be at most {MAX_STREAMS}, ascending by id")
     return tuple(streams)
+
+
+def _time_range(fields: _Fields) -> tuple[int, int] | None:
+    if fields.values.get("time_range_ns") is None:
+        return None
+    times = fields.list_of("time_range_ns", int)
+    if len(times) != 2 or not 0 <= times[0] <= times[1] < 1 << 64:
+        raise fields.wrong("time_range_ns", "must be null or the first and the last nanosecond")
+    return times[0], times[1]
+
+
+def _blocks(fields: _Fields) -> tuple[BlockBase, ...]:
+    blocks = [
+        BlockBase(entry.string("name"), entry.integer("start", most=(1 << 64) - 1))
+        for entry in fields.objects("blocks")
+    ]
+    starts = [block.start for block in blocks]
+    named = len({block.name for block in blocks}) == len(blocks)
+    aligned = all(start % (1 << PAGE_SHIFT) == 0 for start in starts)
+    if sorted(set(starts)) != starts or not named or not aligned:
+        raise fields.wrong("blocks", "must have names of their own and ascending starts of pages")
+    return tuple(blocks)
 
 
 def _counts(fields: _Fields) -> Counts:

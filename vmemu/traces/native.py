@@ -19,15 +19,19 @@ each:
     bits  0-1   0 load, 1 store, 2 modify (load and store of the same bytes), 3 instruction fetch
     bits  2-7   index into "sizes" of meta.json
 
+A trace with times has a third column for each stream, of the same length:
+
+``N.time.npy``: ``u64``, nanoseconds as recorded, from whatever moment the recorder counts.
+
 An access with offset + size > 4096 goes on at the start of the next page; that is page + 1, so it
 is index + 1 of the dictionary. No access is longer than 4096 bytes, so none touches a third page.
 
 ``meta.json``, UTF-8::
 
     magic         "vmemu-trace"
-    version       1
+    version       2; version 1, which has neither time_range_ns nor blocks, is read too
     page_shift    12
-    address_kind  "virtual" or "guest-physical"
+    address_kind  "virtual", "guest-physical", "ram-block" or "unknown"
     source        {format, file}: the recording it was made from; both may be ""
     sizes         [bytes], ascending, at most 64 of them, each from 1 to 4096
     pages         length of pages.npy
@@ -38,6 +42,9 @@ is index + 1 of the dictionary. No access is longer than 4096 bytes, so none tou
                   dropped: {reason: accesses left out}; unknown_lines}
     truncated     whether the recording ended in the middle of something
     missing       what the recording can't say: "times", "threads", ...
+    time_range_ns null, or the first and the last of all times: then there are columns of them
+    blocks        [{name, start}], ascending by start: of a "ram-block" trace, the address at which
+                  the first byte of each recorded RAM block was laid; else []
 
 For transport the directory is a plain tar in one zstd frame, ``NAME.vmtrace.zst``, meta.json first,
 which ``tar --zstd -xf`` opens. ``open`` reads both; the packed one is held in memory.
@@ -68,6 +75,7 @@ from vmemu.traces.reader import (
     MAX_STREAMS,
     MODIFY,
     STORE,
+    BlockBase,
     Tally,
 )
 from vmemu.traces.trace import CHUNK, Stream, Trace
@@ -155,6 +163,7 @@ def _assemble(name: str, meta: Meta, column: Any) -> Trace:
             entry.id,
             column(f"{entry.id}.where.npy", _WHERE),
             column(f"{entry.id}.what.npy", ("|u1",)),
+            column(f"{entry.id}.time.npy", ("<u8",)) if meta.time_range_ns else None,
         )
         for entry in meta.streams
     ]
@@ -165,7 +174,8 @@ def _assemble(name: str, meta: Meta, column: Any) -> Trace:
 
 def file_names(meta: Meta) -> list[str]:
     """The files of a trace in the order in which they are packed."""
-    columns = [f"{entry.id}.{what}.npy" for entry in meta.streams for what in ("where", "what")]
+    kinds = ("where", "what", "time") if meta.time_range_ns else ("where", "what")
+    columns = [f"{entry.id}.{kind}.npy" for entry in meta.streams for kind in kinds]
     return [META_NAME, "pages.npy", *columns]
 
 
@@ -248,8 +258,8 @@ class TraceWriter:
 
     Use it as a context manager and end with ``finish``; left without it, nothing stays behind. The
     directory appears when it is whole and replaces a native trace of that name. While it is
-    written, it takes 14 bytes an access in a hidden directory next to it. The same accesses give
-    the same bytes, however they are cut into chunks.
+    written, it takes 14 bytes an access in a hidden directory next to it, 22 with times. The same
+    accesses give the same bytes, however they are cut into chunks.
     """
 
     def __init__(
@@ -264,13 +274,17 @@ class TraceWriter:
         """``fetches``: instruction fetches will be appended too. Raises ``TraceError``."""
         self.path = Path(path)
         self._source = source or Source()
-        self._address_kind = address_kind
-        self._missing = tuple(missing)
+        self.address_kind = address_kind
+        self.missing = tuple(missing)
+        self.blocks: tuple[BlockBase, ...] = ()
+        """These three may be set until ``finish``: some readers know them only at the end."""
         self._fetches = fetches
         self._pages = PageSet()
         self._lengths: dict[int, int] = {}
         self._kinds = np.zeros(4, np.int64)
         self._straddling = 0
+        self._timed: bool | None = None
+        self._time_range = (0, 0)
         self._size_codes = np.full(MAX_ACCESS_SIZE + 1, _NO_CODE, np.uint8)
         self._sizes: list[int] = []
         refuse_to_replace(self.path)
@@ -286,17 +300,20 @@ class TraceWriter:
         addresses: NDArray[np.uint64],
         kinds: NDArray[np.uint8],
         sizes: NDArray[np.uint16],
+        times: NDArray[np.uint64] | None = None,
     ) -> None:
         """Adds accesses at the end of a stream; arrays of one length, not kept.
 
-        ``sizes`` in bytes, 1 to 4096. Raises ``TraceError`` for what the format can't hold: more
-        than 64 different sizes, too many streams, an access over the end of the address space.
+        ``sizes`` in bytes, 1 to 4096; ``times`` in nanoseconds, given always or never. Raises
+        ``TraceError`` for what the format can't hold: more than 64 different sizes, too many
+        streams, an access over the end of the address space.
         """
         if not len(addresses) == len(kinds) == len(sizes):
             raise ValueError("the columns of a chunk must have one length")
         if not len(addresses):
             return
         self._count(kinds, stream_id)
+        self._spool_times(stream_id, times, len(addresses))
         codes = self._codes(sizes)
         last_pages = self._last_pages(addresses, sizes)
         pages = addresses >> np.uint64(12)
@@ -374,6 +391,21 @@ class TraceWriter:
             raise TraceError(f"an access at {address:#x} runs over the end of the address space")
         return ends >> np.uint64(12)
 
+    def _spool_times(self, stream_id: int, times: NDArray[np.uint64] | None, accesses: int) -> None:
+        timed = times is not None
+        if self._timed is not None and timed != self._timed:
+            raise ValueError("all chunks of a trace have times, or none has")
+        first_chunk = self._timed is None
+        self._timed = timed
+        if times is None:
+            return
+        if len(times) != accesses:
+            raise ValueError("the columns of a chunk must have one length")
+        low, high = int(times.min()), int(times.max())
+        known_low, known_high = (low, high) if first_chunk else self._time_range
+        self._time_range = min(low, known_low), max(high, known_high)
+        self._spool(stream_id, "times", times)
+
     def _spool(self, stream_id: int, name: str, values: NDArray[Any]) -> None:
         # Opened anew for each chunk: there may be more streams than a process may have open files.
         try:
@@ -385,7 +417,7 @@ class TraceWriter:
     def _meta(self, tally: Tally) -> Meta:
         kinds = self._kinds.tolist()
         return Meta(
-            address_kind=self._address_kind,
+            address_kind=self.address_kind,
             source=self._source,
             sizes=tuple(sorted(self._sizes)),
             pages=len(self._pages.pages()),
@@ -402,7 +434,9 @@ class TraceWriter:
                 unknown_lines=tally.unknown_lines,
             ),
             truncated=tally.truncated,
-            missing=self._missing,
+            missing=self.missing,
+            time_range_ns=self._time_range if self._timed else None,
+            blocks=self.blocks,
         )
 
     def _write_stream(
@@ -419,6 +453,9 @@ class TraceWriter:
         spooled = self._spooled(entry, "codes", np.dtype("u1"))
         what = (final[codes] for codes in spooled)
         self._write_column(f"{entry.id}.what.npy", np.dtype("u1"), entry.accesses, what)
+        if self._timed:
+            times = self._spooled(entry, "times", np.dtype("<u8"))
+            self._write_column(f"{entry.id}.time.npy", np.dtype("<u8"), entry.accesses, times)
 
     def _spooled(
         self, entry: StreamMeta, name: str, dtype: np.dtype[Any]

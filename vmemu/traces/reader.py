@@ -43,6 +43,16 @@ class Chunk(NamedTuple):
     """LOAD, STORE, MODIFY or FETCH."""
     sizes: NDArray[np.uint16]
     """Bytes, 1 to MAX_ACCESS_SIZE."""
+    times: NDArray[np.uint64] | None = None
+    """Nanoseconds as recorded; None in all chunks of a recording without times."""
+
+
+class BlockBase(NamedTuple):
+    """A recorded RAM block, in a recording that names places by block and offset."""
+
+    name: str
+    start: int
+    """Address at which the reader has laid its first byte: a multiple of 4 KiB."""
 
 
 @dataclass
@@ -68,10 +78,15 @@ class Reader(ABC):
     """Short name, the same in ``meta.json`` and in results."""
     title: ClassVar[str]
     """What people call it."""
-    address_kind: ClassVar[str]
-    """``virtual`` or ``guest-physical``."""
-    missing: ClassVar[tuple[str, ...]]
-    """What a recording of this format can't say."""
+    address_kind: str
+    """``virtual``, ``guest-physical``, ``ram-block`` (``blocks`` says where each was laid), or
+    ``unknown``."""
+    missing: tuple[str, ...]
+    """What a recording can't say, keys of ``vmemu.traces.missing.MEANING``. A reader whose format
+    leaves it open sets its own ``missing`` and ``address_kind``: whether there are times before the
+    first chunk, the rest by the end."""
+    blocks: tuple[BlockBase, ...] = ()
+    """Complete when ``chunks`` has ended; empty unless addresses are ``ram-block``."""
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         self.stream = stream
@@ -106,3 +121,23 @@ class Reader(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.stream.close()
+
+
+def by_stream(
+    streams: NDArray[np.uint32],
+    addresses: NDArray[np.uint64],
+    kinds: NDArray[np.uint8],
+    sizes: NDArray[np.uint16],
+    times: NDArray[np.uint64] | None = None,
+) -> Iterator[Chunk]:
+    """Columns of accesses of several streams as a chunk for each, in their order."""
+    if not len(streams):
+        return
+    if (streams == streams[0]).all():
+        yield Chunk(int(streams[0]), addresses, kinds, sizes, times)
+        return
+    order = np.argsort(streams, kind="stable")
+    ids, starts = np.unique(streams[order], return_index=True)
+    for stream, part in zip(ids.tolist(), np.split(order, starts[1:]), strict=True):
+        own_times = None if times is None else times[part]
+        yield Chunk(stream, addresses[part], kinds[part], sizes[part], own_times)

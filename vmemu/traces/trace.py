@@ -17,11 +17,13 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Stream:
-    """What one thread or vCPU did, in order: two read-only columns of the same length."""
+    """What one thread or vCPU did, in order: read-only columns of the same length."""
 
     id: int
     where: NDArray[np.uint32] | NDArray[np.uint64]
     what: NDArray[np.uint8]
+    times: NDArray[np.uint64] | None = None
+    """Nanoseconds as recorded; None in all streams of a trace without times."""
 
     @property
     def accesses(self) -> int:
@@ -52,4 +54,6 @@ class Trace:
                 where = stream.where[start : start + CHUNK]
                 what = stream.what[start : start + CHUNK]
                 addresses = self.pages[where >> 12] << np.uint64(12) | (where & 0xFFF)
-                yield Chunk(stream.id, addresses, what & np.uint8(3), self.sizes[what >> 2])
+                all_times = stream.times
+                times = None if all_times is None else all_times[start : start + CHUNK]
+                yield Chunk(stream.id, addresses, what & np.uint8(3), self.sizes[what >> 2], times)

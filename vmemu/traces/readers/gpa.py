@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vmemu.traces.reader import MAX_STREAMS, Chunk, Reader
+from vmemu.traces.reader import MAX_STREAMS, Chunk, Reader, by_stream
 
 RECORD = np.dtype(
     [
@@ -64,7 +64,12 @@ class GpaReader(Reader):
             self.tally.truncated |= size % RECORD.itemsize != 0
             kept = self._keep(records, seen)
             seen += len(records)
-            yield from _by_vcpu(kept)
+            yield from by_stream(
+                kept["vcpu"],
+                kept["address"].astype(np.uint64),
+                kept["store"].astype(np.uint8),
+                np.left_shift(np.uint16(1), kept["size_log2"].astype(np.uint16)),
+            )
             self._refuse_mostly_unknown(seen - self.tally.unknown_lines)
         self.tally.truncated |= self.stream.truncated
 
@@ -97,18 +102,3 @@ def _well_formed(records: _Records) -> NDArray[np.bool_]:
         & (last >= records["address"])
     )
     return good
-
-
-def _by_vcpu(records: _Records) -> Iterator[Chunk]:
-    order = np.argsort(records["vcpu"], kind="stable")
-    records = records[order]
-    vcpus, starts = np.unique(records["vcpu"], return_index=True)
-    ends = np.append(starts[1:], len(records))
-    for vcpu, start, end in zip(vcpus.tolist(), starts.tolist(), ends.tolist(), strict=True):
-        part = records[start:end]
-        yield Chunk(
-            vcpu,
-            part["address"].astype(np.uint64),
-            part["store"].astype(np.uint8),
-            np.left_shift(np.uint16(1), part["size_log2"].astype(np.uint16)),
-        )

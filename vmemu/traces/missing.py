@@ -1,0 +1,15 @@
+"""What recordings can't say, and what that means for a replay."""
+
+from __future__ import annotations
+
+MEANING = {
+    "times": "no times: replayed in order, as fast as possible or at a rate, not at recorded times",
+    "threads": "threads are not told apart: all accesses are one stream, dealt to vCPUs in parts",
+    "order": "the order within a sample is not known: its pages come in the order of addresses",
+    "sizes": "sizes are not known: each access touches one byte",
+    "writes": "reads and writes are not told apart: all are replayed as reads",
+    "modifies": "a load and a store of the same bytes show as two accesses",
+    "repeats": "only faults are recorded: first touches, not the load between them",
+    "instruction_fetches": "no instruction fetches: code pages are touched as data only",
+}
+"""By key, in the order in which they are told."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 MEANING = {
     "times": "no times: replayed in order, as fast as possible or at a rate, not at recorded times",
+    "exact_times": "times are known now and then: an access has that of the last one before it",
     "threads": "threads are not told apart: all accesses are one stream, dealt to vCPUs in parts",
     "order": "the order within a sample is not known: its pages come in the order of addresses",
     "sizes": "sizes are not known: each access touches one byte",
     "writes": "reads and writes are not told apart: all are replayed as reads",
     "modifies": "a load and a store of the same bytes show as two accesses",
     "repeats": "only faults are recorded: first touches, not the load between them",
+    "cached": "only accesses that missed in the recorder's filter cache are recorded",
     "instruction_fetches": "no instruction fetches: code pages are touched as data only",
 }
 """By key, in the order in which they are told."""

@@ -1,12 +1,14 @@
 """Recordings as a stream of bytes, whatever they are compressed with.
 
 The compression is told by the first bytes, never by the name: zstd (windows up to 2^27 bytes),
-gzip, xz, or none. A stream that ends in the middle of its compressed data gives what was whole and
-has ``truncated`` set; damaged data is a ``TraceError``.
+gzip, xz, bzip2, zip (its members one behind the other), or none. A stream that ends in the middle
+of its compressed data gives what was whole and has ``truncated`` set; damaged data is a
+``TraceError``, and so is lz4 or snappy, with the command that unpacks it.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -18,6 +20,8 @@ from types import TracebackType
 from typing import IO, Protocol, cast
 
 from vmemu.errors import TraceError
+from vmemu.traces.unzip import MAGIC as ZIP_MAGIC
+from vmemu.traces.unzip import ZipStream
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -25,7 +29,13 @@ else:
     from backports import zstd
 
 ZSTD_WINDOW_LOG = 27
-_MAGIC_BYTES = 6
+_MAGIC_BYTES = 10
+_UNPACKERS = (
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc"),
+    (b"\x02\x21\x4c\x18", "lz4", "lz4 -dc"),
+    (b"\xff\x06\x00\x00sNaPpY", "snappy", "snzip -dc"),
+)
+"""What is refused: the first bytes, what it is, and what unpacks it."""
 _READ_SIZE = 1 << 18
 
 
@@ -142,15 +152,32 @@ def _decompressing(name: str, file: io.BufferedReader, *, owned: bool) -> ByteSt
         magic = file.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
     except OSError as error:
         raise TraceError(f"{name}: can't be read: {error.strerror}") from None
-    raw: _Raw
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
-        raw = zstd.ZstdFile(
+    for begin, kind, command in _UNPACKERS:
+        if magic.startswith(begin):
+            raise TraceError(
+                f"{name}: compressed with {kind}, which can't be read here",
+                f"unpack it: {command} FILE | vmemu trace convert - OUT.vmtrace",
+            )
+    raw = _decompressor(magic, name, file)
+    return ByteStream(name, raw, (raw, file) if owned else ())
+
+
+def _decompressor(magic: bytes, name: str, file: io.BufferedReader) -> _Raw:
+    if magic.startswith(b"\x28\xb5\x2f\xfd") or _is_skippable_frame(magic):
+        return zstd.ZstdFile(
             file, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
         )
-    elif magic.startswith(b"\x1f\x8b"):
-        raw = gzip.GzipFile(fileobj=file)
-    elif magic.startswith(b"\xfd7zXZ\x00"):
-        raw = lzma.LZMAFile(file)  # noqa: SIM115 - the stream owns it
-    else:
-        raw = file
-    return ByteStream(name, raw, (raw, file) if owned else ())
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if magic.startswith(b"\xfd7zXZ\x00"):
+        return lzma.LZMAFile(file)
+    if magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
+        return bz2.BZ2File(file)
+    if magic.startswith(ZIP_MAGIC):
+        return ZipStream(name, file)
+    return file
+
+
+def _is_skippable_frame(magic: bytes) -> bool:
+    """What pzstd puts before each frame."""
+    return magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50

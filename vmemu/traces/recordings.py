@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.reader import HEAD_BYTES, Reader
+from vmemu.traces.readers.dramsim3 import Dramsim3Reader
+from vmemu.traces.readers.drmemtrace import DrmemtraceReader
+from vmemu.traces.readers.drview import DrviewReader
 from vmemu.traces.readers.gpa import GpaReader
 from vmemu.traces.readers.lackey import LackeyReader
+from vmemu.traces.readers.ramulator import RamulatorReader
 
 
 def known_readers() -> tuple[type[Reader], ...]:
-    """All readers, in the order in which they are asked; text before binary, strict before lax."""
-    return (LackeyReader, GpaReader)
+    """All readers, in the order in which they are asked, strict before lax."""
+    return (
+        LackeyReader,
+        DrviewReader,
+        Dramsim3Reader,
+        DrmemtraceReader,
+        GpaReader,
+        RamulatorReader,
+    )
 
 
 def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
     """Opens a recording with the reader that knows its content; ``-`` is standard input.
 
+    A directory is one of drmemtrace.
     Raises ``TraceError`` when it can't be opened or when no reader knows it.
     """
+    if os.fspath(path) != "-" and Path(path).is_dir():
+        return DrmemtraceReader.open_directory(Path(path), fetches=fetches)
     stream = open_stream(path)
     try:
         head = stream.head(HEAD_BYTES)

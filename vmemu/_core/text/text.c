@@ -8,6 +8,9 @@ enum { MAX_LINE = 4096 };
 
 static const vm_line_parser parsers[VM_TEXT_FORMATS] = {
     [VM_TEXT_LACKEY] = vm_line_lackey,
+    [VM_TEXT_DRVIEW] = vm_line_drview,
+    [VM_TEXT_DRAMSIM] = vm_line_dramsim,
+    [VM_TEXT_RAMULATOR] = vm_line_ramulator,
 };
 
 const uint8_t vm_hex_digit[256] = {

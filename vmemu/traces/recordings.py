@@ -7,13 +7,15 @@ import os
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.reader import HEAD_BYTES, Reader
+from vmemu.traces.readers.arrow import ArrowReader, ParquetReader
+from vmemu.traces.readers.csv import CsvReader
 from vmemu.traces.readers.gpa import GpaReader
 from vmemu.traces.readers.lackey import LackeyReader
 
 
 def known_readers() -> tuple[type[Reader], ...]:
     """All readers, in the order in which they are asked; text before binary, strict before lax."""
-    return (LackeyReader, GpaReader)
+    return (ParquetReader, ArrowReader, LackeyReader, CsvReader, GpaReader)
 
 
 def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:

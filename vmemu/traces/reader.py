@@ -87,6 +87,8 @@ class Reader(ABC):
     first chunk, the rest by the end."""
     blocks: tuple[BlockBase, ...] = ()
     """Complete when ``chunks`` has ended; empty unless addresses are ``ram-block``."""
+    origin: tuple[str, str] | None = None
+    """Format and file of the recording that a table was written from, if it says so."""
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         self.stream = stream
@@ -111,6 +113,10 @@ class Reader(ABC):
                 f" lines or records mean nothing in it, the first is {self.tally.first_unknown}"
             )
 
+    def close(self) -> None:
+        """Closes what it reads from."""
+        self.stream.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -120,7 +126,7 @@ class Reader(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stream.close()
+        self.close()
 
 
 def by_stream(

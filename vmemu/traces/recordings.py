@@ -8,6 +8,8 @@ from pathlib import Path
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.reader import HEAD_BYTES, Reader
+from vmemu.traces.readers.arrow import ArrowReader, ParquetReader
+from vmemu.traces.readers.csv import CsvReader
 from vmemu.traces.readers.dramsim3 import Dramsim3Reader
 from vmemu.traces.readers.drmemtrace import DrmemtraceReader
 from vmemu.traces.readers.drview import DrviewReader
@@ -19,10 +21,13 @@ from vmemu.traces.readers.ramulator import RamulatorReader
 def known_readers() -> tuple[type[Reader], ...]:
     """All readers, in the order in which they are asked, strict before lax."""
     return (
+        ParquetReader,
+        ArrowReader,
+        DrmemtraceReader,
         LackeyReader,
         DrviewReader,
         Dramsim3Reader,
-        DrmemtraceReader,
+        CsvReader,
         GpaReader,
         RamulatorReader,
     )
@@ -31,8 +36,7 @@ def known_readers() -> tuple[type[Reader], ...]:
 def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
     """Opens a recording with the reader that knows its content; ``-`` is standard input.
 
-    A directory is one of drmemtrace.
-    Raises ``TraceError`` when it can't be opened or when no reader knows it.
+    A directory is taken for one of drmemtrace. Raises ``TraceError`` when it can't be opened or when no reader knows it.
     """
     if os.fspath(path) != "-" and Path(path).is_dir():
         return DrmemtraceReader.open_directory(Path(path), fetches=fetches)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vmemu.core import ffi, lib
-from vmemu.traces.reader import Chunk, Reader, by_stream
+from vmemu.traces.reader import BlockBase, Chunk, Reader, by_stream
 
 _BUFFER_BYTES = 1 << 22
 _ACCESSES_A_CHUNK = 1 << 18
@@ -30,6 +30,7 @@ class TextReader(Reader):
         text = bytearray(_BUFFER_BYTES)
         view = memoryview(text)
         parser = _Parser(getattr(lib, self.c_format), self.fetches)
+        self._begin(parser.state)
         left = 0
         while got := self.stream.readinto(view[left:]):
             end = left + got
@@ -44,7 +45,21 @@ class TextReader(Reader):
             left = end - start
             text[:left] = text[start:end]
             self._refuse_mostly_unknown(int(parser.state.lines - parser.state.unknown))
+        self._finish(parser.state)
         self.tally.truncated = self.stream.truncated or left > 0 or bool(parser.state.in_long_line)
+
+    def _begin(self, state: Any) -> None:
+        """Tells C what the format's function must know before its first line."""
+
+    def _finish(self, state: Any) -> None:
+        """Takes over what C knows when all lines have been read."""
+        if self.address_kind == "ram-block":
+            names = [
+                ffi.string(state.block[i]).decode("utf-8", "replace") for i in range(state.blocks)
+            ]
+            self.blocks = tuple(
+                BlockBase(name, i << lib.VM_TEXT_BLOCK_SHIFT) for i, name in enumerate(names)
+            )
 
     def _take_counts(self, state: Any) -> None:
         """Takes over what C has counted so far; called before the accesses of a call are given."""

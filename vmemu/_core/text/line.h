@@ -17,6 +17,7 @@ enum vm_line {
 typedef enum vm_line (*vm_line_parser)(struct vm_text *t, const char *line, const char *end);
 
 enum vm_line vm_line_lackey(struct vm_text *t, const char *line, const char *end);
+enum vm_line vm_line_csv(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_drview(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_dramsim(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_ramulator(struct vm_text *t, const char *line, const char *end);
@@ -44,6 +45,11 @@ static inline void vm_text_put(struct vm_text *t, struct vm_text_access access)
     t->out.kinds[at] = access.kind;
     t->filled = at + 1;
 }
+
+/* Address of the first byte of the block of that name, which may be new; false if it can't have
+ * one.
+ */
+bool vm_text_block(struct vm_text *t, const char *name, size_t length, uint64_t *start);
 
 /* Whether the access has a possible size and stays within the 64-bit address space. */
 static inline bool vm_text_sound(uint64_t address, uint64_t size)

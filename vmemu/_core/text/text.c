@@ -8,6 +8,7 @@ enum { MAX_LINE = 4096 };
 
 static const vm_line_parser parsers[VM_TEXT_FORMATS] = {
     [VM_TEXT_LACKEY] = vm_line_lackey,
+    [VM_TEXT_CSV] = vm_line_csv,
     [VM_TEXT_DRVIEW] = vm_line_drview,
     [VM_TEXT_DRAMSIM] = vm_line_dramsim,
     [VM_TEXT_RAMULATOR] = vm_line_ramulator,
@@ -42,6 +43,28 @@ const char *vm_skip_word(const char *at, const char *end, const char *word)
     size_t length = strlen(word);
 
     return (size_t)(end - at) >= length && memcmp(at, word, length) == 0 ? at + length : NULL;
+}
+
+bool vm_text_block(struct vm_text *t, const char *name, size_t length, uint64_t *start)
+{
+    uint64_t block = 0;
+
+    if (length == 0 || length >= VM_TEXT_BLOCK_NAME || memchr(name, 0, length)) {
+        return false;
+    }
+    while (block < t->blocks &&
+           (memcmp(t->block[block], name, length) != 0 || t->block[block][length] != 0)) {
+        block++;
+    }
+    if (block == VM_TEXT_BLOCKS) {
+        return false;
+    }
+    if (block == t->blocks) {
+        memcpy(t->block[block], name, length); /* the rest of it is zeros */
+        t->blocks++;
+    }
+    *start = block << VM_TEXT_BLOCK_SHIFT;
+    return true;
 }
 
 static void count_unknown(struct vm_text *state, const char *line, size_t length)

@@ -12,6 +12,7 @@
 /* The order is that of the table in text.c. */
 enum vm_text_format {
     VM_TEXT_LACKEY,
+    VM_TEXT_CSV,
     VM_TEXT_DRVIEW,
     VM_TEXT_DRAMSIM,
     VM_TEXT_RAMULATOR,
@@ -22,6 +23,9 @@ enum {
     VM_TEXT_LINE_ACCESSES = 64, /* accesses of one line at most */
     VM_TEXT_MAX_SIZE = 4096,    /* bytes of an access at most */
     VM_TEXT_REASONS = 4,
+    VM_TEXT_BLOCKS = 64, /* RAM blocks of a recording that names them, at most */
+    VM_TEXT_BLOCK_NAME = 256,
+    VM_TEXT_BLOCK_SHIFT = 44, /* block i is laid at i << this, in the order of first sight */
 };
 
 /* Where accesses are written: an entry of each column for an access. */
@@ -47,6 +51,8 @@ struct vm_text {
     uint64_t memory[8];                /* what the format's own function keeps between lines */
     uint32_t first_unknown_length;     /* bytes of it in first_unknown_text */
     char first_unknown_text[80];       /* its beginning, as it came; not terminated */
+    uint32_t blocks;
+    char block[VM_TEXT_BLOCKS][VM_TEXT_BLOCK_NAME]; /* their names, terminated */
     struct vm_columns out;
 };
 

@@ -313,7 +313,7 @@ class TestGpa:
 class TestOpening:
     @pytest.mark.parametrize(
         "content",
-        [b"x", b"hello\nworld\n", bytes(480), b"\xff" * 480, b"PK\x03\x04" + bytes(100)],
+        [b"x", b"hello\nworld\n", bytes(480), b"\xff" * 480, b"PK\x05\x06" + bytes(18)],
     )
     def test_other_content_is_refused_in_one_line(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(content)

@@ -31,9 +31,9 @@ else:
 ZSTD_WINDOW_LOG = 27
 _MAGIC_BYTES = 10
 _UNPACKERS = (
-    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc"),
-    (b"\x02\x21\x4c\x18", "lz4", "lz4 -dc"),
-    (b"\xff\x06\x00\x00sNaPpY", "snappy", "snzip -dc"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -d"),
+    (b"\x02\x21\x4c\x18", "lz4", "lz4 -d"),
+    (b"\xff\x06\x00\x00sNaPpY", "snappy", "snzip -d"),
 )
 """What is refused: the first bytes, what it is, and what unpacks it."""
 _READ_SIZE = 1 << 18
@@ -156,7 +156,7 @@ def _decompressing(name: str, file: io.BufferedReader, *, owned: bool) -> ByteSt
         if magic.startswith(begin):
             raise TraceError(
                 f"{name}: compressed with {kind}, which can't be read here",
-                f"unpack it: {command} FILE | vmemu trace convert - OUT.vmtrace",
+                f"unpack it first: {command} FILE",
             )
     raw = _decompressor(magic, name, file)
     return ByteStream(name, raw, (raw, file) if owned else ())

@@ -36,7 +36,8 @@ def known_readers() -> tuple[type[Reader], ...]:
 def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
     """Opens a recording with the reader that knows its content; ``-`` is standard input.
 
-    A directory is taken for one of drmemtrace. Raises ``TraceError`` when it can't be opened or when no reader knows it.
+    A directory is taken for one of drmemtrace. Raises ``TraceError`` when it can't be opened or
+    when no reader knows it.
     """
     if os.fspath(path) != "-" and Path(path).is_dir():
         return DrmemtraceReader.open_directory(Path(path), fetches=fetches)

@@ -137,9 +137,9 @@ class DrmemtraceReader(Reader):
             raise _no_trace_in(path)
         timed = all(facts.wide and facts.first_time is not None for facts, _ in files)
         # A thread id may come twice, when it was given again: the older thread goes first.
-        files.sort(key=lambda one: (one[0].first_time or 0, one[1].name))
+        files.sort(key=lambda one: (one[0].first_time or 0, one[1]))
         if files[0][0].filetype & _CORE_SHARDED:
-            files.sort(key=lambda one: one[1].name)
+            files.sort(key=lambda one: one[1])
         first, *further = (file for _, file in files)
         stream = open_stream(first)
         try:
@@ -330,10 +330,12 @@ def _trace_files(directory: Path) -> list[Path]:
     below = directory / "trace"
     where = below if below.is_dir() else directory
     try:
-        files = sorted(file for file in where.iterdir() if file.is_file())
+        # A trace of several windows may have a directory for each.
+        places = [where, *where.glob("window.*")]
+        files = sorted(file for place in places for file in place.glob("*") if file.is_file())
     except OSError as error:
         raise TraceError(f"{where}: can't be read: {error.strerror}") from None
-    return [file for file in files if not file.name.startswith(_BESIDE)]
+    return [file for file in files if not file.name.startswith(_BESIDE) and ".raw" not in file.name]
 
 
 def _sniffed(file: Path) -> _Facts | None:

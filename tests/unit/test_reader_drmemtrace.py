@@ -320,6 +320,7 @@ class TestDirectories:
         assert [row[:2] for row in rows] == [
             (core, base + core) for core in range(3) for base in (0x1000, 0x2000)
         ]
+        assert stats.stats_of(tmp_path).missing == ("times", "modifies")
 
     def test_one_of_its_files_is_cut_off(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(trace((READ, 8, 0x1000), time=1) + b"half")

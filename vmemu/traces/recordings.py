@@ -12,6 +12,7 @@ from vmemu.traces.readers.arrow import ArrowReader, ParquetReader
 from vmemu.traces.readers.csv import CsvReader
 from vmemu.traces.readers.dramsim3 import Dramsim3Reader
 from vmemu.traces.readers.drmemtrace import DrmemtraceReader
+from vmemu.traces.readers.drmemtrace_directory import open_directory
 from vmemu.traces.readers.drview import DrviewReader
 from vmemu.traces.readers.gpa import GpaReader
 from vmemu.traces.readers.lackey import LackeyReader
@@ -40,7 +41,7 @@ def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Re
     when no reader knows it.
     """
     if os.fspath(path) != "-" and Path(path).is_dir():
-        return DrmemtraceReader.open_directory(Path(path), fetches=fetches)
+        return open_directory(Path(path), fetches=fetches)
     stream = open_stream(path)
     try:
         head = stream.head(HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""Reader of DynamoRIO's drmemtrace traces, a file or a directory with one file a thread.
+"""Reader of DynamoRIO's drmemtrace traces.
 
 Packed little-endian entries, of 12 bytes, or of 8 where a 32-bit process was traced::
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +77,24 @@ def _meanings() -> NDArray[np.uint8]:
 _MEANING = _meanings()
 
 
-class _Facts(NamedTuple):
+class Facts(NamedTuple):
     """What the beginning of a file tells of it."""
 
     wide: bool
+    """Whether its values have 64 bits."""
     filetype: int
     first_time: int | None
-    """Of a timestamp that stands before all accesses."""
+    """Nanoseconds, of the first timestamp if it stands before all accesses."""
+
+    @property
+    def by_core(self) -> bool:
+        """Whether the trace was cut into cores, each with the threads that ran on it."""
+        return bool(self.filetype & _CORE_SHARDED)
+
+    @property
+    def timed(self) -> bool:
+        # The timestamps of 32 bits wrap, and on a core those of several threads are mixed.
+        return self.wide and self.first_time is not None and not self.by_core
 
 
 class DrmemtraceReader(Reader):
@@ -104,11 +115,11 @@ class DrmemtraceReader(Reader):
     ) -> None:
         """``further``: files of the same trace, read after the first. ``timed``: all have times."""
         super().__init__(stream, fetches=fetches)
-        facts = _facts(stream.head(HEAD_BYTES))
+        facts = facts_of(stream.head(HEAD_BYTES))
         self._further = tuple(further)
         self._refuse_instructions_only(facts)
-        self._timed = timed and facts.wide and facts.first_time is not None
-        self._by_core = bool(facts.filetype & _CORE_SHARDED)
+        self._timed = timed and facts.timed
+        self._by_core = facts.by_core
         self.missing = ("exact_times" if self._timed else "times", "modifies")
         if facts.filetype & _FILTERED:
             self.missing += ("cached",)
@@ -129,25 +140,6 @@ class DrmemtraceReader(Reader):
             and (_MEANING[types] != _UNKNOWN).all()
         )
 
-    @classmethod
-    def open_directory(cls, path: Path, *, fetches: bool = False) -> Self:
-        """Opens all files of a trace directory, or raises ``TraceError``."""
-        files = [(facts, file) for file in _trace_files(path) if (facts := _sniffed(file))]
-        if not files:
-            raise _no_trace_in(path)
-        timed = all(facts.wide and facts.first_time is not None for facts, _ in files)
-        # A thread id may come twice, when it was given again: the older thread goes first.
-        files.sort(key=lambda one: (one[0].first_time or 0, one[1]))
-        if files[0][0].filetype & _CORE_SHARDED:
-            files.sort(key=lambda one: one[1])
-        first, *further = (file for _, file in files)
-        stream = open_stream(first)
-        try:
-            return cls(stream, fetches=fetches, further=further, timed=timed)
-        except BaseException:
-            stream.close()
-            raise
-
     def chunks(self) -> Iterator[Chunk]:
         self.tally.dropped["kernel"] = 0
         yield from self._chunks_of_file(0)
@@ -157,7 +149,7 @@ class DrmemtraceReader(Reader):
             yield from self._chunks_of_file(number)
 
     def _chunks_of_file(self, number: int) -> Iterator[Chunk]:
-        facts = _facts(self.stream.head(HEAD_BYTES))
+        facts = facts_of(self.stream.head(HEAD_BYTES))
         self._refuse_instructions_only(facts)
         dtype = WIDE if facts.wide else NARROW
         buffer = bytearray(_ENTRIES_A_CHUNK * dtype.itemsize)
@@ -205,7 +197,7 @@ class DrmemtraceReader(Reader):
             self.tally.first_unknown = f"record {self._entries + int(at[0]) + 1}: {raw}"
         self.tally.unknown_lines += len(at)
 
-    def _refuse_instructions_only(self, facts: _Facts) -> None:
+    def _refuse_instructions_only(self, facts: Facts) -> None:
         if facts.filetype & _INSTRUCTIONS_ONLY and not self.fetches:
             raise TraceError(
                 f"{self.stream.name}: a drmemtrace of instructions only, without data accesses",
@@ -299,7 +291,8 @@ def _head_entries(head: bytes) -> _Entries:
     return np.frombuffer(head, dtype, count)
 
 
-def _facts(head: bytes) -> _Facts:
+def facts_of(head: bytes) -> Facts:
+    """``head``: of a file that is a trace."""
     dtype = WIDE if head[8:12] == bytes(4) else NARROW
     entries = np.frombuffer(head, dtype, len(head) // dtype.itemsize)
     accesses = np.flatnonzero(_MEANING[entries["type"]] <= FETCH)
@@ -308,50 +301,8 @@ def _facts(head: bytes) -> _Facts:
     filetypes = markers["value"][markers["size"] == _FILETYPE]
     stamps = markers["value"][markers["size"] == _TIMESTAMP].astype(np.uint64)
     stamps = stamps[stamps <= _MAX_STAMP]
-    return _Facts(
+    return Facts(
         wide=dtype is WIDE,
         filetype=int(filetypes[0]) if len(filetypes) else 0,
         first_time=int(_nanoseconds(stamps[:1])[0]) if len(stamps) else None,
     )
-
-
-_BESIDE = (
-    "modules.log",
-    "funclist.log",
-    "encodings.bin",
-    "cpu_schedule.bin",
-    "serial_schedule.bin",
-)
-"""How the names begin of what lies beside the threads' files and is none."""
-
-
-def _trace_files(directory: Path) -> list[Path]:
-    """The files that may be threads of the trace in ``directory``."""
-    below = directory / "trace"
-    where = below if below.is_dir() else directory
-    try:
-        # A trace of several windows may have a directory for each.
-        places = [where, *where.glob("window.*")]
-        files = sorted(file for place in places for file in place.glob("*") if file.is_file())
-    except OSError as error:
-        raise TraceError(f"{where}: can't be read: {error.strerror}") from None
-    return [file for file in files if not file.name.startswith(_BESIDE) and ".raw" not in file.name]
-
-
-def _sniffed(file: Path) -> _Facts | None:
-    """What a file of a directory is; None when it is no drmemtrace."""
-    with open_stream(file) as stream:
-        head = stream.head(HEAD_BYTES)
-        return _facts(head) if DrmemtraceReader.sniff(head) else None
-
-
-def _no_trace_in(path: Path) -> TraceError:
-    what = f"{path}: Is a directory"
-    for raw in (path / "raw", path):
-        if raw.is_dir() and any(".raw" in file.name for file in raw.iterdir()):
-            owner = raw.parent if raw.name == "raw" else raw
-            return TraceError(
-                f"{what} with raw files of drmemtrace, which only DynamoRIO can turn into a trace",
-                f"do it with: drraw2trace -indir {owner}",
-            )
-    return TraceError(f"{what}, and neither a native trace nor one of drmemtrace")

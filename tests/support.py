@@ -9,15 +9,17 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from vmemu import hugepages
-from vmemu.config import Scenario
+from vmemu.config import Scenario, SyntheticTrace
+from vmemu.protocol import BlockEntry
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
-from vmemu.recipe import SyntheticRecipe
+from vmemu.synthetic_plan import synthetic_recipe
 from vmemu.workload import Workload
 
 MIB = 1 << 20
@@ -185,14 +187,8 @@ def vm_flags(address: int) -> set[str]:
 
 
 def workload_of(
-    blocks: list[RAMBlock],
-    vcpus: int,
-    seed: int,
-    *,
-    kind: str,
-    accesses: int | None = None,
-    write_share: float = 0.5,
-    stride: int = 64,
+    blocks: Sequence[RAMBlock | BlockEntry], vcpus: int, seed: int, **fields: Any
 ) -> Workload:
-    """Synthetic accesses on the blocks, as a scenario would have them."""
-    return SyntheticRecipe(vcpus, seed, kind, accesses, write_share, stride).make(blocks)
+    """Synthetic accesses on the blocks, as a scenario with these fields would have them."""
+    made = SyntheticTrace.model_validate({"synthetic": fields}).synthetic
+    return synthetic_recipe(made, vcpus, seed, blocks).make(blocks)

@@ -40,7 +40,7 @@ from vmemu._config.models import (
     Wait,
 )
 from vmemu._config.section import Section
-from vmemu._config.synthetics import Permutation, Sequential, Uniform
+from vmemu._config.synthetics import Permutation, Phases, Sequential, Synthetic, Uniform
 from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
 from vmemu.errors import ConfigError, Problem, VmemuError
 from vmemu.units import printable
@@ -56,6 +56,7 @@ __all__ = [
     "Limits",
     "Migration",
     "Permutation",
+    "Phases",
     "Position",
     "Postcopy",
     "Precopy",
@@ -66,6 +67,7 @@ __all__ = [
     "SeededContent",
     "Sequential",
     "Source",
+    "Synthetic",
     "SyntheticTrace",
     "Uniform",
     "Verify",

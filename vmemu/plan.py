@@ -16,7 +16,6 @@ from vmemu.config import (
     RecordedTrace,
     RegionMap,
     Scenario,
-    Sequential,
     SyntheticTrace,
     Window,
 )
@@ -24,7 +23,8 @@ from vmemu.content import ContentSpec, key_of
 from vmemu.errors import TraceError
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import Backing, RAMBlock
-from vmemu.recipe import Recipe, RecordedRecipe, SyntheticRecipe
+from vmemu.recipe import Recipe, RecordedRecipe
+from vmemu.synthetic_plan import synthetic_recipe
 from vmemu.traces import native
 from vmemu.workload import Workload
 
@@ -114,15 +114,7 @@ class _Replay:
         """The workload, and the recipe of it. Raises ConfigError."""
         if isinstance(trace, RecordedTrace):
             return self._recorded(scenario, trace)
-        made = trace.synthetic
-        recipe = SyntheticRecipe(
-            vcpus=self.vcpus,
-            seed=self.seed,
-            kind=made.kind,
-            accesses=made.accesses,
-            write_share=float(made.write_share),
-            stride=made.stride if isinstance(made, Sequential) else 64,
-        )
+        recipe = synthetic_recipe(trace.synthetic, self.vcpus, self.seed, self.blocks)
         return recipe.make(self.blocks), recipe
 
     def _recorded(self, scenario: Scenario, config: RecordedTrace) -> tuple[Workload, Recipe]:

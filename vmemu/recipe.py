@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmemu.protocol import BlockEntry
-from vmemu.synthetic import WORD, identity_map, shares_of
+from vmemu.synthetic import Phase, access_sizes, identity_map, shares_of
 from vmemu.traces import mapping, native
 from vmemu.traces.trace import Stream, Trace
 from vmemu.workload import StreamSlice, Workload, deal_streams, size_table
@@ -57,28 +57,18 @@ class RecordedRecipe:
 
 @dataclass(frozen=True)
 class SyntheticRecipe:
-    """Synthetic accesses; fields as :func:`vmemu.synthetic.shares_of` takes them."""
+    """Synthetic accesses: ``phases``, gone through ``repeat`` times."""
 
     vcpus: int
     seed: int
-    kind: str
-    accesses: int | None
-    write_share: float
-    stride: int
+    phases: tuple[Phase, ...]
+    repeat: int = 1
 
     def make(self, blocks: Sequence[BlockEntry]) -> Workload:
         """The workload."""
-        shares = shares_of(
-            blocks,
-            self.vcpus,
-            self.seed,
-            kind=self.kind,
-            accesses=self.accesses,
-            write_share=self.write_share,
-            stride=self.stride,
-        )
+        shares = shares_of(blocks, self.vcpus, self.seed, self.phases, self.repeat)
         block, offset = identity_map(blocks)
-        return Workload(block, offset, size_table([WORD]), shares)
+        return Workload(block, offset, size_table(access_sizes(self.phases)), shares)
 
 
 Recipe = RecordedRecipe | SyntheticRecipe

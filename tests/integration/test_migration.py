@@ -26,7 +26,9 @@ from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.migration import Migration, Progress, Run, StallError, VerificationError
 from vmemu.recipe import SyntheticRecipe
 from vmemu.results import document
+from vmemu.synthetic import Phase
 from vmemu.userfault import How
+from vmemu.walks import Pattern
 from vmemu.workload import StreamSlice, Workload
 
 pytestmark = pytest.mark.usefixtures("userfault")
@@ -143,6 +145,50 @@ def test_each_kind_of_guest_migrates_on_each_layout(layout, kind):
     completed(scenario(BLOCKS[layout], guest=guest(kind)))
 
 
+TURNS = [
+    {"accesses": 900, "patterns": [{"kind": "zipf"}, {"kind": "hot_cold", "weight": 2}]},
+    {"accesses": 1, "patterns": [{"kind": "uniform", "block": "vram"}]},
+    {"accesses": 700, "patterns": [{"kind": "strided", "stride": "4KiB", "access_size": 4096}]},
+    {"accesses": 400, "patterns": [{"kind": "pointer_chase", "start": "50%"}]},
+]
+WALKS: dict[str, dict[str, Any]] = {
+    "strided": {"kind": "strided", "stride": "4160", "write_share": 0.3},
+    "odd strides": {"kind": "sequential", "stride": 4093, "access_size": 32},
+    "zipf": {"kind": "zipf", "unit": 256, "access_size": 256},
+    "hot_cold": {"kind": "hot_cold", "period": 100, "scatter": True, "access_size": 1},
+    "pointer_chase": {"kind": "pointer_chase", "write_share": 0.5, "block": "vram"},
+    "bytes": {"kind": "uniform", "access_size": 1, "block": "ram", "start": "16KiB", "stop": "50%"},
+    "pages": {"kind": "uniform", "access_size": 4096},
+    "phases": {"kind": "phases", "repeat": 2, "phases": TURNS},
+}
+
+
+@pytest.mark.parametrize("flip_at", ["0%", "50%"])
+@pytest.mark.parametrize("walk", WALKS)
+def test_each_walk_migrates_with_every_byte_right(walk, flip_at):
+    fields = WALKS[walk] if walk == "phases" else {"accesses": 4000} | WALKS[walk]
+    migration = postcopy() | {"precopy": {"rounds": 2}, "flip_at": flip_at}
+    guest = {"vcpus": 3, "trace": synthetic(**fields)}
+    run = completed(scenario([ANONYMOUS, SHARED], guest=guest, migration=migration))
+    assert run.workload.accesses == 4000 + 2 * (walk == "phases")
+    assert sum(worker.figures.reads_checked for worker in run.workers) > 0
+    # Each end has made them by itself: what one missed the other has done.
+    flipped = run.flip.total("accesses")
+    assert flipped == (
+        0 if flip_at == "0%" else sum(n // 2 for n in run.workload.accesses_by_vcpu())
+    )
+
+
+@pytest.mark.usefixtures("hugetlb")
+def test_a_walk_in_hugepages_touches_those_of_its_range_alone():
+    fields = {"accesses": 500, "block": "huge", "start": "50%", "write_share": 1.0}
+    guest = {"vcpus": 2, "trace": synthetic("zipf", **fields)}
+    run = completed(scenario(BLOCKS["mixed"], guest=guest, migration=postcopy(push=False)))
+    faults = np.concatenate([worker.faults() for worker in run.workers])
+    assert set(faults["block"].tolist()) == {2}
+    assert (faults["offset"] >= HUGE).all()
+
+
 def test_on_demand_a_permutation_faults_on_every_page_once():
     run = completed(
         scenario(
@@ -230,7 +276,9 @@ def test_vcpus_without_a_share_of_a_recorded_trace_are_idle(accesses, monkeypatc
     stream = StreamSlice(where, np.zeros(accesses, np.uint8))
     parts = [StreamSlice(stream.where[i : i + 1], stream.what[i : i + 1]) for i in range(7)]
 
-    recipe = SyntheticRecipe(7, 1, "uniform", accesses, 0.0, 64)  # asked only for a source's guest
+    pattern = Pattern("uniform", 0, 256 << 10, write_share=0.0)
+    phases = (Phase((pattern,), accesses),)
+    recipe = SyntheticRecipe(7, 1, phases)  # asked only for a source's guest
 
     def workload(_: Scenario, blocks: Any) -> tuple[Workload, SyntheticRecipe]:
         block, offset = np.zeros(64, np.int32), np.arange(64, dtype=np.uint64) * np.uint64(4096)

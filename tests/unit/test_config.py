@@ -234,6 +234,166 @@ def test_overrides_and_the_seed_win(directory: Path) -> None:
 # is wrong, words of the remedy. The line is counted in SMALL, whose text is replaced.
 BLOCK_LINE = "    size: 1MiB\n"
 TRACE_LINE = "  trace: {synthetic: {kind: permutation}}\n"
+
+# A trace of a memory of 1 MiB; where in it the mistake is, and the field.
+ONE = "kind: uniform, accesses: 9, "
+PHASE = "kind: phases, phases: [{accesses: 9, patterns: ["
+WRONG_SYNTHETIC: list[tuple[str, str, str, str, str]] = [
+    ("kind: zipff, accesses: 9", "zipff", "kind", "'zipff' is not known", "'zipf'?"),
+    ("kind: strided, accesses: 9", "{", "stride", "is missing", "stride: 4KiB"),
+    (
+        "kind: strided, accesses: 9, stride: 100",
+        "100",
+        "stride",
+        "100B is no multiple of access_size, 8B",
+        "use 96B or 104B",
+    ),
+    (
+        "kind: strided, accesses: 9, access_size: 64, stride: 8",
+        "8}",
+        "stride",
+        "8B is no multiple of access_size, 64B",
+        "use 64B",
+    ),
+    (ONE + "access_size: 24", "24", "access_size", "24B is no power of two", "16B or 32B"),
+    (ONE + "access_size: 0", "0}", "access_size", "0 is out of range", "from 1 to 4096"),
+    (ONE + "access_size: 8KiB", "8KiB", "access_size", "8192 is out of range", "from 1 to 4096"),
+    (ONE + "stop: 5000", "5000", "stop", "5000 is no multiple of 4KiB", "use 4KiB or 8KiB"),
+    (ONE + "stop: 101%", "101%", "stop", "outside 0 to 1", "0% to 100%"),
+    (ONE + "stop: 0.5", "0.5", "stop", "0.5 is no place in memory", "25%"),
+    (ONE + "stop: x", "x}", "stop", "'x' is no size", "2MiB"),
+    (ONE + "stop: 2MiB", "2MiB", "stop", "2MiB is beyond the end of memory, 1MiB", "1MiB at most"),
+    (ONE + "start: 2MiB", "2MiB", "start", "beyond the end of memory", "1MiB at most"),
+    (ONE + "block: pc.ram, stop: 2MiB", "2MiB", "stop", "beyond the end of 'pc.ram'", "at most"),
+    (
+        ONE + "start: 50%, stop: 50%",
+        "50%}",
+        "stop",
+        "the range from 50% to 50% of memory holds no",
+        "4KiB or more between start and stop",
+    ),
+    (
+        ONE + "start: 8KiB, stop: 1%",
+        "1%}",
+        "stop",
+        "from 8KiB to 1% of memory holds no page",
+        "4KiB",
+    ),
+    (ONE + "stop: 0.3%", "0.3%}", "stop", "from 0% to 0.3% of memory holds no page", "are 1MiB"),
+    (ONE + "start: 100%", "100%}", "start", "holds no page", "4KiB or more"),
+    (ONE + "block: pc.rom", "pc.rom", "block", "no block is named 'pc.rom'", "'pc.ram'?"),
+    ("kind: zipf, accesses: 9, theta: 0", "0}", "theta", "0 is no exponent", "such as 0.99"),
+    ("kind: zipf, accesses: 9, theta: -1", "-1}", "theta", "-1 is no exponent", "above 0"),
+    ("kind: zipf, accesses: 9, theta: x", "x}", "theta", "'x' is no exponent", "above 0"),
+    ("kind: zipf, accesses: 9, theta: true", "true", "theta", "true is no exponent", "above 0"),
+    ("kind: zipf, accesses: 9, theta: 11", "11}", "theta", "11 is no exponent", "10 at most"),
+    ("kind: zipf, accesses: 9, unit: 100", "100}", "unit", "no power of two", "64B or 128B"),
+    (
+        "kind: zipf, accesses: 9, unit: 64, access_size: 128",
+        "64,",
+        "unit",
+        "64B holds no access of 128B",
+        "128B or more",
+    ),
+    ("kind: zipf, accesses: 9, scatter: 1", "1}", "scatter", "1 is not true or false", "write"),
+    (
+        "kind: hot_cold, accesses: 9, hot_share: 0",
+        "0}",
+        "hot_share",
+        "leaves nothing hot",
+        "between 0 and 1",
+    ),
+    (
+        "kind: hot_cold, accesses: 9, hot_share: 100%",
+        "100%",
+        "hot_share",
+        "nothing cold",
+        "between 0 and 1",
+    ),
+    ("kind: hot_cold, accesses: 9, hot_accesses: 2", "2}", "hot_accesses", "outside 0 to 1", "1.0"),
+    ("kind: hot_cold, accesses: 9, period: 0", "0}", "period", "0 is out of range", "from 1 to"),
+    (
+        "kind: pointer_chase, node: 4, access_size: 8",
+        "4,",
+        "node",
+        "4B holds no access of 8B",
+        "8B or more",
+    ),
+    ("kind: phases", "{", "phases", "is missing", "patterns: [{kind: uniform"),
+    ("kind: phases, phases: []", "[]", "phases", "the list is empty", "{accesses: 100000"),
+    (
+        "kind: phases, phases: [{patterns: [{kind: uniform}]}]",
+        "{patterns",
+        "phases[0].accesses",
+        "is missing",
+        "accesses: 100000",
+    ),
+    (
+        "kind: phases, phases: [{accesses: 0, patterns: [{kind: uniform}]}]",
+        "0,",
+        "phases[0].accesses",
+        "0 is out of range",
+        "from 1 to",
+    ),
+    (PHASE + "]}]", "[]}", "phases[0].patterns", "the list is empty", "{kind: uniform, stop: 10%}"),
+    (
+        PHASE + "{kind: uniform, weight: 0}]}]",
+        "[{kind: uniform",
+        "phases[0].patterns",
+        "all weights are 0",
+        "a weight of 1 or more",
+    ),
+    (
+        PHASE + "{kind: uniform, weight: -1}]}]",
+        "-1",
+        "phases[0].patterns[0].weight",
+        "-1 is out of range",
+        "from 0 to 1000000",
+    ),
+    (
+        PHASE + "{kind: uniform, accesses: 9}]}]",
+        "accesses: 9}",
+        "phases[0].patterns[0].accesses",
+        "unknown key",
+        "access_size",
+    ),
+    (
+        PHASE + "{kind: unifrom}]}]",
+        "unifrom",
+        "phases[0].patterns[0].kind",
+        "is not known",
+        "'uniform'?",
+    ),
+    (
+        PHASE + "{kind: phases, phases: []}]}]",
+        "phases, phases: []",
+        "phases[0].patterns[0].kind",
+        "a phase can't have phases",
+        "as further phases",
+    ),
+    (
+        PHASE + "{kind: uniform}, {kind: zipf, block: x}]}]",
+        "x}",
+        "phases[0].patterns[1].block",
+        "no block is named 'x'",
+        "pc.ram",
+    ),
+    (
+        PHASE + "{kind: uniform, stop: 2MiB}]}]",
+        "2MiB",
+        "phases[0].patterns[0].stop",
+        "beyond the end",
+        "1MiB at most",
+    ),
+    (PHASE + "{kind: uniform}]}], repeat: 0", "0}", "repeat", "0 is out of range", "from 1 to"),
+    (
+        PHASE + "{kind: uniform}]}], repeat: 9223372036854775807",
+        "9223372036854775807",
+        "repeat",
+        "times 9 accesses are more than",
+        "use 1024819115206086200 at most",
+    ),
+]
 WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (BLOCK_LINE, "    sise: 1MiB\n", 4, 5, "blocks[0].sise", "unknown key", "'size'?"),
     (BLOCK_LINE, "", 2, 5, "blocks[0].size", "is missing", "add it, such as 'size: 128MiB'"),
@@ -293,7 +453,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (TRACE_LINE, "  trace: 5\n", 6, 10, "guest.trace", "exactly one of 'file'", "{file: PATH}"),
     (TRACE_LINE, "  trace: {file: nix}\n", 6, 17, "guest.trace.file", "no such file", "existing"),
     (TRACE_LINE, "  trace: {synthetic: {}}\n", 6, 22, "guest.trace.synthetic.kind", "is missing",
-     "sequential, uniform, permutation"),
+     "sequential, strided, uniform, permutation, zipf, hot_cold, pointer_chase, phases"),
     (TRACE_LINE, "  trace: {synthetic: {kind: unifrom}}\n", 6, 29, "guest.trace.synthetic.kind",
      "'unifrom' is not known", "'uniform'?"),
     (TRACE_LINE, "  trace: {synthetic: {kind: uniform}}\n", 6, 22, "guest.trace.synthetic.accesses",
@@ -304,6 +464,11 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
      "guest.trace.synthetic.stride", "unknown key", "kind, accesses, write_share"),
     (TRACE_LINE, "  trace: {synthetic: {kind: sequential, accesses: 1, stride: 0}}\n", 6, 62,
      "guest.trace.synthetic.stride", "0 is out of range", "from 1 to"),
+    *(
+        (TRACE_LINE, f"  trace: {{synthetic: {{{made}}}}}\n", 6, 22 + f"{{{made}}}}}".index(at),
+         f"guest.trace.synthetic.{field}", what, remedy)
+        for made, at, field, what, remedy in WRONG_SYNTHETIC
+    ),
     (TRACE_LINE, "  trace: {file: dump.raw, map: {block: pc.rom}}\n", 6, 40,
      "guest.trace.map.block", "no block is named 'pc.rom'", "'pc.ram'?"),
     (TRACE_LINE, "  trace: {file: dump.raw, map: {kind: regions}}\n", 6, 32,
@@ -613,6 +778,35 @@ def test_positions(position: config.Position, total: int, resolved: int) -> None
 def test_a_position_beyond_the_trace() -> None:
     with pytest.raises(ValueError, match="beyond the end of the trace; it has 10"):
         config.Position(accesses=11).resolve(10)
+
+
+def test_the_walks_of_a_client_stay_in_its_block(directory: Path) -> None:
+    text = SMALL.replace("anonymous", "shared") + (
+        "clients:\n"
+        "  - {name: a, block: pc.ram, trace: {synthetic: {kind: zipf, accesses: 9, stop: 2MiB}}}\n"
+        "  - {name: b, block: pc.ram, trace: {synthetic: {kind: zipf, accesses: 9, block: vram}}}\n"
+    )
+    text = text.replace("guest:", "  - {name: vram, backing: shared, size: 4MiB}\nguest:")
+    beyond, other = problems(write(directory, text))
+    assert beyond.field == "clients[0].trace.synthetic.stop"
+    assert beyond.what == "2MiB is beyond the end of memory, 1MiB"
+    assert (other.field, other.line) == ("clients[1].trace.synthetic.block", 10)
+    assert other.what == "the client has mapped 'pc.ram' alone"
+
+
+def test_the_walks_of_the_guest_may_go_through_all_blocks(directory: Path) -> None:
+    text = SMALL.replace("guest:", "  - {name: vram, backing: shared, size: 4MiB}\nguest:")
+    trace = "{synthetic: {kind: uniform, accesses: 9, stop: %s}}"
+    assert not found(write(directory, text), ("guest.trace", trace % "5MiB"))
+    (problem,) = problems(write(directory, text), ("guest.trace", trace % "6MiB"))
+    assert problem.what == "6MiB is beyond the end of memory, 5MiB"
+
+
+def test_a_range_in_a_block_of_wrong_size_is_not_judged(directory: Path) -> None:
+    text = SMALL.replace("1MiB", "100")
+    trace = "{synthetic: {kind: uniform, accesses: 9, stop: 10%}}"
+    (problem,) = problems(write(directory, text), ("guest.trace", trace))
+    assert problem.field == "blocks[0].size"
 
 
 def test_every_field_is_described_in_the_schema() -> None:

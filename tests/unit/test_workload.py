@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support import HUGE, anonymous, huge, shared, workload_of
 
 from vmemu.ramblock import RAMBlock
-from vmemu.synthetic import GUEST_PAGE, WORD, identity_map, unit_starts
+from vmemu.synthetic import identity_map
+from vmemu.walks import GUEST_PAGE, host_pages
 from vmemu.workload import SIZES, StreamSlice, Workload, deal_streams, size_table
 
 KINDS = pytest.mark.parametrize("kind", ["sequential", "uniform", "permutation"])
@@ -62,13 +63,12 @@ def test_no_stream_at_all_leaves_every_vcpu_idle():
 
 
 @KINDS
-@given(st.integers(0, 1000), st.integers(1, 7))
-def test_synthetic_shares_add_up_and_follow_each_other(kind, accesses, vcpus):
+@given(st.integers(1, 1000), st.integers(1, 7))
+def test_synthetic_shares_add_up_and_are_even(kind, accesses, vcpus):
     work = made_of([anonymous(pages=5)], vcpus, kind, accesses)
     assert work.accesses == accesses
     shares = [share.accesses for share in work.vcpus]
     assert max(shares) - min(shares) <= 1
-    assert [share.first for share in work.vcpus] == [sum(shares[:i]) for i in range(vcpus)]
 
 
 def test_without_a_number_there_are_as_many_accesses_as_host_pages():
@@ -82,23 +82,28 @@ def test_sequential_vcpus_walk_parts_that_cover_all_of_ram(pages, vcpus):
     shares = made_of([block], vcpus, "sequential", 100).vcpus
     covered = 0
     for share in shares:
-        assert 0 <= share.begin < share.end <= block.size
-        assert share.begin % GUEST_PAGE == 0
-        assert share.end - share.begin >= WORD
-        assert share.begin <= covered
-        covered = max(covered, share.end)
+        walk = share.phases[0][1][0].numbers
+        assert 0 <= walk["begin"] < walk["end"] <= block.size
+        assert walk["begin"] % GUEST_PAGE == 0
+        assert walk["end"] - walk["begin"] >= 8
+        assert walk["begin"] <= covered
+        covered = max(covered, walk["end"])
     assert covered == block.size
 
 
 def test_each_vcpu_has_randomness_of_its_own_and_the_order_in_common():
     shares = made_of([anonymous()], 4, "permutation", 64).vcpus
     assert len({share.seed for share in shares}) == 4
-    assert len({share.order_seed for share in shares}) == 1
+    assert len({share.phases[0][1][0].numbers["order_seed"] for share in shares}) == 1
 
 
-def test_units_begin_at_host_pages_of_any_size():
-    starts = unit_starts([anonymous(pages=2), huge(pages=2), shared(pages=1)])
-    assert starts.tolist() == [0, 4096, 8192, 8192 + HUGE, 8192 + 2 * HUGE, 12288 + 2 * HUGE]
+def test_host_pages_of_any_size_lie_one_behind_the_other():
+    blocks = [anonymous(pages=2), huge(pages=2), shared(pages=1)]
+    ends = [0, 4096, 8192, 8192 + HUGE, 8192 + 2 * HUGE, 12288 + 2 * HUGE]
+    assert host_pages(blocks, 0, ends[-1]).tolist() == ends
+    assert host_pages(blocks, 4096, 8192).tolist() == [4096, 8192]
+    begin = 8192 + 4096
+    assert host_pages(blocks, begin, ends[-1]).tolist() == [begin, *ends[3:]]
 
 
 def test_the_identity_map_has_each_guest_page_once():

@@ -11,10 +11,8 @@ from typing import Any
 
 from vmemu import units
 from vmemu._config import wording, yamlfile
+from vmemu._config.ranges import Found, across_synthetic, patterns_at
 from vmemu._config.types import Region, parse_region
-
-Found = tuple[yamlfile.Path, str, str]
-"""Where something is wrong, what it is, and what would do."""
 
 
 def across(data: dict[str, Any]) -> list[Found]:
@@ -48,6 +46,7 @@ def across(data: dict[str, Any]) -> list[Found]:
                 )
             paths.add(os.path.normpath(path))
     found += _across_memory(data)
+    found += across_synthetic(data, ("guest", "trace", "synthetic"), named, _sum(named))
     return (
         found + _across_map(data, ("guest", "trace", "map"), named) + _across_clients(data, named)
     )
@@ -69,6 +68,12 @@ def _size_or_none(value: Any) -> int | None:
         return None
 
 
+def _sum(named: dict[str, int | None]) -> int | None:
+    """The size of all blocks; None when one can't be read."""
+    sizes = [size for size in named.values() if size is not None]
+    return sum(sizes) if sizes and len(sizes) == len(named) else None
+
+
 def _across_clients(data: dict[str, Any], named: dict[str, int | None]) -> list[Found]:
     clients = data.get("clients")
     found: list[Found] = []
@@ -85,7 +90,7 @@ def _across_clients(data: dict[str, Any], named: dict[str, int | None]) -> list[
             names.add(name)
         if isinstance(block, str):
             found += [((*where, "block"), *pair) for pair in _wrong_share(data, block, named)]
-            found += _beside_the_block(data, (*where, "trace", "map"), block, named)
+            found += _beside_the_block(data, (*where, "trace"), block, named)
     return found
 
 
@@ -108,11 +113,26 @@ def _wrong_share(
 def _beside_the_block(
     data: dict[str, Any], where: yamlfile.Path, own: str, named: dict[str, int | None]
 ) -> list[Found]:
-    """What is wrong with a client's map: it has one block and no other."""
-    found = _across_map(data, where, named)
+    """What is wrong with the places of a client's trace: it has one block and no other."""
+    mapped, made = (*where, "map"), (*where, "synthetic")
+    found = _across_map(data, mapped, named)
+    found += across_synthetic(data, made, named, named.get(own))
+    return found + [
+        (
+            path,
+            f"the client has mapped '{units.printable(own)}' alone",
+            f"use '{units.printable(own)}', or give the client the block",
+        )
+        for path, block in [*_mapped_blocks(data, mapped), *_walked_blocks(data, made)]
+        if isinstance(block, str) and block in named and block != own
+    ]
+
+
+def _mapped_blocks(data: Any, where: yamlfile.Path) -> list[tuple[yamlfile.Path, Any]]:
+    """The blocks that a map uses, and where it says so."""
     mapping = yamlfile.value_at(data, where)
     if not isinstance(mapping, dict):
-        return found
+        return []
     used: list[tuple[yamlfile.Path, Any]] = [((*where, "block"), mapping.get("block"))]
     regions = mapping.get("regions")
     for index, text in enumerate(regions if isinstance(regions, list | tuple) else []):
@@ -120,15 +140,12 @@ def _beside_the_block(
             used.append(((*where, "regions", index), parse_region(text).block))
         except units.UnitError:
             continue
-    return found + [
-        (
-            path,
-            f"the client has mapped '{units.printable(own)}' alone",
-            f"use '{units.printable(own)}', or give the client the block",
-        )
-        for path, block in used
-        if isinstance(block, str) and block in named and block != own
-    ]
+    return used
+
+
+def _walked_blocks(data: Any, where: yamlfile.Path) -> list[tuple[yamlfile.Path, Any]]:
+    """The blocks that patterns stay in, and where they say so."""
+    return [((*path, "block"), pattern.get("block")) for path, pattern in patterns_at(data, where)]
 
 
 def _across_map(

@@ -78,6 +78,24 @@ map:
   outside: drop
 ```
 """,
+    "guest.trace.synthetic": """\
+[docs/traces.md](traces.md#synthetic-traces) says what each kind does, and what several vCPUs make of
+it.
+""",
+    "guest.trace.synthetic.phases[]": """\
+```yaml
+kind: phases
+repeat: 10
+phases:
+  - accesses: 100000
+    patterns:
+      - {kind: sequential, stop: 50%, write_share: 1.0}
+  - accesses: 400000
+    patterns:
+      - {kind: zipf, block: pc.ram, weight: 3}
+      - {kind: uniform, start: 50%, weight: 1}
+```
+""",
     "on_unavailable": """\
 What can be waited for, or skipped for, is hugepages that others hold now. A run that was skipped says
 so and ends with 0.

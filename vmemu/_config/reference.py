@@ -47,7 +47,12 @@ class Chapter:
 
 def document() -> str:
     """The whole reference as Markdown."""
-    return "\n".join([prose.TITLE, *map(_markdown, chapters())])
+    parts = [prose.TITLE]
+    first: dict[tuple[Variant, ...], Chapter] = {}
+    for chapter in chapters():
+        known = first.setdefault(chapter.variants, chapter)
+        parts.append(_markdown(chapter) if known is chapter else _again(chapter, known))
+    return "\n".join(parts)
 
 
 def explain(field: str) -> str:
@@ -195,6 +200,12 @@ def _markdown(chapter: Chapter) -> str:
     return "\n".join(parts)
 
 
+def _again(chapter: Chapter, known: Chapter) -> str:
+    """A chapter that has the same tables as one before it."""
+    link = f"[`{known.path}`](#{_anchor(known.path)})"
+    return "\n".join([f"## {chapter.title}", "", chapter.about, "", f"As {link}.", ""])
+
+
 def _table(chapter: Chapter, variant: Variant) -> list[str]:
     lines = ["| field | takes | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in variant.model.model_fields.items():
@@ -208,7 +219,11 @@ def _linked(chapter: Chapter, name: str, field: FieldInfo) -> str:
     if next(_variants(field.annotation), None) is None:
         return f"`{name}`"
     path = f"{chapter.path}.{name}".lstrip(".")
-    return f"[`{name}`](#{re.sub(r'[^a-z_]', '', path)})"
+    return f"[`{name}`](#{_anchor(path)})"
+
+
+def _anchor(path: str) -> str:
+    return re.sub(r"[^a-z_]", "", path)
 
 
 # ---- finding a field ----

@@ -27,7 +27,7 @@ MISSING = "is missing"
 """What is wrong with a field that must be there."""
 
 
-def refuse(what: str, remedy: str, *below: str) -> PydanticCustomError:
+def refuse(what: str, remedy: str, *below: str | int) -> PydanticCustomError:
     """The error to raise for a value, or for the key ``below`` it: what is wrong, what would do."""
     return PydanticCustomError(
         _REFUSED, "{what}; {remedy}", {"what": what, "remedy": remedy, "below": below}

@@ -15,10 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vmemu import hugepages
 from vmemu.config import Scenario, SyntheticTrace
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
+from vmemu.synthetic import SyntheticShare
 from vmemu.synthetic_plan import synthetic_recipe
 from vmemu.workload import Workload
 
@@ -192,3 +196,13 @@ def workload_of(
     """Synthetic accesses on the blocks, as a scenario with these fields would have them."""
     made = SyntheticTrace.model_validate({"synthetic": fields}).synthetic
     return synthetic_recipe(made, vcpus, seed, blocks).make(blocks)
+
+
+def shares_of(work: Workload) -> list[SyntheticShare]:
+    """The share of each vCPU of a workload of one synthetic trace."""
+    return [lane.work for (lane,) in work.vcpus]
+
+
+def sizes_of(work: Workload) -> NDArray[np.uint16]:
+    """The table of access sizes of a workload of one trace."""
+    return work.vcpus[0][0].sizes

@@ -21,7 +21,17 @@ from pydantic_core import PydanticCustomError
 
 from vmemu._config import wording, yamlfile
 from vmemu._config.crosscheck import across
-from vmemu._config.guest import Guest, RecordedTrace, SyntheticTrace, Window
+from vmemu._config.guest import (
+    AsapPace,
+    Guest,
+    PaceConfig,
+    RatePace,
+    RecordedPace,
+    RecordedTrace,
+    SyntheticTrace,
+    Traces,
+    Window,
+)
 from vmemu._config.maps import CompactMap, RegionMap
 from vmemu._config.models import (
     Block,
@@ -46,6 +56,7 @@ from vmemu.errors import ConfigError, Problem, VmemuError
 from vmemu.units import printable
 
 __all__ = [
+    "AsapPace",
     "Block",
     "Channel",
     "ClientConfig",
@@ -55,11 +66,14 @@ __all__ = [
     "Guest",
     "Limits",
     "Migration",
+    "PaceConfig",
     "Permutation",
     "Phases",
     "Position",
     "Postcopy",
     "Precopy",
+    "RatePace",
+    "RecordedPace",
     "RecordedTrace",
     "Region",
     "RegionMap",
@@ -69,6 +83,7 @@ __all__ = [
     "Source",
     "Synthetic",
     "SyntheticTrace",
+    "Traces",
     "Uniform",
     "Verify",
     "Wait",

@@ -7,8 +7,9 @@ on a page that has not arrived are real faults, and what each cost the vCPU is r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.ramblock import RAMList
 from vmemu.synthetic import SyntheticShare
-from vmemu.workload import StreamSlice, Workload
+from vmemu.workload import Lane, Pace, StreamSlice, Workload
 
 WORDS_PER_PAGE = 512
 NO_END = (1 << 64) - 1
@@ -82,6 +83,7 @@ class Guest:
     byte for each 8-byte word of each dictionary page) has a bit for each byte written, or is None
     when nothing is verified; it may be given, to lie in memory of the caller's choice. ``written``
     (uint64, a bit a dictionary page) is kept for dirty tracking when ``track_writes`` is set.
+    All vCPUs have one clock, which the first of them that runs starts.
     """
 
     def __init__(
@@ -108,21 +110,27 @@ class Guest:
         refs_memory = np.empty(pages * 2, np.uint64)
         refs = core.ffi.cast("struct vm_page_ref *", _array("uint64_t[]", refs_memory))
         core.lib.vm_refs_fill(refs, pages, *self.place, ram, expected.table)
-        self._sizes = _array("uint16_t[]", workload.sizes)
         self._marks = core.ffi.NULL if self.marks is None else _array("uint8_t[]", self.marks)
         self._written = (
             core.ffi.NULL if self.written is None else _array("uint64_t[]", self.written)
         )
+        self._pace = _pace(workload.pace)
+        self._first_due_ns: int | None = None
         self._keep = (ram, expected, refs_memory)
         self.shared = core.ffi.new("struct vm_guest *")
         self.shared.ram = ram
         self.shared.content = expected.table
         self.shared.refs = refs
         self.shared.pages = pages
-        self.shared.sizes = self._sizes
         self.shared.marks = self._marks
         self.shared.written = self._written
+        self.shared.pace = self._pace
         self.shared.check_reads = check_reads
+
+    def begin_with(self, due_ns: int) -> None:
+        """Have the clock start where something is due: at the earliest of all that are told."""
+        if self._first_due_ns is None or due_ns < self._first_due_ns:
+            self._first_due_ns = self._pace.zero = due_ns
 
     def block_marks(self, index: int) -> NDArray[np.uint8] | None:
         """The marks of one block: a byte for each of its words; None when no marks are kept."""
@@ -153,55 +161,40 @@ class GuestWorker:
     ) -> None:
         self.index = index
         self._guest = guest
+        self._lanes, self._keep = _lanes(guest.workload.vcpus[index])
         self._vcpu = self._create(begin, end)
         self._vcpu.log = core.ffi.NULL if log is None else log
         self._vcpu.tid, self._vcpu.seen = self._slots = slots
-        self._keep: list[Any] = []
-        self.thread = CThread(f"vcpu{index}", self._call(core.lib.vm_vcpu_run, self._vcpu), bell)
+        run = partial(core.call, core.lib.vm_vcpu_run, self._vcpu)
+        self.thread = CThread(f"vcpu{index}", run, bell)
         # What was replayed at the source is marked beside the run, by a state of its own.
         self._marks_prefix = begin > 0 and guest.marks is not None
         self._marker = self._create(begin, begin)
-        self.marking = CThread(
-            f"mark{index}", self._call(core.lib.vm_vcpu_mark, self._marker), bell
-        )
+        mark = partial(core.call, core.lib.vm_vcpu_mark, self._marker)
+        self.marking = CThread(f"mark{index}", mark, bell)
+        if guest.workload.pace.kind == "recorded":
+            self._set_clock()
 
     def _create(self, begin: int, end: int) -> Any:
         vcpu = core.ffi.gc(core.ffi.new("struct vm_vcpu *"), core.lib.vm_vcpu_release)
         vcpu.guest = self._guest.shared
+        vcpu.lane, vcpu.lanes = self._lanes, len(self._lanes)
         vcpu.id = self.index
         vcpu.begin, vcpu.end = begin, end
         return vcpu
 
-    def _call(self, function: Any, vcpu: Any) -> Callable[[], object]:
-        """A call on this vCPU's work, which it goes through from the start."""
-        work = self._guest.workload.vcpus[self.index]
-        if isinstance(work, SyntheticShare):
-            arguments = (vcpu, core.ffi.NULL, 0, self._generator(work))
-        else:
-            arguments = (vcpu, self._streams(work), len(work), core.ffi.NULL)
-        return lambda: core.call(function, *arguments)
+    def _set_clock(self) -> None:
+        """The guest's clock starts with the earliest access of all vCPUs that is not yet done."""
+        due_ns = core.ffi.new("uint64_t *")
+        null = core.ffi.NULL
+        if core.call(core.lib.vm_vcpu_list, self._marker, null, null, due_ns, 1):
+            self._guest.begin_with(due_ns[0])
 
     def start(self) -> None:
         """Let the vCPU run, and mark what it did elsewhere before."""
         self.thread.start()
         if self._marks_prefix:
             self.marking.start()
-
-    def _streams(self, slices: Sequence[StreamSlice]) -> Any:
-        table = core.ffi.new("struct vm_stream[]", max(len(slices), 1))
-        for entry, part in zip(table, slices, strict=False):
-            where, what = _array("uint8_t[]", part.where), _array("uint8_t[]", part.what)
-            self._keep += [where, what]
-            entry.where = where
-            entry.what = what
-            entry.count = len(part.what)
-            entry.wide = part.where.dtype == np.uint64
-        return table
-
-    def _generator(self, share: SyntheticShare) -> Any:
-        generator, keep = share.to_c()
-        self._keep.append(keep)
-        return generator
 
     @property
     def figures(self) -> Any:
@@ -253,3 +246,46 @@ class GuestWorker:
 def _array(ctype: str, array: NDArray[Any]) -> Any:
     """A C pointer to an array's memory that keeps it alive."""
     return core.ffi.from_buffer(ctype, np.ascontiguousarray(array))
+
+
+def _pace(pace: Pace) -> Any:
+    """A ``struct vm_pace`` whose clock stands; NULL for as fast as possible."""
+    if pace.kind == "asap":
+        return core.ffi.NULL
+    made = core.ffi.new("struct vm_pace *")
+    if pace.kind == "recorded":
+        made.kind, made.speed = core.lib.VM_PACE_RECORDED, pace.factor
+    else:
+        made.kind, made.speed = core.lib.VM_PACE_RATE, pace.accesses_per_second / 1e9
+    return made
+
+
+def _lanes(lanes: Sequence[Lane]) -> tuple[Any, list[Any]]:
+    """An array of ``struct vm_lane``, and what must live as long as that."""
+    table = core.ffi.new("struct vm_lane[]", len(lanes))
+    keep: list[Any] = []
+    for entry, lane in zip(table, lanes, strict=True):
+        entry.sizes = sizes = _array("uint16_t[]", lane.sizes)
+        keep.append(sizes)
+        entry.first_page, entry.loops = lane.first_page, lane.loops
+        entry.origin_ns, entry.duration_ns = lane.origin_ns, lane.duration_ns
+        if isinstance(lane.work, SyntheticShare):
+            generator, beside = lane.work.to_c()
+            entry.synthetic = generator
+            keep += [generator, beside]
+        else:
+            keep += _columns(entry, lane.work)
+    return table, keep
+
+
+def _columns(entry: Any, stream: StreamSlice) -> list[Any]:
+    """Give a lane the columns of a stream; what must live as long as it."""
+    entry.where = where = _array("uint8_t[]", stream.where)
+    entry.what = what = _array("uint8_t[]", stream.what)
+    entry.count = len(stream.what)
+    entry.wide = stream.where.dtype == np.uint64
+    keep = [where, what]
+    if stream.times is not None:
+        entry.times = times = _array("uint64_t[]", stream.times)
+        keep.append(times)
+    return keep

@@ -13,20 +13,29 @@ from typing import Any
 from vmemu.client_worker import ClientSpec
 from vmemu.config import (
     FileContent,
+    PaceConfig,
+    RatePace,
+    RecordedPace,
     RecordedTrace,
     RegionMap,
     Scenario,
     SyntheticTrace,
+    Traces,
     Window,
 )
 from vmemu.content import ContentSpec, key_of
 from vmemu.errors import TraceError
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import Backing, RAMBlock
-from vmemu.recipe import Recipe, RecordedRecipe
+from vmemu.recipe import Recipe, RecordedRecipe, SyntheticRecipe
 from vmemu.synthetic_plan import synthetic_recipe
 from vmemu.traces import native
-from vmemu.workload import Workload
+from vmemu.traces.trace import Trace
+from vmemu.units import format_duration
+from vmemu.workload import ASAP, Pace, Workload, together
+
+LONGEST_NS = 1 << 62
+"""Of a guest's clock: what the C core can count with room to spare."""
 
 
 def blocks_of(scenario: Scenario) -> list[RAMBlock]:
@@ -63,8 +72,24 @@ def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> tuple[Workl
 
     Raises ConfigError when the trace can't be read or laid on the blocks.
     """
-    replay = _Replay("guest.trace", scenario.guest.vcpus, scenario.seed, entries_of(blocks))
-    return replay.make(scenario, scenario.guest.trace)
+    guest = scenario.guest
+    return _guest(
+        scenario,
+        "guest.trace",
+        guest.trace,
+        vcpus=guest.vcpus,
+        seed=scenario.seed,
+        blocks=entries_of(blocks),
+        pace=_pace(guest.pace),
+    )
+
+
+def _pace(pace: PaceConfig) -> Pace:
+    if isinstance(pace, RecordedPace):
+        return Pace("recorded", factor=pace.factor)
+    if isinstance(pace, RatePace):
+        return Pace("rate", accesses_per_second=pace.accesses_per_second)
+    return ASAP
 
 
 def client_plans(
@@ -81,8 +106,14 @@ def client_plans(
         index = names.index(client.block)
         # Two clients with the same trace must not walk in step, nor with the guest.
         seed = key_of(scenario.seed, f"client {client.name}")
-        replay = _Replay(f"clients[{number}].trace", client.vcpus, seed, (entries[index],))
-        workload, recipe = replay.make(scenario, client.trace)
+        workload, recipe = _guest(
+            scenario,
+            f"clients[{number}].trace",
+            client.trace,
+            vcpus=client.vcpus,
+            seed=seed,
+            blocks=(entries[index],),
+        )
         spec = ClientSpec(
             name=client.name,
             index=index,
@@ -99,6 +130,30 @@ def client_plans(
     return plans
 
 
+def _guest(
+    scenario: Scenario,
+    field: str,
+    traces: Traces,
+    *,
+    vcpus: int,
+    seed: int,
+    blocks: tuple[BlockEntry, ...],
+    pace: Pace = ASAP,
+) -> tuple[Workload, Recipe]:
+    """What the traces at ``field`` of the scenario come to on one guest. Raises ConfigError."""
+    if not isinstance(traces, tuple):
+        replays = [(_Replay(field, vcpus, seed, blocks, pace), traces)]
+    else:
+        # Two traces of the same kind must not walk in step.
+        replays = [
+            (_Replay(f"{field}[{n}]", vcpus, key_of(seed, f"trace {n}"), blocks, pace), trace)
+            for n, trace in enumerate(traces)
+        ]
+    made = [replay.make(scenario, trace) for replay, trace in replays]
+    workload = together([workload for workload, _ in made], pace)
+    return workload, Recipe(tuple(recipe for _, recipe in made), pace)
+
+
 @dataclass(frozen=True)
 class _Replay:
     """Who replays a trace: the one at ``field`` of the scenario, on ``blocks``."""
@@ -107,17 +162,20 @@ class _Replay:
     vcpus: int
     seed: int
     blocks: tuple[BlockEntry, ...]
+    pace: Pace
 
     def make(
         self, scenario: Scenario, trace: RecordedTrace | SyntheticTrace
-    ) -> tuple[Workload, Recipe]:
+    ) -> tuple[Workload, RecordedRecipe | SyntheticRecipe]:
         """The workload, and the recipe of it. Raises ConfigError."""
         if isinstance(trace, RecordedTrace):
             return self._recorded(scenario, trace)
         recipe = synthetic_recipe(trace.synthetic, self.vcpus, self.seed, self.blocks)
         return recipe.make(self.blocks), recipe
 
-    def _recorded(self, scenario: Scenario, config: RecordedTrace) -> tuple[Workload, Recipe]:
+    def _recorded(
+        self, scenario: Scenario, config: RecordedTrace
+    ) -> tuple[Workload, RecordedRecipe]:
         try:
             trace = native.open(config.file)
         except TraceError as error:
@@ -125,12 +183,32 @@ class _Replay:
             raise scenario.error(f"{self.field}.file", str(error), remedy) from None
         low, high = _window(scenario, f"{self.field}.window", config.window, trace.accesses)
         recipe = RecordedRecipe(
-            file=str(config.file), vcpus=self.vcpus, low=low, high=high, **_layout(config)
+            file=str(config.file),
+            vcpus=self.vcpus,
+            low=low,
+            high=high,
+            loops=config.loops,
+            by_id=config.threads == "by_id",
+            **_layout(config),
         )
+        if self.pace.kind == "recorded":
+            self._check_times(scenario, trace, config)
         try:
             return recipe.lay_out(trace, self.blocks), recipe
         except TraceError as error:
             raise scenario.error(f"{self.field}.map", str(error), "") from None
+
+    def _check_times(self, scenario: Scenario, trace: Trace, config: RecordedTrace) -> None:
+        """Raise ConfigError for a trace that has no times, or too long a time."""
+        if trace.meta.time_range_ns is None:
+            what = f"{self.field}.file, {config.file}, has no recorded times"
+            remedy = "use 'kind: rate' or 'kind: asap', or convert a recording that has times"
+            raise scenario.error("guest.pace.kind", what, remedy)
+        first, last = trace.meta.time_range_ns
+        if config.loops * (last - first) >= LONGEST_NS:
+            what = f"{config.loops} loops of a trace of {format_duration(last - first)} take ages"
+            remedy = f"use at most {(LONGEST_NS - 1) // (last - first)} loops"
+            raise scenario.error(f"{self.field}.loops", what, remedy)
 
 
 def _layout(config: RecordedTrace) -> dict[str, Any]:

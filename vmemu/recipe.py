@@ -8,20 +8,33 @@ accesses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vmemu.protocol import BlockEntry
 from vmemu.synthetic import Phase, access_sizes, identity_map, shares_of
 from vmemu.traces import mapping, native
 from vmemu.traces.trace import Stream, Trace
-from vmemu.workload import StreamSlice, Workload, deal_streams, size_table
+from vmemu.workload import (
+    Lane,
+    Pace,
+    StreamSlice,
+    Workload,
+    deal_by_id,
+    deal_streams,
+    size_table,
+    together,
+)
 
 
 @dataclass(frozen=True)
 class RecordedRecipe:
     """A recorded trace: ``low`` to ``high`` are the accesses that are replayed.
 
-    ``regions`` are (start, end, block, offset) in bytes; None: compaction, into ``block`` or all.
+    They are replayed ``loops`` times, dealt to vCPUs in turn or ``by_id``. ``regions`` are (start,
+    end, block, offset) in bytes; None: compaction, into ``block`` or all.
     """
 
     file: str
@@ -31,6 +44,8 @@ class RecordedRecipe:
     regions: tuple[tuple[int, int, str, int], ...] | None = None
     outside: str = "refuse"
     block: str | None = None
+    loops: int = 1
+    by_id: bool = False
 
     def make(self, blocks: Sequence[BlockEntry]) -> Workload:
         """The workload. Raises TraceError."""
@@ -45,14 +60,50 @@ class RecordedRecipe:
             pages = mapping.map_regions(
                 trace.pages, self.regions, blocks, self.outside, trace=trace
             )
+        return Workload(pages.block, pages.offset, self._deal(trace))
+
+    def _deal(self, trace: Trace) -> list[list[Lane]]:
         streams = [self._cut(stream, trace.accesses) for stream in trace.streams]
-        dealt = deal_streams(streams, self.vcpus)
-        return Workload(pages.block, pages.offset, size_table(list(trace.sizes)), dealt)
+        origin_ns, end_ns = _time_range(streams)
+        if self.by_id:
+            dealt = deal_by_id(streams, [stream.id for stream in trace.streams], self.vcpus)
+        else:
+            dealt = deal_streams(streams, self.vcpus)
+        sizes = size_table(list(trace.sizes))
+        return [
+            [
+                Lane(
+                    part,
+                    sizes,
+                    loops=self.loops,
+                    origin_ns=origin_ns,
+                    duration_ns=end_ns - origin_ns,
+                )
+                for part in parts
+            ]
+            for parts in dealt
+        ]
 
     def _cut(self, stream: Stream, total: int) -> StreamSlice:
         """The stream's part of a window on all streams: they are taken to advance side by side."""
         begin, end = (stream.accesses * bound // max(total, 1) for bound in (self.low, self.high))
-        return StreamSlice(stream.where[begin:end], stream.what[begin:end])
+        part = StreamSlice(stream.where, stream.what, stream.times).part(begin, end)
+        return part if part.times is None else replace(part, times=_ascending(part.times))
+
+
+def _ascending(times: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The times of a stream; none is earlier than one before it, whatever the recorder's clock did:
+    the order of the accesses is what counts."""
+    if bool((times[1:] >= times[:-1]).all()):
+        return times
+    return np.maximum.accumulate(times)
+
+
+def _time_range(streams: Sequence[StreamSlice]) -> tuple[int, int]:
+    """The first and the last time of all streams; 0 without times."""
+    timed = [stream.times for stream in streams if stream.times is not None and len(stream.times)]
+    first = min((int(times[0]) for times in timed), default=0)
+    return first, max((int(times[-1]) for times in timed), default=0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +119,17 @@ class SyntheticRecipe:
         """The workload."""
         shares = shares_of(blocks, self.vcpus, self.seed, self.phases, self.repeat)
         block, offset = identity_map(blocks)
-        return Workload(block, offset, size_table(access_sizes(self.phases)), shares)
+        sizes = size_table(access_sizes(self.phases))
+        return Workload(block, offset, [[Lane(share, sizes)] for share in shares])
 
 
-Recipe = RecordedRecipe | SyntheticRecipe
+@dataclass(frozen=True)
+class Recipe:
+    """All that a guest does: its traces, each for as many vCPUs, and its pace."""
+
+    traces: tuple[RecordedRecipe | SyntheticRecipe, ...]
+    pace: Pace
+
+    def make(self, blocks: Sequence[BlockEntry]) -> Workload:
+        """The workload. Raises TraceError."""
+        return together([trace.make(blocks) for trace in self.traces], self.pace)

@@ -59,13 +59,11 @@ def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:
     All of them when the flip is at a time. Raises ConfigError for a place beyond the trace.
     """
     flip = scenario.migration.flip_at
-    shares = workload.accesses_by_vcpu()
     if flip.position is None:
-        return tuple(shares)
-    total = sum(shares)
+        return tuple(workload.accesses_by_vcpu())
     try:
-        at = flip.position.resolve(total)
+        at = flip.position.resolve(workload.accesses)
     except ValueError as error:
         what, _, remedy = str(error).partition("; ")
         raise scenario.error("migration.flip_at", what, remedy) from None
-    return tuple(share * at // max(total, 1) for share in shares)
+    return workload.positions_at(at)

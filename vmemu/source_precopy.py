@@ -288,7 +288,18 @@ class Precopy:
         return asdict(self._guest.tracking) if self._guest is not None else None
 
 
-VCPU_FIGURES = ("accesses", "reads", "writes", "dropped", "reads_checked", "reads_wrong")
+VCPU_FIGURES = (
+    "accesses",
+    "reads",
+    "writes",
+    "dropped",
+    "reads_checked",
+    "reads_wrong",
+    "paced",
+    "lag_mean_ns",
+    "lag_max_ns",
+    "lag_end_ns",
+)
 
 
 def vcpu_state(worker: GuestWorker) -> dict[str, int]:

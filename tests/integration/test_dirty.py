@@ -25,7 +25,7 @@ from vmemu.recipe import RecordedRecipe
 from vmemu.source_precopy import image_blocks
 from vmemu.synthetic import SyntheticShare
 from vmemu.userfault import Feature, Userfaultfd
-from vmemu.workload import StreamSlice, Workload
+from vmemu.workload import Lane, StreamSlice, Workload
 
 SORT = Path(__file__).parents[2] / "configs/traces/sort.vmtrace.zst"
 PAGE = 4096
@@ -152,7 +152,7 @@ def written_pages(workload: Workload, begin: int, end: int) -> set[tuple[int, in
     replay."""
     pages: set[int] = set()
     for share in workload.vcpus:
-        where, kind, size = accesses(share, workload.sizes)
+        where, kind, size = accesses(share)
         writes = slice(begin, end)
         for at, what, length in zip(where[writes], kind[writes], size[writes], strict=True):
             if what in (1, 2):
@@ -160,23 +160,22 @@ def written_pages(workload: Workload, begin: int, end: int) -> set[tuple[int, in
     return {(int(workload.block[p]), int(workload.offset[p]) // PAGE) for p in pages}
 
 
-def accesses(share: Any, sizes: Any) -> tuple[Any, Any, Any]:
-    """Addresses, kinds and sizes of a share, in the order in which it is replayed."""
-    if isinstance(share, SyntheticShare):
-        worker = object.__new__(GuestWorker)
-        worker._keep = []
-        made = worker._generator(share)
-        where, what = np.empty(share.accesses, np.uint64), np.empty(share.accesses, np.uint8)
+def accesses(lanes: list[Lane]) -> tuple[Any, Any, Any]:
+    """Addresses, kinds and sizes of a share of one trace, in the order in which it is replayed."""
+    if isinstance(lanes[0].work, SyntheticShare):
+        made, _keep = lanes[0].work.to_c()
+        count = lanes[0].accesses
+        where, what = np.empty(count, np.uint64), np.empty(count, np.uint8)
         core.lib.vm_synthetic_fill(
             made,
             core.ffi.from_buffer("uint64_t[]", where),
             core.ffi.from_buffer("uint8_t[]", what),
-            share.accesses,
+            count,
         )
     else:
-        where = np.concatenate([np.asarray(part.where, np.uint64) for part in share])
-        what = np.concatenate([part.what for part in share])
-    return where, what & 3, sizes[what >> 2]
+        where = np.concatenate([np.asarray(lane.work.where, np.uint64) for lane in lanes])
+        what = np.concatenate([lane.work.what for lane in lanes])
+    return where, what & 3, lanes[0].sizes[what >> 2]
 
 
 # ---- the same set ----
@@ -229,7 +228,7 @@ def test_a_write_that_straddles_two_pages_makes_both_dirty(rigs):
     where = np.array([PAGE - 3, 5 * PAGE + 100], np.uint64)
     stream = StreamSlice(where, np.array([1, 0], np.uint8))
     whole = workload_of(blocks, 1, 1, kind="uniform", accesses=1, write_share=0.0)
-    workload = Workload(whole.block, whole.offset, whole.sizes, [[stream]])
+    workload = Workload(whole.block, whole.offset, [[Lane(stream, whole.vcpus[0][0].sizes)]])
     rig = Rig(blocks, workload)
     rigs.append(rig)
     rig.run()

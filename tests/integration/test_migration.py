@@ -24,12 +24,10 @@ from vmemu import hugepages
 from vmemu.config import Scenario
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.migration import Migration, Progress, Run, StallError, VerificationError
-from vmemu.recipe import SyntheticRecipe
+from vmemu.recipe import Recipe
 from vmemu.results import document
-from vmemu.synthetic import Phase
 from vmemu.userfault import How
-from vmemu.walks import Pattern
-from vmemu.workload import StreamSlice, Workload
+from vmemu.workload import ASAP, Lane, StreamSlice, Workload
 
 pytestmark = pytest.mark.usefixtures("userfault")
 
@@ -276,14 +274,12 @@ def test_vcpus_without_a_share_of_a_recorded_trace_are_idle(accesses, monkeypatc
     stream = StreamSlice(where, np.zeros(accesses, np.uint8))
     parts = [StreamSlice(stream.where[i : i + 1], stream.what[i : i + 1]) for i in range(7)]
 
-    pattern = Pattern("uniform", 0, 256 << 10, write_share=0.0)
-    phases = (Phase((pattern,), accesses),)
-    recipe = SyntheticRecipe(7, 1, phases)  # asked only for a source's guest
+    recipe = Recipe((), ASAP)  # asked only for a source's guest
 
-    def workload(_: Scenario, blocks: Any) -> tuple[Workload, SyntheticRecipe]:
+    def workload(_: Scenario, blocks: Any) -> tuple[Workload, Recipe]:
         block, offset = np.zeros(64, np.int32), np.arange(64, dtype=np.uint64) * np.uint64(4096)
         sizes = np.full(64, 8, np.uint16)
-        return Workload(block, offset, sizes, [[part] for part in parts]), recipe
+        return Workload(block, offset, [[Lane(part, sizes)] for part in parts]), recipe
 
     monkeypatch.setattr("vmemu.migration.make_workload", workload)
     completed(scenario([ANONYMOUS], guest=guest(vcpus=7)))

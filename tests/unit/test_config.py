@@ -216,6 +216,49 @@ def test_maps_are_compact_by_default(directory: Path) -> None:
     assert scenario.guest.trace.window.stop.resolve(1000) == 1000
 
 
+def test_a_guest_may_have_several_traces(directory: Path) -> None:
+    traces = "[{file: dump.raw, loops: 3, threads: by_id}, {synthetic: {kind: permutation}}]"
+    scenario = config.load(write(directory, SMALL), [("guest.trace", traces)])
+    assert isinstance(scenario.guest.trace, tuple)
+    recorded, made = scenario.guest.trace
+    assert isinstance(recorded, config.RecordedTrace)
+    assert (recorded.loops, recorded.threads) == (3, "by_id")
+    assert isinstance(made, config.SyntheticTrace)
+    assert [list(one) for one in scenario.effective()["guest"]["trace"]] == [
+        ["file", "map", "window", "loops", "threads"],
+        ["synthetic"],
+    ]
+    place = scenario.place_of("guest.trace[1].synthetic")
+    assert place.endswith("guest.trace[1].synthetic")
+
+
+@pytest.mark.parametrize(
+    ("pace", "made"),
+    [
+        ("{kind: asap}", config.AsapPace()),
+        ("{kind: recorded}", config.RecordedPace(kind="recorded", factor=1.0)),
+        ("{kind: recorded, factor: 2}", config.RecordedPace(kind="recorded", factor=2.0)),
+        (
+            "{kind: rate, accesses_per_second: 5}",
+            config.RatePace(kind="rate", accesses_per_second=5),
+        ),
+    ],
+)
+def test_paces(directory: Path, pace: str, made: config.PaceConfig) -> None:
+    overrides = [("guest.trace", "{file: dump.raw}"), ("guest.pace", pace)]
+    assert config.load(write(directory, SMALL), overrides).guest.pace == made
+    assert config.load(write(directory, SMALL)).guest.pace == config.AsapPace()
+
+
+def test_clients_may_have_several_traces(directory: Path) -> None:
+    text = SMALL.replace("anonymous", "shared")
+    client = (
+        "{name: c, block: pc.ram, trace: [{file: dump.raw}, {file: dump.raw, map: {block: x}}]}"
+    )
+    (problem,) = problems(write(directory, text), ("clients", f"[{client}]"))
+    assert problem.field == "clients[0].trace[1].map.block"
+
+
 @pytest.mark.parametrize("word", ["fail", "skip"])
 def test_unavailable_words(directory: Path, word: str) -> None:
     assert config.load(write(directory, SMALL), [("on_unavailable", word)]).on_unavailable == word
@@ -495,7 +538,40 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
      "from 1 to 256"),
     (TRACE_LINE, TRACE_LINE + "  vcpus: '4'\n", 7, 10, "guest.vcpus", "'4' is not a whole number",
      "from 1 to 256"),
-    (TRACE_LINE, TRACE_LINE + "  pace: {kind: asap}\n", 7, 3, "guest.pace", "unknown key", "trace"),
+    (TRACE_LINE, TRACE_LINE + "  peace: {kind: asap}\n", 7, 3, "guest.peace", "unknown key",
+     "'pace'?"),
+    (TRACE_LINE, TRACE_LINE + "  pace: {}\n", 7, 9, "guest.pace.kind", "is missing",
+     "asap, recorded, rate"),
+    (TRACE_LINE, TRACE_LINE + "  pace: {kind: fast}\n", 7, 16, "guest.pace.kind",
+     "'fast' is not known", "asap, recorded, rate"),
+    (TRACE_LINE, TRACE_LINE + "  pace: {kind: rate}\n", 7, 9, "guest.pace.accesses_per_second",
+     "is missing", "accesses_per_second: 1000000"),
+    (TRACE_LINE, TRACE_LINE + "  pace: {kind: rate, accesses_per_second: 0}\n", 7, 43,
+     "guest.pace.accesses_per_second", "0 is out of range", "from 1 to 1000000000"),
+    (TRACE_LINE, TRACE_LINE + "  pace: {kind: recorded}\n", 7, 16, "guest.pace.kind",
+     "guest.trace.synthetic have no recorded times", "'kind: rate'"),
+    (TRACE_LINE, "  trace: {file: dump.raw}\n  pace: {kind: recorded, factor: 0}\n", 7, 34,
+     "guest.pace.factor", "0 is out of range", "more than 0"),
+    (TRACE_LINE, "  trace: {file: dump.raw}\n  pace: {kind: recorded, factor: fast}\n", 7, 34,
+     "guest.pace.factor", "'fast' is not a number", "more than 0"),
+    (TRACE_LINE, "  trace: {file: dump.raw}\n  pace: {kind: recorded, factor: true}\n", 7, 34,
+     "guest.pace.factor", "true is not a number", "more than 0"),
+    (TRACE_LINE, "  trace: {file: dump.raw, loops: 0}\n", 6, 34, "guest.trace.loops",
+     "0 is out of range", "from 1 to 1000000"),
+    (TRACE_LINE, "  trace: {file: dump.raw, threads: id}\n", 6, 36, "guest.trace.threads",
+     "'id' is not known", "use one of round_robin, by_id"),
+    (TRACE_LINE, "  trace: []\n", 6, 10, "guest.trace", "the list is empty", "{file: "),
+    (TRACE_LINE, "  trace: [5]\n", 6, 11, "guest.trace[0]", "exactly one of 'file'",
+     "{file: PATH}"),
+    (TRACE_LINE, "  trace:\n    - {file: dump.raw}\n    - {file: nix}\n", 8, 14,
+     "guest.trace[1].file", "no such file", "existing"),
+    (TRACE_LINE, "  trace: [{file: dump.raw}, {synthetic: {kind: unifrom}}]\n", 6, 48,
+     "guest.trace[1].synthetic.kind", "'unifrom' is not known", "'uniform'?"),
+    (TRACE_LINE, "  trace: [{file: dump.raw, map: {block: pc.rom}}]\n", 6, 41,
+     "guest.trace[0].map.block", "no block is named 'pc.rom'", "'pc.ram'?"),
+    (TRACE_LINE, "  trace: [{file: dump.raw}, {synthetic: {kind: permutation}}]\n"
+     "  pace: {kind: recorded}\n", 7, 16, "guest.pace.kind",
+     "guest.trace[1].synthetic have no recorded times", "'kind: rate'"),
     (TRACE_LINE, TRACE_LINE + "seed: -1\n", 7, 7, "seed", "-1 is out of range", "from 0 to 1844"),
     (TRACE_LINE, TRACE_LINE + "seed: 18446744073709551616\n", 7, 7, "seed", "is out of range",
      "to 18446744073709551615"),

@@ -29,9 +29,11 @@ blocks:
   - {name: 'a+b', backing: shared, size: 4KiB, path: /dev/shm/x}
 guest:
   trace:
-    file: t.vmtrace
-    map: {kind: regions, regions: [0-4KiB=a+b, 4KiB-8KiB=no], outside: drop}
-    window: {start: 12.5%, stop: 1594333}
+    - file: t.vmtrace
+      map: {kind: regions, regions: [0-4KiB=a+b, 4KiB-8KiB=no], outside: drop}
+      window: {start: 12.5%, stop: 1594333}
+    - {file: t.vmtrace, loops: 1000, threads: by_id, map: {block: 'no'}}
+  pace: {kind: recorded, factor: 0.1}
 migration:
   precopy: {rounds: 3, bandwidth: 10Gbit/s, max_downtime: 1.5ms, switch: converged}
   flip_at: 1000
@@ -79,6 +81,9 @@ def test_links_lead_to_headings() -> None:
         ("seed", "whole number, 0 to 2^64 - 1"),
         ("on_unavailable", "One of the words `fail` or `skip`"),
         ("guest.trace.synthetic.accesses", "(`kind: permutation`)"),
+        ("guest.trace[1].loops", "10^6"),
+        ("guest.trace", "mapping"),
+        ("guest.pace", "### `kind: rate`"),
     ],
 )
 def test_fields_are_explained(field: str, said: str) -> None:

@@ -512,6 +512,31 @@ class FakeTerminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize(
+    ("pace", "said"),
+    [
+        ({"kind": "recorded", "factor": 1.0}, "at recorded times"),
+        ({"kind": "recorded", "factor": 2.5}, "at recorded times, 2.5 times as fast"),
+        ({"kind": "rate", "accesses_per_second": 50_000}, "50,000 accesses a second of each vCPU"),
+    ],
+)
+def test_how_late_a_paced_guest_was_is_shown(
+    example: dict[str, Any], pace: dict[str, Any], said: str
+) -> None:
+    assert "lag" not in terminal.plain(example)
+    example["pace"] = pace
+    with pytest.raises(InputError, match="exactly the vCPUs of a guest with a pace have a lag"):
+        schema.validate(example)
+    for vcpu in example["vcpus"]:
+        vcpu["lag_ns"] = {"mean": 1500, "max": 2_000_000, "end": 0}
+    schema.validate(example)
+    lines = [re.split(r"  +", line) for line in terminal.plain(example).splitlines()]
+    (heading,) = [line for line in lines if line[0] == "vCPU"]
+    assert heading[-3:] == ["lag mean", "lag max", "lag end"]
+    assert lines[lines.index(heading) + 1][-3:] == ["1.5us", "2ms", "-"]
+    assert ["pace", said] in lines
+
+
 def test_on_a_terminal_the_same_figures_are_drawn_by_rich(
     example: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

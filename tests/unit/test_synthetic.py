@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import HUGE, anonymous, huge, shared, workload_of
+from support import HUGE, anonymous, huge, shared, shares_of, sizes_of, workload_of
 
 from vmemu import core
 from vmemu.ramblock import RAMBlock
@@ -65,7 +65,7 @@ def work(kind: str, accesses: int | None = 500, vcpus: int = 1, seed: int = 1, *
 
 def addresses(kind: str, accesses: int | None = 500, **more) -> np.ndarray:
     """The addresses of the one vCPU that there is."""
-    (share,) = work(kind, accesses, **more).vcpus
+    (share,) = shares_of(work(kind, accesses, **more))
     return made(share)[0].astype(np.int64)
 
 
@@ -129,7 +129,7 @@ def test_a_shuffled_order_keeps_no_order(n):
 @given(st.integers(0, (1 << 64) - 1), st.lists(st.integers(1, 700), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=30)
 def test_accesses_follow_from_the_seed_alone_however_they_are_asked_for(kind, seed, at_once):
-    ones, others = (work(kind, seed=seed, vcpus=2, blocks=BLOCKS[:2]).vcpus for _ in range(2))
+    ones, others = (shares_of(work(kind, seed=seed, vcpus=2, blocks=BLOCKS[:2])) for _ in range(2))
     for one, again in zip(ones, others, strict=True):
         for left, right in zip(made(one), made(again, *at_once), strict=True):
             assert (left == right).all()
@@ -137,7 +137,7 @@ def test_accesses_follow_from_the_seed_alone_however_they_are_asked_for(kind, se
 
 @pytest.mark.parametrize("kind", [*KINDS, "phases"])
 def test_a_share_can_be_made_again_from_its_start(kind):
-    (share,) = work(kind).vcpus
+    (share,) = shares_of(work(kind))
     assert (made(share)[0] == made(share)[0]).all()
 
 
@@ -166,9 +166,9 @@ def test_accesses_are_aligned_inside_their_range_and_as_many_as_asked_for(
     if begin >= min(end, high):
         return
     workload = work(kind, 997, vcpus, **fields)
-    assert workload.sizes.tolist() == [size] + [0] * 63
+    assert sizes_of(workload).tolist() == [size] + [0] * 63
     assert workload.accesses == 997
-    for share in workload.vcpus:
+    for share in shares_of(workload):
         where, what = made(share)
         assert len(where) == len(what) == share.accesses
         assert (where % size == 0).all()
@@ -179,19 +179,19 @@ def test_accesses_are_aligned_inside_their_range_and_as_many_as_asked_for(
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sequential"])
 def test_the_vcpus_do_not_do_the_same(kind):
-    first, second = (made(share)[0] for share in work(kind, vcpus=2).vcpus)
+    first, second = (made(share)[0] for share in shares_of(work(kind, vcpus=2)))
     assert first.tolist() != second.tolist()
 
 
 @each_kind
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (1.0, 1, 1), (0.3, 0.28, 0.32)])
 def test_the_share_of_writes_is_kept(kind, share, low, high):
-    (one,) = work(kind, 20_000, write_share=share).vcpus
+    (one,) = shares_of(work(kind, 20_000, write_share=share))
     assert low <= (made(one)[1] == STORE).mean() <= high
 
 
 def test_a_vcpu_without_accesses_makes_none():
-    first, second = work("uniform", accesses=1, vcpus=2).vcpus
+    first, second = shares_of(work("uniform", accesses=1, vcpus=2))
     assert (len(made(first)[0]), len(made(second)[0])) == (0, 1)
 
 
@@ -215,7 +215,7 @@ def test_a_scenario_means_the_same_accesses_for_ever(
     """A failure is replayed from its seed, by later versions too."""
     found = hashlib.sha256()
     workload = work(kind, accesses, vcpus, seed, write_share=write_share)
-    for share in workload.vcpus:
+    for share in shares_of(workload):
         for column in made(share):
             found.update(column.tobytes())
     assert found.hexdigest()[:16] == digest
@@ -227,7 +227,7 @@ def test_a_scenario_means_the_same_accesses_for_ever(
 @pytest.mark.parametrize("stride", [8, 64, 4096, 40_000, 4093, 3, 1 << 30])
 @pytest.mark.parametrize("vcpus", [1, 3])
 def test_a_sequential_walk_steps_by_the_stride_and_begins_again_at_the_end(stride, vcpus):
-    for vcpu, share in enumerate(work("sequential", 30_000, vcpus, stride=stride).vcpus):
+    for vcpu, share in enumerate(shares_of(work("sequential", 30_000, vcpus, stride=stride))):
         begin, end = (TOTAL * n // vcpus // PAGE * PAGE for n in (vcpu, vcpu + 1))
         fitting = range(begin, end - 7, stride)
         expected = [fitting[i % len(fitting)] for i in range(share.accesses)]
@@ -244,9 +244,9 @@ def test_a_step_is_no_shorter_than_an_access_by_default():
 def test_a_strided_walk_meets_every_place_once_before_any_twice(stride, size, vcpus):
     blocks = [anonymous(pages=6)]
     places = 6 * PAGE // size
-    shares = work(
-        "strided", 2 * places, vcpus, stride=stride, access_size=size, blocks=blocks
-    ).vcpus
+    shares = shares_of(
+        work("strided", 2 * places, vcpus, stride=stride, access_size=size, blocks=blocks)
+    )
     for half in (0, 1):
         parts = [np.split(made(share)[0], 2)[half] for share in shares]
         assert sorted(np.concatenate(parts).tolist()) == list(range(0, 6 * PAGE, size))
@@ -264,7 +264,7 @@ def test_a_strided_walk_begins_each_pass_one_access_further_on():
 
 def test_a_walk_of_more_vcpus_than_pages_stays_inside():
     for kind in ("sequential", "strided"):
-        for share in work(kind, 200, 9, blocks=[anonymous(pages=2)]).vcpus:
+        for share in shares_of(work(kind, 200, 9, blocks=[anonymous(pages=2)])):
             assert (made(share)[0] <= 2 * PAGE - 8).all()
 
 
@@ -280,7 +280,7 @@ def test_uniform_accesses_are_even_over_ram():
 
 def units_of(workload: Workload) -> np.ndarray:
     """Where the host pages begin that a permutation is one of, and the end."""
-    return workload.vcpus[0].phases[0][1][0].tables["place"]
+    return shares_of(workload)[0].phases[0][1][0].tables["place"]
 
 
 def pages_of(workload: Workload, share: SyntheticShare) -> np.ndarray:
@@ -290,13 +290,13 @@ def pages_of(workload: Workload, share: SyntheticShare) -> np.ndarray:
 @pytest.mark.parametrize("vcpus", [1, 2, 3, 7, 16, 20])
 def test_a_permutation_touches_each_host_page_once_over_all_vcpus(vcpus):
     workload = work("permutation", None, vcpus)
-    pages = np.concatenate([pages_of(workload, share) for share in workload.vcpus])
+    pages = np.concatenate([pages_of(workload, share) for share in shares_of(workload)])
     assert sorted(pages.tolist()) == list(range(16))
 
 
 def test_a_permutation_begins_again_in_another_order():
     workload = work("permutation", 32)
-    pages = pages_of(workload, workload.vcpus[0])
+    pages = pages_of(workload, shares_of(workload)[0])
     assert sorted(pages[:16].tolist()) == sorted(pages[16:].tolist()) == list(range(16))
     assert pages[:16].tolist() != pages[16:].tolist()
 
@@ -313,7 +313,7 @@ def test_the_vcpus_divide_each_round_of_a_permutation_in_a_phase(vcpus):
     phases = [{"accesses": 16, "patterns": [{"kind": "permutation"}]}]
     workload = work("phases", vcpus=vcpus, phases=phases, repeat=3)
     rounds: list[list[int]] = [[], [], []]
-    for share in workload.vcpus:
+    for share in shares_of(workload):
         pages = pages_of(workload, share)
         for number, part in enumerate(np.split(pages, 3)):
             rounds[number] += part.tolist()
@@ -331,10 +331,10 @@ def test_a_pointer_chase_is_one_cycle_through_all_nodes(node):
 
 
 def test_the_vcpus_go_round_the_same_cycle_each_from_a_place_of_its_own():
-    first, second = work("pointer_chase", None, 2, blocks=[anonymous(pages=4)]).vcpus
+    first, second = shares_of(work("pointer_chase", None, 2, blocks=[anonymous(pages=4)]))
     one, other = made(first)[0].tolist(), made(second)[0].tolist()
     assert sorted(one + other) == list(range(0, 4 * PAGE, 64))
-    longer, _ = work("pointer_chase", 512, 2, blocks=[anonymous(pages=4)]).vcpus
+    longer, _ = shares_of(work("pointer_chase", 512, 2, blocks=[anonymous(pages=4)]))
     assert made(longer)[0].tolist() == one + other
 
 
@@ -345,7 +345,7 @@ def ranks_of(walk: np.ndarray, units: int, unit: int = PAGE, seed: int = 1) -> n
     """How often each rank was met, where units are scattered."""
     workload = workload_of([anonymous(pages=units * unit // PAGE)], 1, seed, kind="zipf",
                            accesses=1, unit=unit)  # fmt: skip
-    shuffle = workload.vcpus[0].phases[0][1][0].shuffle
+    shuffle = shares_of(workload)[0].phases[0][1][0].shuffle
     place = np.array([core.lib.vm_shuffle(shuffle.c, i) for i in range(units)])
     return np.bincount(walk // unit, minlength=units)[place]
 
@@ -411,7 +411,7 @@ def test_after_a_period_the_next_pages_are_hot_for_all_vcpus(vcpus):
         "hot_cold", 12_000, vcpus, blocks=[anonymous(pages=10)],
         hot_share=0.3, hot_accesses=1, period=3000, scatter=False,
     )  # fmt: skip
-    for share in workload.vcpus:
+    for share in shares_of(workload):
         pages = made(share)[0].astype(int) // PAGE
         turns = [set(part.tolist()) for part in np.split(pages, 4)]
         assert turns == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}, {9, 0, 1}]
@@ -443,7 +443,7 @@ def test_phases_come_in_their_order_each_with_its_accesses_again_and_again():
         {"accesses": 5, "patterns": [{"kind": "uniform", "block": "vram", "write_share": 0}]},
         {"accesses": 20, "patterns": [{"kind": "uniform", "block": "huge", "write_share": 1}]},
     ]
-    (share,) = work("phases", phases=phases, repeat=3).vcpus
+    (share,) = shares_of(work("phases", phases=phases, repeat=3))
     where, what = made(share)
     blocks = np.searchsorted([5 * PAGE, 5 * PAGE + 2 * HUGE], where, side="right")
     assert blocks.tolist() == ([0] * 10 + [2] * 5 + [1] * 20) * 3
@@ -458,10 +458,10 @@ def test_the_accesses_of_each_phase_are_split_evenly(lengths, vcpus, repeat):
     workload = work("phases", vcpus=vcpus, phases=phases, repeat=repeat)
     assert workload.accesses == repeat * sum(lengths)
     for number, length in enumerate(lengths):
-        of_phase = [share.phases[number][0] for share in workload.vcpus]
+        of_phase = [share.phases[number][0] for share in shares_of(workload)]
         assert sum(of_phase) == length
         assert max(of_phase) - min(of_phase) <= 1
-    for share in workload.vcpus:
+    for share in shares_of(workload):
         assert len(made(share)[0]) == share.accesses
 
 
@@ -472,12 +472,12 @@ def test_patterns_are_chosen_by_their_weights():
         {"kind": "sequential", "block": "vram", "weight": 3, "access_size": 64},
     ]
     workload = work("phases", phases=[{"accesses": 40_000, "patterns": patterns}])
-    where, what = made(workload.vcpus[0])
+    where, what = made(shares_of(workload)[0])
     in_ram, in_vram = where < 5 * PAGE, where >= 5 * PAGE + 2 * HUGE
     assert (in_ram | in_vram).all()
     assert 0.24 < in_ram.mean() < 0.26
-    assert set(workload.sizes[what[in_ram] >> 2].tolist()) == {8}
-    assert set(workload.sizes[what[in_vram] >> 2].tolist()) == {64}
+    assert set(sizes_of(workload)[what[in_ram] >> 2].tolist()) == {8}
+    assert set(sizes_of(workload)[what[in_vram] >> 2].tolist()) == {64}
 
 
 def test_a_pattern_goes_on_where_it_was_when_its_phase_comes_again():
@@ -485,14 +485,14 @@ def test_a_pattern_goes_on_where_it_was_when_its_phase_comes_again():
         {"accesses": 7, "patterns": [{"kind": "sequential", "block": "ram"}]},
         {"accesses": 3, "patterns": [{"kind": "uniform", "block": "vram"}]},
     ]
-    (share,) = work("phases", phases=phases, repeat=4).vcpus
+    (share,) = shares_of(work("phases", phases=phases, repeat=4))
     where = made(share)[0]
     assert where[where < 5 * PAGE].tolist() == list(range(0, 28 * 64, 64))
 
 
 def test_the_same_pages_are_hot_in_every_phase_on_the_same_range():
     one = {"accesses": 20_000, "patterns": [{"kind": "zipf", "block": "ram"}]}
-    (share,) = work("phases", phases=[one, one]).vcpus
+    (share,) = shares_of(work("phases", phases=[one, one]))
     first, second = (
         np.bincount(part.astype(int) // PAGE, minlength=5) for part in np.split(made(share)[0], 2)
     )
@@ -502,8 +502,8 @@ def test_the_same_pages_are_hot_in_every_phase_on_the_same_range():
 def test_phases_of_one_pattern_are_the_trace_of_that_kind():
     phases = [{"accesses": 500, "patterns": [{"kind": "permutation"}]}]
     for one, other in zip(
-        work("permutation", vcpus=3).vcpus,
-        work("phases", vcpus=3, phases=phases).vcpus,
+        shares_of(work("permutation", vcpus=3)),
+        shares_of(work("phases", vcpus=3, phases=phases)),
         strict=True,
     ):
         assert (made(one)[0] == made(other)[0]).all()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import HUGE, anonymous, huge, shared, workload_of
+from support import HUGE, anonymous, huge, shared, shares_of, workload_of
 
 from vmemu.ramblock import RAMBlock
 from vmemu.synthetic import identity_map
 from vmemu.walks import GUEST_PAGE, host_pages
-from vmemu.workload import SIZES, StreamSlice, Workload, deal_streams, size_table
+from vmemu.workload import (
+    SIZES,
+    Lane,
+    Pace,
+    StreamSlice,
+    Workload,
+    deal_by_id,
+    deal_streams,
+    size_table,
+    together,
+)
 
 KINDS = pytest.mark.parametrize("kind", ["sequential", "uniform", "permutation"])
 
@@ -62,12 +75,49 @@ def test_no_stream_at_all_leaves_every_vcpu_idle():
     assert deal_streams([], 3) == [[], [], []]
 
 
+ids = st.lists(st.integers(0, 40), unique=True, max_size=9).map(sorted)
+
+
+@given(ids, st.integers(1, 9))
+def test_by_id_each_stream_is_on_the_vcpu_of_its_id_as_a_whole(ids, vcpus):
+    streams = [stream(number, 1 + number) for number in ids]
+    dealt = deal_by_id(streams, ids, vcpus)
+    assert len(dealt) == vcpus
+    for vcpu, parts in enumerate(dealt):
+        on_it = [number for number in ids if number % vcpus == vcpu]
+        assert [int(part.what[0]) for part in parts] == on_it
+        assert [len(part.what) for part in parts] == [1 + number for number in on_it]
+
+
+@given(lengths, st.integers(1, 9))
+def test_times_stay_with_their_accesses(lengths, vcpus):
+    plain = [stream(i, length) for i, length in enumerate(lengths)]
+    timed = [replace(one, times=one.where.astype(np.uint64) * np.uint64(7)) for one in plain]
+    for part in itertools.chain(*deal_streams(timed, vcpus)):
+        assert (part.times == part.where.astype(np.uint64) * np.uint64(7)).all()
+
+
+def test_several_traces_share_the_pages_that_they_have_in_the_same_places():
+    one = made_of([anonymous(pages=5)], 2, "uniform", 10)
+    other = made_of([anonymous(pages=5)], 2, "permutation", 7)
+    where, what = np.zeros(3, np.uint32), np.zeros(3, np.uint8)
+    lane = Lane(StreamSlice(where, what), size_table([4]), loops=2)
+    recorded = Workload(np.full(2, -1, np.int32), np.zeros(2, np.uint64), [[lane], []])
+    work = together([one, recorded, other], Pace("rate", accesses_per_second=3))
+    assert work.block.tolist() == [0] * 5 + [-1, -1]
+    assert work.offset.tolist() == [*range(0, 5 * 4096, 4096), 0, 0]
+    assert [[lane.first_page for lane in lanes] for lanes in work.vcpus] == [[0, 5, 0], [0, 0]]
+    assert [lane.sizes[0] for lane in work.vcpus[0]] == [8, 4, 8]
+    assert work.accesses == 10 + 7 + 6
+    assert work.pace.accesses_per_second == 3
+
+
 @KINDS
 @given(st.integers(1, 1000), st.integers(1, 7))
 def test_synthetic_shares_add_up_and_are_even(kind, accesses, vcpus):
     work = made_of([anonymous(pages=5)], vcpus, kind, accesses)
     assert work.accesses == accesses
-    shares = [share.accesses for share in work.vcpus]
+    shares = work.accesses_by_vcpu()
     assert max(shares) - min(shares) <= 1
 
 
@@ -79,7 +129,7 @@ def test_without_a_number_there_are_as_many_accesses_as_host_pages():
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_sequential_vcpus_walk_parts_that_cover_all_of_ram(pages, vcpus):
     block = anonymous(pages=pages)
-    shares = made_of([block], vcpus, "sequential", 100).vcpus
+    shares = shares_of(made_of([block], vcpus, "sequential", 100))
     covered = 0
     for share in shares:
         walk = share.phases[0][1][0].numbers
@@ -92,7 +142,7 @@ def test_sequential_vcpus_walk_parts_that_cover_all_of_ram(pages, vcpus):
 
 
 def test_each_vcpu_has_randomness_of_its_own_and_the_order_in_common():
-    shares = made_of([anonymous()], 4, "permutation", 64).vcpus
+    shares = shares_of(made_of([anonymous()], 4, "permutation", 64))
     assert len({share.seed for share in shares}) == 4
     assert len({share.phases[0][1][0].numbers["order_seed"] for share in shares}) == 1
 
@@ -118,5 +168,5 @@ def test_the_table_of_sizes_is_padded():
 
 def test_recorded_accesses_are_counted():
     dealt = deal_streams([stream(0, 5), stream(1, 7)], 3)
-    work = Workload(np.zeros(1, np.int32), np.zeros(1, np.uint64), size_table([8]), dealt)
-    assert work.accesses == 12
+    vcpus = [[Lane(part, size_table([8]), loops=3) for part in parts] for parts in dealt]
+    assert Workload(np.zeros(1, np.int32), np.zeros(1, np.uint64), vcpus).accesses == 36

@@ -46,10 +46,32 @@ def across(data: dict[str, Any]) -> list[Found]:
                 )
             paths.add(os.path.normpath(path))
     found += _across_memory(data)
-    found += across_synthetic(data, ("guest", "trace", "synthetic"), named, _sum(named))
-    return (
-        found + _across_map(data, ("guest", "trace", "map"), named) + _across_clients(data, named)
-    )
+    for trace in _traces(data, ("guest", "trace")):
+        found += _across_map(data, (*trace, "map"), named)
+        found += across_synthetic(data, (*trace, "synthetic"), named, _sum(named))
+    return found + _across_pace(data) + _across_clients(data, named)
+
+
+def _traces(data: Any, where: yamlfile.Path) -> list[yamlfile.Path]:
+    """Where the traces stand of which there may be one, or a list."""
+    given = yamlfile.value_at(data, where)
+    return [(*where, index) for index in range(len(given))] if isinstance(given, list) else [where]
+
+
+def _across_pace(data: Any) -> list[Found]:
+    """What is made from the seed has no times."""
+    where: yamlfile.Path = ("guest", "pace", "kind")
+    if yamlfile.value_at(data, where) != "recorded":
+        return []
+    return [
+        (
+            where,
+            f"the accesses of {yamlfile.field_name((*trace, 'synthetic'))} have no recorded times",
+            "use 'kind: rate' or 'kind: asap', or recorded traces alone",
+        )
+        for trace in _traces(data, ("guest", "trace"))
+        if yamlfile.value_at(data, (*trace, "synthetic")) is not None
+    ]
 
 
 def _across_memory(data: Any) -> list[Found]:
@@ -90,7 +112,8 @@ def _across_clients(data: dict[str, Any], named: dict[str, int | None]) -> list[
             names.add(name)
         if isinstance(block, str):
             found += [((*where, "block"), *pair) for pair in _wrong_share(data, block, named)]
-            found += _beside_the_block(data, (*where, "trace"), block, named)
+            for trace in _traces(data, (*where, "trace")):
+                found += _beside_the_block(data, trace, block, named)
     return found
 
 

@@ -1,9 +1,9 @@
-"""The guest: its vCPUs, and the traces that they replay."""
+"""The guest: its vCPUs, the traces that they replay, and when."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, ValidationInfo, field_validator
 
@@ -11,10 +11,11 @@ from vmemu._config import wording
 from vmemu._config.maps import CompactMap, Map
 from vmemu._config.section import Section
 from vmemu._config.synthetics import Synthetic
-from vmemu._config.types import ExistingPath, Position, TracePosition, Whole
+from vmemu._config.types import ExistingPath, Position, Positive, TracePosition, Whole, by_kind
 from vmemu._config.wording import refuse
 
 MOST_VCPUS = 256
+MOST_LOOPS = 1_000_000
 
 
 class Window(Section):
@@ -59,6 +60,13 @@ class RecordedTrace(Section):
         default=CompactMap(), description="How recorded addresses become bytes of blocks."
     )
     window: Window = Field(default=Window(), description="The part of the trace that is replayed.")
+    loops: Whole = Field(
+        default=1, ge=1, le=MOST_LOOPS, description="How often the window is replayed, 1 to 10^6."
+    )
+    threads: Literal["round_robin", "by_id"] = Field(
+        default="round_robin",
+        description="How recorded threads are dealt to vCPUs: in turn, or by their ids.",
+    )
 
 
 class SyntheticTrace(Section):
@@ -76,13 +84,58 @@ def _trace_kind(value: Any) -> str | None:
     return "synthetic" if isinstance(value, SyntheticTrace) else None
 
 
+def _one_or_many(value: Any) -> str | None:
+    return "many" if isinstance(value, list | tuple) else _trace_kind(value)
+
+
+_NEITHER = "needs exactly one of 'file' (a recording) and 'synthetic'"
+_EITHER = "write {file: PATH} or {synthetic: {kind: uniform, accesses: 100000}}"
+
 Trace = Annotated[
     Annotated[RecordedTrace, Tag("file")] | Annotated[SyntheticTrace, Tag("synthetic")],
-    wording.choice(
-        _trace_kind,
-        "needs exactly one of 'file' (a recording) and 'synthetic'",
-        "write {file: PATH} or {synthetic: {kind: uniform, accesses: 100000}}",
-    ),
+    wording.choice(_trace_kind, _NEITHER, _EITHER),
+]
+Traces = Annotated[
+    Annotated[RecordedTrace, Tag("file")]
+    | Annotated[SyntheticTrace, Tag("synthetic")]
+    | Annotated[tuple[Trace, ...], Field(min_length=1), Tag("many")],
+    wording.choice(_one_or_many, _NEITHER, _EITHER),
+]
+"""A trace, or several that are replayed side by side."""
+
+
+class AsapPace(Section):
+    """Each access follows the one before it at once."""
+
+    kind: Literal["asap"] = Field(default="asap", description="As fast as possible.")
+
+
+class RecordedPace(Section):
+    """Each access is made at its recorded time. Needs traces with times."""
+
+    kind: Literal["recorded"] = Field(description="At recorded times.", examples=["recorded"])
+    factor: Positive = Field(
+        default=1.0, gt=0, description="How much faster than recorded: 2.0 takes half the time."
+    )
+
+
+class RatePace(Section):
+    """Each vCPU makes its accesses at equal distances."""
+
+    kind: Literal["rate"] = Field(description="At a fixed rate.", examples=["rate"])
+    accesses_per_second: Whole = Field(
+        ge=1,
+        le=1_000_000_000,
+        description="Of each vCPU, 1 to 10^9.",
+        examples=[1000000],
+    )
+
+
+PaceConfig = Annotated[
+    Annotated[AsapPace, Tag("asap")]
+    | Annotated[RecordedPace, Tag("recorded")]
+    | Annotated[RatePace, Tag("rate")],
+    by_kind(),
 ]
 
 
@@ -103,10 +156,11 @@ class Guest(Section):
     vcpus: Whole = Field(
         default=1, ge=1, le=MOST_VCPUS, description="Threads that replay the trace, 1 to 256."
     )
-    trace: Trace = Field(
-        description="What the guest touches: a recording or a synthetic trace.",
+    trace: Traces = Field(
+        description="What the guest touches: a recording or a synthetic trace, or a list of them.",
         examples=["{file: traces/linux-boot.vmtrace}"],
     )
+    pace: PaceConfig = Field(default=AsapPace(), description="When accesses are made.")
     balloon: BalloonConfig | None = Field(
         default=None, description="A worker that gives pages back once post-copy is over."
     )

@@ -17,7 +17,7 @@ from pydantic import Field, Tag, ValidationInfo, field_validator
 
 from vmemu import hugepages, units
 from vmemu._config import wording
-from vmemu._config.guest import MOST_VCPUS, Trace
+from vmemu._config.guest import MOST_VCPUS, Traces
 from vmemu._config.section import Section
 from vmemu._config.types import (
     AbsolutePath,
@@ -219,7 +219,7 @@ class ClientConfig(Section):
     vcpus: Whole = Field(
         default=1, ge=1, le=MOST_VCPUS, description="Its threads, which replay the trace."
     )
-    trace: Trace = Field(
+    trace: Traces = Field(
         description="What it touches, as 'guest.trace', laid on its block alone.",
         examples=["{synthetic: {kind: uniform, accesses: 100000}}"],
     )

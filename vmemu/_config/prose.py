@@ -42,10 +42,27 @@ A block is what QEMU calls a RAMBlock. Its host pages are what is requested, sen
 `hugetlbfs`, which come from the machine's pool (`sysctl vm.nr_hugepages`).
 """,
     "guest.trace": """\
-**Which vCPU replays what.** A recording holds streams, one for each recorded thread or vCPU. Stream
-*i* goes to vCPU *i* modulo `vcpus`; several streams of one vCPU are replayed one after the other.
-With more vCPUs than streams, those that would get the same stream each get a contiguous part of it.
-Synthetic accesses are split evenly. All vCPUs replay as fast as they can.
+**Which vCPU replays what.** A recording holds streams, one for each recorded thread or vCPU. With
+`threads: round_robin`, stream *i* goes to vCPU *i* modulo `vcpus`; with more vCPUs than streams, those
+that would get the same stream each get a contiguous part of it. With `threads: by_id`, the stream with
+the id *N* goes to vCPU *N* modulo `vcpus`, and there may be vCPUs without any. Several streams of one
+vCPU are replayed in turn, some thousand accesses of each, or, at recorded times, in the order of these.
+Synthetic accesses are split evenly.
+
+**Several traces.** A list has its traces replayed side by side: each is dealt to all vCPUs, with its own
+map, window, loops and threads. What two of them write to the same bytes is the same.
+
+```yaml
+trace:
+  - {file: traces/linux-boot.vmtrace, map: {block: pc.ram}}
+  - {file: traces/sort.vmtrace, map: {block: vga.vram}, loops: 10, threads: by_id}
+  - {synthetic: {kind: uniform, accesses: 100000}}
+```
+
+**Loops.** The window is replayed `loops` times: each stream begins again where it ends. Positions of
+`window` are those in the trace, once; those of `migration.flip_at`, and the accesses of the result,
+count all loops of all traces. At recorded times, one loop begins when the whole window of the trace is
+over.
 
 [docs/traces.md](traces.md) says how traces are recorded and what they hold.
 """,
@@ -95,6 +112,24 @@ phases:
       - {kind: zipf, block: pc.ram, weight: 3}
       - {kind: uniform, start: 50%, weight: 1}
 ```
+""",
+    "guest.pace": """\
+**`recorded`**: a trace begins with the earliest time in its window, so that what its threads did at
+the same time is done at the same time; several traces begin together. `factor: 2.0` takes half the
+time. A time that is earlier than that of an access before it in the same stream counts as that one.
+A trace without times, or a synthetic one, is refused.
+
+**`rate`**: access number *n* of a vCPU is due *n* / `accesses_per_second` after its begin. The rate is
+that of each vCPU, not of all together.
+
+An access is never made before it is due. One whose vCPU waits for a page meanwhile, or that the host
+is too slow for, is late, and those behind it follow at once until nothing is due; how late they are is
+the *lag* in the [result](results.md). A vCPU that sleeps leaves its CPU to others, and wakes some ten
+microseconds late, on a busy host later. After the flip the clock goes on with the earliest access of
+all vCPUs that is not yet done (with `rate`, each vCPU with its own): downtime makes nothing late. A
+`flip_at` at a place of the trace is, with recorded times, the moment at which that many accesses are
+due, for all vCPUs; otherwise each vCPU stops at the same share of its own accesses. Clients make their
+accesses as fast as they can.
 """,
     "on_unavailable": """\
 What can be waited for, or skipped for, is hugepages that others hold now. A run that was skipped says

@@ -134,10 +134,16 @@ def _takes(field: FieldInfo) -> str:
     words, means = [f"`{word}`" for word in _words(field.annotation)], dump.meaning(field)
     many = get_origin(wording.bare(field.annotation)) is tuple
     if next(_variants(field.annotation), None):
-        words.append("list of mappings" if many else "mapping")
+        words += ["list of mappings"] if many else ["mapping", *_lists(field.annotation)]
     elif means and not words:
         words.append(f"list of {means.words}s" if many else means.words)
     return _listed(words) + _range(field)
+
+
+def _lists(annotation: Any) -> list[str]:
+    """What is said of a mapping that may be a list of them as well."""
+    several = wording.members(wording.bare(annotation)).values()
+    return ["list of them"] if any(get_origin(wording.bare(m)) is tuple for m in several) else []
 
 
 def _listed(words: list[str]) -> str:

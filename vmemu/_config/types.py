@@ -141,6 +141,7 @@ Share = Annotated[
 ]
 Flag = Annotated[bool, Field(strict=True), Means("`true` or `false`", bool)]
 Whole = Annotated[int, Field(strict=True), Means("whole number", int)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False), Means("number", float)]
 Name = Annotated[str, BeforeValidator(_name), Field(strict=True), Means("name")]
 ExistingPath = Annotated[Path, BeforeValidator(_existing), Means("path of what exists")]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Means("absolute path")]

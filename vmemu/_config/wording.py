@@ -40,8 +40,15 @@ def choice(choose: Callable[[Any], str | None], what: str, remedy: str) -> Discr
         choose,
         custom_error_type=_REFUSED,
         custom_error_message="{what}; {remedy}",
-        custom_error_context={"what": what, "remedy": remedy},
+        custom_error_context=_Context(what=what, remedy=remedy),
     )
+
+
+class _Context(dict[str, Any]):
+    """The words of a choice. A union of types has to be hashed, and so all that is in it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
 
 
 def show(value: Any) -> str:
@@ -219,6 +226,8 @@ _WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number that can be used here",
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
@@ -230,7 +239,7 @@ _WANTED = {
 
 def _give(kind: str, spot: _Spot, value: Any) -> str:
     """The remedy for a value of the wrong type."""
-    if kind.startswith("int"):
+    if kind.startswith("int") or kind in ("float_type", "finite_number"):
         return _range(spot)
     if kind == "bool_type":
         return "write true or false"

@@ -71,16 +71,13 @@ static uint32_t mark_slice(void *context, const struct vm_slice *s)
         bool dropped = g->refs[where >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE;
 
         if ((kind == VM_STORE || kind == VM_MODIFY) && !dropped) {
-            mark_write(g, where, g->sizes[s->what[i] >> 2]);
+            mark_write(g, where, s->sizes[s->what[i] >> 2]);
         }
     }
     return s->count;
 }
 
-int vm_vcpu_mark(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
-                 struct vm_synthetic *synthetic, struct vm_error *err)
+int vm_vcpu_mark(struct vm_vcpu *v, struct vm_error *err)
 {
-    struct vm_work work = {stream, streams, synthetic};
-
-    return vm_for_each_slice(v, &work, 0, v->begin, mark_slice, (void *)v->guest, err);
+    return vm_for_each_slice(v, 0, v->begin, mark_slice, (void *)v->guest, err);
 }

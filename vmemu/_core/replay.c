@@ -8,6 +8,7 @@
 
 #include "access.h"
 #include "order.h"
+#include "pace.h"
 #include "util.h"
 
 struct replay {
@@ -15,7 +16,8 @@ struct replay {
     const struct vm_guest *guest;
     struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
     uint64_t dropped[4]; /* accesses of each kind in this slice whose first byte lies outside */
-    uint16_t sizes[VM_SIZES];
+    uint32_t until;      /* where the slice ends; 0 after an access that waited for its page */
+    struct vm_pacer pacer;
 };
 
 /* Where a host address lies; only called for addresses inside a block. */
@@ -276,9 +278,10 @@ static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
  * fault if the fault thread has read one of this thread meanwhile, else the page came between the
  * look and the touch.
  */
-static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size,
+static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t where, unsigned size,
                         unsigned kind)
 {
+    struct vm_vcpu *v = r->v;
     uint64_t host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
              seen = vm_get(v->seen);
     struct vm_fault_record fault = {.write = kind == VM_STORE || kind == VM_MODIFY};
@@ -295,6 +298,7 @@ static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t whe
         access_page(v, ref, where, size, kind);
         fault.end_ns = vm_now_ns();
         vm_set(&v->waiting_since_ns, 0);
+        vm_set(&r->until, 0); /* time has passed: what is due is to be looked at anew */
         if (vm_get(v->seen) != seen) {
             record_fault(v, fault);
         }
@@ -302,16 +306,16 @@ static void touch_first(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t whe
     ref->host &= ~(uint64_t)VM_REF_FIRST;
 }
 
-static void access_tagged(struct vm_vcpu *v, struct vm_page_ref *ref, uint64_t where, unsigned size,
+static void access_tagged(struct replay *r, struct vm_page_ref *ref, uint64_t where, unsigned size,
                           unsigned kind)
 {
     if (ref->host & VM_REF_OUTSIDE) {
         return;
     }
     if (ref->host & VM_REF_FIRST) {
-        touch_first(v, ref, where, size, kind);
+        touch_first(r, ref, where, size, kind);
     } else {
-        access_page(v, ref, where, size, kind);
+        access_page(r->v, ref, where, size, kind);
     }
 }
 
@@ -322,11 +326,11 @@ static void access_straddling(struct replay *r, uint64_t where, unsigned size, u
     uint64_t page = where >> VM_PAGE_SHIFT;
     unsigned here = VM_PAGE_SIZE - (unsigned)(where % VM_PAGE_SIZE);
 
-    access_tagged(r->v, &r->refs[page], where, here, kind);
+    access_tagged(r, &r->refs[page], where, here, kind);
     for (size -= here; size > 0; size -= here) {
         page++;
         here = size < VM_PAGE_SIZE ? size : VM_PAGE_SIZE;
-        access_tagged(r->v, &r->refs[page], page << VM_PAGE_SHIFT, here, kind);
+        access_tagged(r, &r->refs[page], page << VM_PAGE_SHIFT, here, kind);
     }
 }
 
@@ -339,7 +343,7 @@ static inline void access_any(struct replay *r, uint64_t where, unsigned size, u
     } else if (VM_UNLIKELY(where % VM_PAGE_SIZE + size > VM_PAGE_SIZE)) {
         access_straddling(r, where, size, kind);
     } else if (VM_UNLIKELY(ref->host & VM_REF_FIRST)) {
-        access_tagged(r->v, ref, where, size, kind);
+        access_tagged(r, ref, where, size, kind);
     } else {
         access_page(r->v, ref, where, size, kind);
     }
@@ -356,41 +360,77 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
     }
     for (unsigned kind = 0; kind < 4; kind++) {
         kinds[kind] -= r->dropped[kind];
-        vm_add(&r->v->dropped, r->dropped[kind]);
+        vm_count(&r->v->dropped, r->dropped[kind]);
         r->dropped[kind] = 0;
-        vm_add(&r->v->accesses, kinds[kind]);
+        vm_count(&r->v->accesses, kinds[kind]);
     }
     reads = kinds[VM_LOAD] + kinds[VM_MODIFY] + kinds[VM_FETCH];
-    vm_add(&r->v->writes, kinds[VM_STORE] + kinds[VM_MODIFY]);
-    vm_add(&r->v->reads, reads);
-    vm_add(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
+    vm_count(&r->v->writes, kinds[VM_STORE] + kinds[VM_MODIFY]);
+    vm_count(&r->v->reads, reads);
+    vm_count(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
 }
 
 static inline __attribute__((always_inline)) uint32_t replay_as(struct replay *r,
                                                                 const struct vm_slice *s, bool wide)
 {
+    const uint16_t *sizes = s->sizes;
+    const uint8_t *what = s->what;
     uint32_t i;
 
-    for (i = 0; i < s->count && !vm_get(&r->v->stop); i++) {
-        access_any(r, vm_where_of(s, i, wide), r->sizes[s->what[i] >> 2], s->what[i] & 3);
+    vm_set(&r->until, s->count);
+    for (i = 0; i < vm_get(&r->until) && !vm_get(&r->v->stop); i++) {
+        access_any(r, vm_where_of(s, i, wide), sizes[what[i] >> 2], what[i] & 3);
     }
     return i;
 }
 
-static uint32_t replay_slice(void *context, const struct vm_slice *s)
+/* Up to the end of the slice, or an access that waited for its page, or a stop: how many were done.
+ */
+static uint32_t replay_part(struct replay *r, const struct vm_slice *s)
 {
-    struct replay *r = context;
     uint32_t done = s->wide ? replay_as(r, s, true) : replay_as(r, s, false);
 
     count_slice(r, s->what, done);
     return done;
 }
 
-int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
-                struct vm_synthetic *synthetic, struct vm_error *err)
+static uint32_t replay_slice(void *context, const struct vm_slice *s)
+{
+    struct replay *r = context;
+    uint32_t done = 0;
+
+    while (done < s->count && !vm_get(&r->v->stop)) {
+        struct vm_slice part = vm_slice_from(*s, done);
+
+        done += replay_part(r, &part);
+    }
+    return done;
+}
+
+static uint32_t replay_paced(void *context, const struct vm_slice *s)
+{
+    struct replay *r = context;
+    uint64_t begin = vm_get(&r->v->position);
+    uint32_t done = 0;
+
+    while (done < s->count) {
+        struct vm_slice part = vm_slice_from(*s, done);
+        uint32_t now_done;
+
+        part.count = vm_pacer_wait(&r->pacer, &part, begin + done);
+        now_done = replay_part(r, &part);
+        if (now_done == 0) {
+            break; /* stopped */
+        }
+        vm_pacer_note(&r->pacer, &part, begin + done, now_done, vm_get(&r->until) == 0);
+        done += now_done;
+    }
+    return done;
+}
+
+int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err)
 {
     const struct vm_guest *g = v->guest;
-    struct vm_work work = {stream, streams, synthetic};
     struct replay r = {.v = v, .guest = g};
     int rc;
 
@@ -400,10 +440,12 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
         return vm_fail_errno(err, "memory for the page table of a vCPU", 0);
     }
     memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
-    memcpy(r.sizes, g->sizes, sizeof(r.sizes));
     v->thread = (uint32_t)syscall(SYS_gettid);
     vm_set_release(v->tid, v->thread);
-    rc = vm_for_each_slice(v, &work, v->begin, v->end, replay_slice, &r, err);
+    if (g->pace) {
+        vm_pacer_start(&r.pacer, v, g->pace);
+    }
+    rc = vm_for_each_slice(v, v->begin, v->end, g->pace ? replay_paced : replay_slice, &r, err);
     vm_set(v->tid, 0);
     free(r.refs);
     return rc;

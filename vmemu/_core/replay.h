@@ -11,12 +11,13 @@
 #include "content.h"
 #include "error.h"
 #include "events.h"
+#include "lane.h"
+#include "pace.h"
 #include "ram.h"
-#include "synthetic.h"
 
 /*
- * Where a page of the trace's dictionary lies. The address is that of a 4 KiB page, so its low bits
- * carry what makes an access leave the fast path.
+ * Where a page of the dictionary lies: those of the guest's traces, one behind the other. The
+ * address is that of a 4 KiB page, so its low bits carry what makes an access leave the fast path.
  */
 struct vm_page_ref {
     uint64_t host; /* address | enum vm_ref_tag */
@@ -45,31 +46,18 @@ struct vm_guest {
     const struct vm_content *content; /* a block each */
     const struct vm_page_ref *refs;   /* a dictionary page each, all tagged VM_REF_FIRST */
     uint64_t pages;
-    const uint16_t *sizes; /* VM_SIZES entries */
     uint8_t
         *marks; /* a byte for each word of each dictionary page: what was written; NULL: not kept */
     uint64_t *
         written; /* a bit a dictionary page, set by writes: dirty tracking at the source; or NULL */
+    struct vm_pace *pace; /* NULL: as fast as possible */
     bool check_reads;
-};
-
-/* A part of a stream of a trace. */
-struct vm_stream {
-    const void *where; /* uint32_t, or uint64_t when wide */
-    const uint8_t *what;
-    uint64_t count;
-    bool wide;
-};
-
-/* What a vCPU does: streams, or synthetic accesses when that is not NULL. */
-struct vm_work {
-    struct vm_stream *stream;
-    uint32_t streams;
-    struct vm_synthetic *synthetic;
 };
 
 struct vm_vcpu {
     const struct vm_guest *guest;
+    const struct vm_lane *lane; /* what it does */
+    uint32_t lanes;
     struct vm_event_log *log; /* NULL: no events are logged */
     uint32_t id;
     uint32_t thread;      /* its thread id, once it runs */
@@ -82,6 +70,8 @@ struct vm_vcpu {
     uint64_t accesses, reads, writes, dropped;
     uint64_t faults, blocktime_ns;
     uint64_t reads_checked, reads_wrong;
+    uint64_t paced; /* accesses that had a time at which they were due; how late they were: */
+    uint64_t lag_mean_ns, lag_max_ns, lag_end_ns;
     uint64_t waiting_since_ns; /* 0: not in a touch that may fault */
     uint64_t waiting_at;       /* the address touched */
     /* Owned; the faults in the order in which they happened. */
@@ -102,18 +92,14 @@ void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block
 void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const int32_t *block,
                      const uint64_t *offset, const uint8_t *marks);
 
-/*
- * Replay the streams, some thousand accesses of each in turn as a scheduler would, or the synthetic
- * accesses when synthetic is not NULL. 0 at the end or when stopped, -1 without memory.
+/* Replay the accesses [begin, end) of the lanes. 0 at the end or when stopped, -1 without memory.
  */
-int vm_vcpu_run(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
-                struct vm_synthetic *synthetic, struct vm_error *err);
+int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err);
 /*
  * Mark what the accesses before v->begin wrote, without touching memory: they were replayed
- * elsewhere, at the source. May run beside vm_vcpu_run of the same share, on a vm_vcpu of its own.
+ * elsewhere, at the source. May run beside vm_vcpu_run of the same lanes, on a vm_vcpu of its own.
  */
-int vm_vcpu_mark(struct vm_vcpu *v, struct vm_stream *stream, uint32_t streams,
-                 struct vm_synthetic *synthetic, struct vm_error *err);
+int vm_vcpu_mark(struct vm_vcpu *v, struct vm_error *err);
 void vm_vcpu_release(struct vm_vcpu *v);
 
 #endif

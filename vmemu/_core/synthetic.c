@@ -1,5 +1,8 @@
 #include "synthetic.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "access.h"
 #include "content.h"
 #include "util.h"
@@ -321,4 +324,23 @@ uint32_t vm_synthetic_fill(struct vm_synthetic *s, uint64_t *where, uint8_t *wha
         s->left -= part;
     }
     return made;
+}
+
+bool vm_synthetic_copy(struct vm_synthetic *to, const struct vm_synthetic *from)
+{
+    const struct vm_phase *last = &from->phase[from->phases - 1];
+    size_t patterns = last->first + last->patterns;
+
+    *to = *from;
+    to->pattern = malloc(patterns * sizeof(*to->pattern));
+    if (to->pattern) {
+        memcpy(to->pattern, from->pattern, patterns * sizeof(*to->pattern));
+    }
+    return to->pattern;
+}
+
+void vm_synthetic_release(struct vm_synthetic *copy)
+{
+    free(copy->pattern);
+    copy->pattern = NULL;
 }

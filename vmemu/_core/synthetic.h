@@ -99,6 +99,12 @@ struct vm_synthetic {
 /* Make up to count accesses; returns how many, 0 at the end. where and what: see access.h. */
 uint32_t vm_synthetic_fill(struct vm_synthetic *s, uint64_t *where, uint8_t *what, uint32_t count);
 
+/* A generator at the same place that goes on by itself; false without memory. Released when zero,
+ * too.
+ */
+bool vm_synthetic_copy(struct vm_synthetic *to, const struct vm_synthetic *from);
+void vm_synthetic_release(struct vm_synthetic *copy);
+
 /* Position i of [0, n) in a shuffled order that is made from the seed alone. */
 uint64_t vm_permute(uint64_t i, uint64_t n, uint64_t seed);
 

@@ -18,6 +18,8 @@
 #define vm_add(p, v)         __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
 #define vm_get_acquire(p)    __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define vm_set_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+/* Adds to what the calling thread alone writes, without a locked operation. */
+#define vm_count(p, v) vm_set((p), vm_get(p) + (v))
 
 static inline uint64_t vm_now_ns(void)
 {

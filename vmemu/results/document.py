@@ -30,6 +30,7 @@ SCHEMA = "vmemu-result/1"
 
 Document = dict[str, Any]
 
+_LAG = ("paced", "lag_mean_ns", "lag_max_ns", "lag_end_ns")
 _VCPU_QUANTILES = ("p50", "p90", "p99", "max")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
@@ -60,6 +61,7 @@ def build(run: Run) -> Document:
             for p in run.phases
         ],
         "blocks": _blocks(run),
+        "pace": run.scenario.guest.pace.model_dump(mode="json"),
         "vcpus": vcpus,
         "clients": _clients(run),
         "faults": {"count": sum(vcpu["faults"] for vcpu in vcpus), **_faults(run, everything)},
@@ -235,11 +237,29 @@ def _vcpu(
         here = int(getattr(worker.figures, name)) if worker else 0
         vcpu[name] = here + before.get(name, 0)
     vcpu["accesses_at_source"] = before.get("accesses", 0)
+    vcpu["lag_ns"] = None if run.scenario.guest.pace.kind == "asap" else _lag(before, worker)
     latency = blocktime.latencies(faults) if faults is not None else np.empty(0, np.uint64)
     summary = blocktime.summary(latency)
     vcpu["latency_ns"] = {name: summary[name] for name in _VCPU_QUANTILES}
     vcpu["qemu_buckets"] = blocktime.qemu_buckets(latency)
     return vcpu
+
+
+def _lag(before: Mapping[str, int], worker: GuestWorker | None) -> Document:
+    """How late a vCPU's accesses were, at the source and here."""
+    here = worker.figures if worker else None
+    parts = [
+        {name: int(getattr(here, name)) for name in _LAG} if here else {},
+        {name: before.get(name, 0) for name in _LAG},
+    ]
+    paced = [part for part in parts if part.get("paced")]
+    count = sum(part["paced"] for part in paced)
+    total = sum(part["paced"] * part["lag_mean_ns"] for part in paced)
+    return {
+        "mean": total // count if count else 0,
+        "max": max((part["lag_max_ns"] for part in paced), default=0),
+        "end": paced[0]["lag_end_ns"] if paced else 0,
+    }
 
 
 def _faults(run: Run, faults: NDArray[Any]) -> Document:

@@ -114,6 +114,14 @@ class VcpuLatency(_Model):
     max: Nanoseconds
 
 
+class Lag(_Model):
+    """How late accesses were; ``end`` is that of the last one."""
+
+    mean: Nanoseconds
+    max: Nanoseconds
+    end: Nanoseconds
+
+
 class Vcpu(_Model):
     """What a vCPU did and what it suffered."""
 
@@ -125,8 +133,17 @@ class Vcpu(_Model):
     faults: Count
     blocktime_ns: Nanoseconds
     accesses_at_source: Count
+    lag_ns: Lag | None
     latency_ns: VcpuLatency
     qemu_buckets: QemuBuckets
+
+
+class Pace(_Model):
+    """When accesses were made; what is not of its kind is absent."""
+
+    kind: Literal["asap", "recorded", "rate"]
+    factor: Annotated[float, Field(gt=0)] | None = None
+    accesses_per_second: Annotated[int, Field(ge=1)] | None = None
 
 
 class Client(_Model):
@@ -297,6 +314,7 @@ class Result(_Model):
     error: Error | None
     phases: list[Phase]
     blocks: Annotated[list[Block], Field(min_length=1)]
+    pace: Pace
     vcpus: Annotated[list[Vcpu], Field(min_length=1)]
     clients: list[Client]
     faults: Faults
@@ -320,6 +338,8 @@ class Result(_Model):
                     raise ValueError(f"block {block.name} is not complete, but the run is")
             if self.verify.ok is False:
                 raise ValueError("a run with wrong bytes is not completed")
+        if any((vcpu.lag_ns is None) != (self.pace.kind == "asap") for vcpu in self.vcpus):
+            raise ValueError("exactly the vCPUs of a guest with a pace have a lag")
         return self
 
 

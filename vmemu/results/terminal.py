@@ -108,6 +108,7 @@ def _mismatches(verify: Document) -> Table:
     return Table(("wrong in block", "offset", "expected", "found"), rows)
 
 
+_LAGS = ("mean", "max", "end")
 _ARRIVALS = ("precopied", "requested", "pushed", "zero")
 
 
@@ -147,10 +148,19 @@ def _vcpus(document: Document) -> Table:
                 *(_time(latency[name]) for name in ("p50", "p99", "max")),
                 _time(vcpu["blocktime_ns"]),
                 f"{vcpu['blocktime_ns'] / guest_ns:.1%}" if guest_ns else "-",
+                *((_time(vcpu["lag_ns"][name]) for name in _LAGS) if vcpu["lag_ns"] else ()),
             )
         )
     columns = ("vCPU", "accesses", "faults", "p50", "p99", "max", "blocked", "of guest time")
-    return Table(columns, rows)
+    paced = document["pace"]["kind"] != "asap"
+    return Table((*columns, *(f"lag {name}" for name in _LAGS if paced)), rows)
+
+
+def _pace(pace: Document) -> str:
+    if pace["kind"] == "rate":
+        return f"{pace['accesses_per_second']:,} accesses a second of each vCPU"
+    factor = "" if pace["factor"] == 1 else f", {pace['factor']:g} times as fast"
+    return f"at recorded times{factor}"
 
 
 def _clients(clients: list[Document]) -> Table:
@@ -183,6 +193,8 @@ def _figures(document: Document) -> Table:
         rows.insert(0, ("pre-copy", _precopy(document)))
     if document["downtime_ns"]:
         rows.insert(1, ("downtime", _time(document["downtime_ns"])))
+    if document["pace"]["kind"] != "asap":
+        rows.insert(0, ("pace", _pace(document["pace"])))
     dropped = sum(vcpu["dropped"] for vcpu in document["vcpus"])
     if dropped:
         rows.insert(0, ("dropped", f"{dropped:,} accesses of the trace outside every block"))

@@ -1,0 +1,255 @@
+"""In which order a vCPU goes through its lanes, and what it leaves of them, wherever it is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import shares_of, workload_of
+
+from vmemu import core
+from vmemu.content import ContentSpec, ExpectedContent, fill_entry
+from vmemu.cthread import Bell
+from vmemu.guest_worker import NO_END, Guest, GuestWorker
+from vmemu.protocol import BlockEntry
+from vmemu.source_precopy import image_blocks
+from vmemu.synthetic import identity_map
+from vmemu.workload import ASAP, Lane, Pace, StreamSlice, Workload, size_table
+
+PAGE = 4096
+PAGES = 8
+SEED = 5
+TABLES = [size_table([8, 1, 2, 4]), size_table([8, 5, 3, 16])]
+AT_ONCE = Pace("recorded", factor=1e12)
+BLOCK = BlockEntry("ram", PAGES * PAGE, PAGE)
+
+slow = settings(max_examples=60)
+
+
+@dataclass
+class Rig:
+    """A vCPU with these lanes on real memory."""
+
+    lanes: list[Lane]
+    pace: Pace = ASAP
+
+    def __post_init__(self) -> None:
+        self.source = core.owned(core.lib.vm_source_create(1), core.lib.vm_source_destroy)
+        core.call(core.lib.vm_source_set, self.source, 0, b"ram", BLOCK.size, 12)
+        content = core.ffi.new("struct vm_content *")
+        fill_entry(content, SEED, "ram", 12, 0.3)
+        core.lib.vm_content_fill(content, self.source.image[0].data, BLOCK.size)
+        self.table = image_blocks(self.source, (BLOCK,))
+        self.ram = self.table.table()
+        core.lib.vm_ram_mark_received(core.ffi.addressof(self.ram.block, 0), 0, PAGES)
+        block, offset = identity_map((BLOCK,))
+        # Each lane's pages are of a dictionary of its own, so that it is known by them.
+        self.workload = Workload(
+            np.tile(block, len(self.lanes) or 1),
+            np.tile(offset, len(self.lanes) or 1),
+            [[replace(lane, first_page=n * PAGES) for n, lane in enumerate(self.lanes)]],
+            self.pace,
+        )
+        self.expected = ExpectedContent(SEED, list(self.table), [ContentSpec(zero_share=0.3)])
+        self.bell = Bell()
+
+    def guest(self) -> Guest:
+        flags = {"check_reads": True, "keep_marks": True}
+        return Guest(self.workload, self.table, self.ram, self.expected, **flags)
+
+    def worker(self, guest: Guest, begin: int = 0, end: int = NO_END) -> GuestWorker:
+        self.slots = (core.ffi.new("uint32_t *"), core.ffi.new("uint64_t *"))
+        return GuestWorker(guest, 0, self.bell, slots=self.slots, begin=begin, end=end)
+
+    def listed(self, begin: int = 0, count: int | None = None) -> np.ndarray[Any, Any]:
+        """The accesses from one on: a row of place, kind and size, and time for each."""
+        worker = self.worker(self.guest(), begin, begin)
+        count = self.workload.accesses + 10 if count is None else count
+        where, times = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+        what = np.zeros(count, np.uint8)
+        pointers = (
+            core.ffi.from_buffer("uint64_t[]", where),
+            core.ffi.from_buffer("uint8_t[]", what),
+            core.ffi.from_buffer("uint64_t[]", times),
+        )
+        done = core.call(core.lib.vm_vcpu_list, worker.figures, *pointers, count)
+        return np.stack([where, what.astype(np.uint64), times], axis=1)[:done]
+
+    def close(self) -> None:
+        self.bell.close()
+
+
+def rows_of(lane: Lane, first_page: int) -> np.ndarray[Any, Any]:
+    """A lane's accesses as they must be listed, made without the core's order."""
+    if isinstance(lane.work, StreamSlice):
+        where, what, times = lane.work.where, lane.work.what, lane.work.times
+        loops = np.repeat(np.arange(lane.loops, dtype=np.uint64), len(what))
+        where, what = np.tile(where, lane.loops), np.tile(what, lane.loops)
+        due = loops * np.uint64(lane.duration_ns)
+        if times is not None:
+            due = np.tile(times, lane.loops) - np.uint64(lane.origin_ns) + due
+    else:
+        count = lane.accesses
+        where, what = np.zeros(count, np.uint64), np.zeros(count, np.uint8)
+        due = np.zeros(count, np.uint64)
+        made, _keep = lane.work.to_c()
+        pointers = (
+            core.ffi.from_buffer("uint64_t[]", where),
+            core.ffi.from_buffer("uint8_t[]", what),
+        )
+        core.lib.vm_synthetic_fill(made, *pointers, count)
+    columns = [where.astype(np.uint64) + np.uint64(first_page * PAGE), what.astype(np.uint64), due]
+    return np.stack(columns, axis=1).reshape(-1, 3)
+
+
+@st.composite
+def columns(draw: st.DrawFn, *, timed: bool) -> Lane:
+    """A recorded lane; some have more accesses than are taken in one turn."""
+    count = draw(st.one_of(st.integers(0, 40), st.sampled_from([4095, 4096, 4097, 9000])))
+    random = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    dtype = np.uint64 if draw(st.booleans()) else np.uint32
+    where = random.integers(0, PAGES * PAGE - 16, count).astype(dtype)
+    what = random.integers(0, 16, count).astype(np.uint8)
+    loops, sizes = draw(st.integers(1, 3)), draw(st.sampled_from(TABLES))
+    if not timed:
+        return Lane(StreamSlice(where, what), sizes, loops=loops)
+    span = draw(st.sampled_from([0, 1, 50, 100_000]))
+    origin = draw(st.sampled_from([0, 1 << 50]))
+    times = np.sort(random.integers(0, span + 1, count)).astype(np.uint64) + np.uint64(origin)
+    stream = StreamSlice(where, what, times)
+    return Lane(stream, sizes, loops=loops, origin_ns=origin, duration_ns=span)
+
+
+@st.composite
+def generators(draw: st.DrawFn) -> Lane:
+    kind = draw(st.sampled_from(["uniform", "sequential", "permutation", "pointer_chase"]))
+    accesses = draw(st.sampled_from([1, 30, 4096, 5000]))
+    vcpus, seed = draw(st.integers(1, 2)), draw(st.integers(0, 99))
+    share = shares_of(workload_of([BLOCK], vcpus, seed, kind=kind, accesses=accesses))[0]
+    return Lane(share, TABLES[0])
+
+
+mixes = st.lists(st.one_of(columns(timed=False), columns(timed=True), generators()), max_size=5)
+timed_mixes = st.lists(columns(timed=True), max_size=5)
+cuts = st.tuples(st.floats(0, 1), st.floats(0, 1))
+
+
+def test_without_lanes_there_is_nothing() -> None:
+    rig = Rig([])
+    assert len(rig.listed()) == 0
+    rig.close()
+
+
+@slow
+@given(mixes, st.sampled_from([ASAP, Pace("rate", accesses_per_second=5)]))
+def test_each_lane_is_gone_through_once_and_in_its_order(lanes, pace):
+    rig = Rig(lanes, pace)
+    listed = rig.listed()
+    assert len(listed) == rig.workload.accesses
+    for number, lane in enumerate(lanes):
+        mine = listed[listed[:, 0] // (PAGES * PAGE) == number]
+        assert np.array_equal(mine, rows_of(lane, number * PAGES))
+    rig.close()
+
+
+def test_lanes_are_taken_in_turn():
+    streams = [StreamSlice(np.zeros(n, np.uint32), np.zeros(n, np.uint8)) for n in (10_000, 5000)]
+    rig = Rig([Lane(stream, TABLES[0], loops=n + 1) for n, stream in enumerate(streams)])
+    number = rig.listed()[:, 0] // (PAGES * PAGE)
+    turns = np.flatnonzero(np.diff(number)) + 1
+    # A turn ends with a loop; the second lane is gone through twice.
+    assert np.diff([0, *turns, 20_000]).tolist() == [4096, 4096, 4096, 904, 1808, 5000]
+    assert number[0] == 0
+    rig.close()
+
+
+@slow
+@given(timed_mixes)
+def test_the_order_of_a_recording_is_that_of_its_times(lanes):
+    """And of the lanes, where two accesses are due at once."""
+    rig = Rig(lanes, AT_ONCE)
+    rows = [rows_of(lane, number * PAGES) for number, lane in enumerate(lanes)]
+    everything = np.concatenate([np.empty((0, 3), np.uint64), *rows])
+    order = np.argsort(everything[:, 2], kind="stable")
+    assert np.array_equal(rig.listed(), everything[order])
+    rig.close()
+
+
+@slow
+@given(st.one_of(mixes.map(lambda m: (m, ASAP)), timed_mixes.map(lambda m: (m, AT_ONCE))), cuts)
+def test_who_begins_anywhere_goes_on_as_if_from_the_start(case, cut):
+    rig = Rig(*case)
+    total = rig.workload.accesses
+    begin, end = sorted(int(share * total) for share in cut)
+    assert np.array_equal(rig.listed(begin, end - begin), rig.listed()[begin:end])
+    assert len(rig.listed(total)) == len(rig.listed(total + 7)) == 0
+    rig.close()
+
+
+@slow
+@given(st.one_of(mixes.map(lambda m: (m, ASAP)), timed_mixes.map(lambda m: (m, AT_ONCE))), cuts)
+def test_two_parts_leave_what_the_whole_does(case, cut):
+    """One runs the first part, another marks it and runs the rest; memory and marks are as if one
+    had done all, and as the accesses say."""
+    rig = Rig(*case)
+    listed = rig.listed()
+    middle = int(cut[0] * len(listed))
+    first, second = rig.guest(), rig.guest()
+    workers = [rig.worker(first, 0, middle), rig.worker(second, middle)]
+    for worker in workers:
+        worker.start()
+        assert worker.join()
+        assert worker.error is None
+        assert (worker.figures.reads_wrong, worker.mismatches()) == (0, [])
+    done = [int(worker.figures.accesses) for worker in workers]
+    assert done == [middle, len(listed) - middle]
+    assert int(workers[1].figures.position) == len(listed)
+    assert np.array_equal(marks_of(second), written_by(rig.lanes, listed))
+    check_memory(rig, second)
+    rig.close()
+
+
+def marks_of(guest: Guest) -> np.ndarray[Any, Any]:
+    """A bit for each byte of the block that is marked as written."""
+    return np.unpackbits(guest.block_marks(0), bitorder="little").astype(bool)
+
+
+def written_by(lanes: list[Lane], listed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same, found without the core."""
+    written = np.zeros(PAGES * PAGE, bool)
+    kinds = listed[:, 1] & 3
+    for where, what, _ in listed[(kinds == 1) | (kinds == 2)].tolist():
+        lane, at = divmod(where, PAGES * PAGE)
+        written[at : at + int(lanes[lane].sizes[what >> 2])] = True
+    return written
+
+
+def check_memory(rig: Rig, guest: Guest) -> None:
+    """Every byte is the written one where it is marked, else the initial one."""
+    verify = core.ffi.new("struct vm_verify *")
+    marks = core.ffi.from_buffer("uint8_t[]", guest.block_marks(0))
+    image = rig.source.image[0].data
+    core.lib.vm_verify_block(verify, 0, image, BLOCK.size, rig.expected.table, marks, core.ffi.NULL)
+    assert (verify.bytes_checked, verify.bytes_wrong) == (BLOCK.size, 0)
+
+
+@slow
+@given(st.lists(timed_mixes, min_size=1, max_size=3), st.floats(0, 1))
+def test_at_recorded_times_all_vcpus_flip_at_one_moment(vcpus, share):
+    """What is before the flip is due no later than what is behind it, whoever does it."""
+    whole = Workload(np.zeros(PAGES, np.int32), np.zeros(PAGES, np.uint64), vcpus, AT_ONCE)
+    asked = int(share * whole.accesses)
+    positions = whole.positions_at(asked)
+    assert sum(positions) == asked
+    latest, earliest = 0, 1 << 63
+    for lanes, position in zip(vcpus, positions, strict=True):
+        rig = Rig(lanes, AT_ONCE)
+        times = rig.listed()[:, 2]
+        assert position <= len(times)
+        latest = max([latest, *times[:position].tolist()])
+        earliest = min([earliest, *times[position:].tolist()])
+        rig.close()
+    assert latest <= earliest

@@ -10,7 +10,9 @@ MEANING = {
     "sizes": "sizes are not known: each access touches one byte",
     "writes": "reads and writes are not told apart: all are replayed as reads",
     "modifies": "a load and a store of the same bytes show as two accesses",
-    "repeats": "only faults are recorded: first touches, not the load between them",
+    "repeats": "only first touches are recorded, or one an interval, not the load between them",
+    "every_access": "accesses were sampled, one in several: most of them are not in it",
+    "pages": "which pages of an accessed region were touched is not known: all of them are",
     "cached": "only accesses that missed in the recorder's filter cache are recorded",
     "instruction_fetches": "no instruction fetches: code pages are touched as data only",
 }

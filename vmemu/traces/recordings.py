@@ -10,13 +10,17 @@ from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.reader import HEAD_BYTES, Reader
 from vmemu.traces.readers.arrow import ArrowReader, ParquetReader
 from vmemu.traces.readers.csv import CsvReader
+from vmemu.traces.readers.damo import DamoReader
+from vmemu.traces.readers.damon import DamonReader
 from vmemu.traces.readers.dramsim3 import Dramsim3Reader
 from vmemu.traces.readers.drmemtrace import DrmemtraceReader
 from vmemu.traces.readers.drmemtrace_directory import open_directory
 from vmemu.traces.readers.drview import DrviewReader
 from vmemu.traces.readers.gpa import GpaReader
 from vmemu.traces.readers.lackey import LackeyReader
+from vmemu.traces.readers.perf import PerfReader
 from vmemu.traces.readers.ramulator import RamulatorReader
+from vmemu.traces.readers.reap import ReapReader
 
 
 def known_readers() -> tuple[type[Reader], ...]:
@@ -28,6 +32,10 @@ def known_readers() -> tuple[type[Reader], ...]:
         LackeyReader,
         DrviewReader,
         Dramsim3Reader,
+        DamonReader,
+        PerfReader,
+        DamoReader,
+        ReapReader,
         CsvReader,
         GpaReader,
         RamulatorReader,

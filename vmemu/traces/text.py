@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmemu.core import ffi, lib
 from vmemu.traces.reader import BlockBase, Chunk, Reader, by_stream
@@ -40,13 +41,24 @@ class TextReader(Reader):
                 self._take_counts(parser.state)
                 if not parser.state.filled:
                     break
-                yield from by_stream(*parser.columns(timed="times" not in self.missing))
+                yield from self._chunks(*parser.columns(timed="times" not in self.missing))
             # A slice of a bytearray is a copy, so the two ranges may overlap.
             left = end - start
             text[:left] = text[start:end]
             self._refuse_mostly_unknown(int(parser.state.lines - parser.state.unknown))
         self._finish(parser.state)
         self.tally.truncated = self.stream.truncated or left > 0 or bool(parser.state.in_long_line)
+
+    def _chunks(
+        self,
+        streams: NDArray[np.uint32],
+        addresses: NDArray[np.uint64],
+        kinds: NDArray[np.uint8],
+        sizes: NDArray[np.uint16],
+        times: NDArray[np.uint64] | None,
+    ) -> Iterator[Chunk]:
+        """The accesses that C has written; a format may mean something else with the columns."""
+        return by_stream(streams, addresses, kinds, sizes, times)
 
     def _begin(self, state: Any) -> None:
         """Tells C what the format's function must know before its first line."""

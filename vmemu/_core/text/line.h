@@ -17,6 +17,9 @@ enum vm_line {
 typedef enum vm_line (*vm_line_parser)(struct vm_text *t, const char *line, const char *end);
 
 enum vm_line vm_line_lackey(struct vm_text *t, const char *line, const char *end);
+enum vm_line vm_line_perf(struct vm_text *t, const char *line, const char *end);
+enum vm_line vm_line_damon(struct vm_text *t, const char *line, const char *end);
+enum vm_line vm_line_reap(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_csv(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_drview(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_dramsim(struct vm_text *t, const char *line, const char *end);

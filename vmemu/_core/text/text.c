@@ -8,6 +8,9 @@ enum { MAX_LINE = 4096 };
 
 static const vm_line_parser parsers[VM_TEXT_FORMATS] = {
     [VM_TEXT_LACKEY] = vm_line_lackey,
+    [VM_TEXT_PERF] = vm_line_perf,
+    [VM_TEXT_DAMON] = vm_line_damon,
+    [VM_TEXT_REAP] = vm_line_reap,
     [VM_TEXT_CSV] = vm_line_csv,
     [VM_TEXT_DRVIEW] = vm_line_drview,
     [VM_TEXT_DRAMSIM] = vm_line_dramsim,

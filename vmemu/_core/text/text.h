@@ -12,6 +12,9 @@
 /* The order is that of the table in text.c. */
 enum vm_text_format {
     VM_TEXT_LACKEY,
+    VM_TEXT_PERF,
+    VM_TEXT_DAMON,
+    VM_TEXT_REAP,
     VM_TEXT_CSV,
     VM_TEXT_DRVIEW,
     VM_TEXT_DRAMSIM,

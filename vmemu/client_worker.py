@@ -180,7 +180,7 @@ class ClientProcess(ChildProcess):
         self.ready = False
         self.done = False
         self.accesses = 0
-        self._workload = workload
+        self.workload = workload
         self._shared: SharedState | None = None
         self._waiting: list[Waiting] = []
         self._told_to_stop = False
@@ -194,7 +194,7 @@ class ClientProcess(ChildProcess):
         memory = block.share()
         beside = os.memfd_create("vmemu-client", os.MFD_CLOEXEC)
         try:
-            pages = len(self._workload.block) if self.spec.marked else 0
+            pages = len(self.workload.block) if self.spec.marked else 0
             self._shared = SharedState(beside, self.spec.vcpus, pages)
             self.start()
             _send(self._end, "memory", [memory, beside])
@@ -257,7 +257,7 @@ class ClientProcess(ChildProcess):
         """Add what it has written to the marks of a block of the VM."""
         if index == self.spec.index and self._shared is not None:
             assert self._shared.marks is not None
-            gather_marks(self._workload, self._shared.marks, 0, marks)
+            gather_marks(self.workload, self._shared.marks, 0, marks)
 
     # ---- what it tells: a thread of its own ----
 

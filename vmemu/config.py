@@ -32,7 +32,14 @@ from vmemu._config.guest import (
     Traces,
     Window,
 )
-from vmemu._config.maps import CompactMap, RegionMap
+from vmemu._config.maps import (
+    AutoMap,
+    BlocksMap,
+    CompactMap,
+    FirstTouchMap,
+    ModuloMap,
+    RegionMap,
+)
 from vmemu._config.models import (
     Block,
     Channel,
@@ -57,15 +64,19 @@ from vmemu.units import printable
 
 __all__ = [
     "AsapPace",
+    "AutoMap",
     "Block",
+    "BlocksMap",
     "Channel",
     "ClientConfig",
     "CompactMap",
     "FileContent",
+    "FirstTouchMap",
     "FlipPoint",
     "Guest",
     "Limits",
     "Migration",
+    "ModuloMap",
     "PaceConfig",
     "Permutation",
     "Phases",
@@ -89,6 +100,7 @@ __all__ = [
     "Wait",
     "Window",
     "load",
+    "make",
     "split_override",
 ]
 
@@ -222,11 +234,15 @@ def load(
             document.override(dotted, text)
     if seed is not None:
         document.put(("seed",), seed, "--seed")
-    scenario = _validated(document)
-    if scenario is None or document.problems:
-        raise ConfigError(document.problems)
-    scenario._document = document
-    return scenario
+    return _without_problems(document)
+
+
+def make(data: dict[str, Any], source: str) -> Scenario:
+    """The scenario in plain ``data``, as YAML would give it; ``source`` is whose errors they are.
+
+    Relative paths start at the working directory. Raises ConfigError with every problem.
+    """
+    return _without_problems(yamlfile.Document(source, data))
 
 
 def split_override(text: str) -> tuple[str, str | None]:
@@ -234,6 +250,14 @@ def split_override(text: str) -> tuple[str, str | None]:
     it is none."""
     path, equals, value = text.partition("=")
     return (path, value) if equals and path else (text, None)
+
+
+def _without_problems(document: yamlfile.Document) -> Scenario:
+    scenario = _validated(document)
+    if scenario is None or document.problems:
+        raise ConfigError(document.problems)
+    scenario._document = document
+    return scenario
 
 
 def _validated(document: yamlfile.Document) -> Scenario | None:

@@ -109,7 +109,8 @@ class Guest:
         self.place = (_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset))
         refs_memory = np.empty(pages * 2, np.uint64)
         refs = core.ffi.cast("struct vm_page_ref *", _array("uint64_t[]", refs_memory))
-        core.lib.vm_refs_fill(refs, pages, *self.place, ram, expected.table)
+        same = core.ffi.NULL if workload.same is None else _array("uint64_t[]", workload.same)
+        core.lib.vm_refs_fill(refs, pages, *self.place, same, ram, expected.table)
         self._marks = core.ffi.NULL if self.marks is None else _array("uint8_t[]", self.marks)
         self._written = (
             core.ffi.NULL if self.written is None else _array("uint64_t[]", self.written)

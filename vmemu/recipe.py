@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vmemu.protocol import BlockEntry
 from vmemu.synthetic import Phase, access_sizes, identity_map, shares_of
-from vmemu.traces import mapping, native
+from vmemu.traces import native
+from vmemu.traces.mapping import Layout
 from vmemu.traces.trace import Stream, Trace
 from vmemu.workload import (
     Lane,
@@ -31,19 +32,15 @@ from vmemu.workload import (
 
 @dataclass(frozen=True)
 class RecordedRecipe:
-    """A recorded trace: ``low`` to ``high`` are the accesses that are replayed.
-
-    They are replayed ``loops`` times, dealt to vCPUs in turn or ``by_id``. ``regions`` are (start,
-    end, block, offset) in bytes; None: compaction, into ``block`` or all.
-    """
+    """A recorded trace: ``low`` to ``high`` are the accesses that are replayed, ``layout`` says
+    where its pages lie in the blocks. They are replayed ``loops`` times, dealt to vCPUs in turn or
+    ``by_id``."""
 
     file: str
     vcpus: int
     low: int
     high: int
-    regions: tuple[tuple[int, int, str, int], ...] | None = None
-    outside: str = "refuse"
-    block: str | None = None
+    layout: Layout
     loops: int = 1
     by_id: bool = False
 
@@ -54,16 +51,15 @@ class RecordedRecipe:
 
     def lay_out(self, trace: Trace, blocks: Sequence[BlockEntry]) -> Workload:
         """The workload of a trace that is open already. Raises TraceError."""
-        if self.regions is None:
-            pages = mapping.map_compact(trace.pages, blocks, self.block)
-        else:
-            pages = mapping.map_regions(
-                trace.pages, self.regions, blocks, self.outside, trace=trace
-            )
-        return Workload(pages.block, pages.offset, self._deal(trace))
+        pages = self.layout.lay(trace, blocks)
+        return Workload(pages.block, pages.offset, self._deal(trace), same=pages.same)
+
+    def parts(self, trace: Trace) -> list[StreamSlice]:
+        """Of each stream the accesses that are replayed."""
+        return [self._cut(stream, trace.accesses) for stream in trace.streams]
 
     def _deal(self, trace: Trace) -> list[list[Lane]]:
-        streams = [self._cut(stream, trace.accesses) for stream in trace.streams]
+        streams = self.parts(trace)
         origin_ns, end_ns = _time_range(streams)
         if self.by_id:
             dealt = deal_by_id(streams, [stream.id for stream in trace.streams], self.vcpus)

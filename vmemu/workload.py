@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.synthetic import SyntheticShare
+from vmemu.traces.mapping.pagemap import count_merged, same_memory
 
 SIZES = 64
 """Entries of the table of access sizes."""
@@ -91,12 +92,25 @@ class Workload:
 
     ``block`` (int32, -1: outside) and ``offset`` (uint64, bytes) say for each page of the
     dictionary where it lies; several traces have their pages in it one behind the other.
+    ``same`` (uint64) is for each page the first one that lies on the same memory, often itself;
+    None when no two pages share any.
     """
 
     block: NDArray[np.int32]
     offset: NDArray[np.uint64]
     vcpus: list[list[Lane]]
     pace: Pace = ASAP
+    same: NDArray[np.uint64] | None = None
+
+    @property
+    def outside(self) -> int:
+        """Pages of the dictionary that lie in no block."""
+        return int(np.count_nonzero(self.block < 0))
+
+    @property
+    def merged(self) -> int:
+        """Pages of the dictionary that lie on memory where another one lies already."""
+        return count_merged(self.same)
 
     @property
     def accesses(self) -> int:
@@ -152,9 +166,11 @@ def together(workloads: Sequence[Workload], pace: Pace) -> Workload:
             kept.append((one, pages))
             twin, pages = pages, pages + len(one.block)
         first_pages.append(twin)
+    block = np.concatenate([one.block for one, _ in kept])
+    offset = np.concatenate([one.offset for one, _ in kept])
     return Workload(
-        np.concatenate([one.block for one, _ in kept]),
-        np.concatenate([one.offset for one, _ in kept]),
+        block,
+        offset,
         [
             [
                 replace(lane, first_page=first_page)
@@ -164,6 +180,7 @@ def together(workloads: Sequence[Workload], pace: Pace) -> Workload:
             for vcpu in range(len(workloads[0].vcpus))
         ],
         pace,
+        kept[0][0].same if len(kept) == 1 else same_memory(block, offset),
     )
 
 

@@ -468,6 +468,7 @@ def test_a_wrong_client_is_refused_at_its_place(
     ("mapping", "place"),
     [
         ({"kind": "compact", "block": "local"}, "clients[0].trace.map.block"),
+        ({"kind": "blocks", "rename": {"a": "local"}}, "clients[0].trace.map.rename.a"),
         ({"kind": "regions", "regions": ["0x0-64KiB=local"]}, "clients[0].trace.map.regions[0]"),
     ],
 )

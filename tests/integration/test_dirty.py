@@ -24,6 +24,7 @@ from vmemu.ramblock import BASE_PAGE
 from vmemu.recipe import RecordedRecipe
 from vmemu.source_precopy import image_blocks
 from vmemu.synthetic import SyntheticShare
+from vmemu.traces.mapping import Compact
 from vmemu.userfault import Feature, Userfaultfd
 from vmemu.workload import Lane, StreamSlice, Workload
 
@@ -183,7 +184,8 @@ def accesses(lanes: list[Lane]) -> tuple[Any, Any, Any]:
 
 def test_both_find_the_pages_that_a_recording_writes(rigs):
     blocks = (entry("ram", 2048), entry("huge", 2, 2 << 20))
-    workload = RecordedRecipe(str(SORT), vcpus=1, low=0, high=60_000, block="ram").make(blocks)
+    recipe = RecordedRecipe(str(SORT), vcpus=1, low=0, high=60_000, layout=Compact("ram"))
+    workload = recipe.make(blocks)
     rig = Rig(blocks, workload)
     rigs.append(rig)
     total = workload.accesses

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vmemu import config, hugepages
-from vmemu._config import models
+from vmemu._config import dump, models
 from vmemu._config.models import base_page_size, smallest_hugepage_size
 from vmemu.errors import ConfigError, HostError, Problem
 from vmemu.hostcheck import Code, HostProblem, PostcopyUnsupported
@@ -213,6 +213,7 @@ def test_maps_are_compact_by_default(directory: Path) -> None:
     assert isinstance(scenario.guest.trace, config.RecordedTrace)
     assert isinstance(scenario.guest.trace.map, config.CompactMap)
     assert scenario.guest.trace.map.block == "pc.ram"
+    assert scenario.guest.trace.map.align == 4096
     assert scenario.guest.trace.window.stop.resolve(1000) == 1000
 
 
@@ -257,6 +258,56 @@ def test_clients_may_have_several_traces(directory: Path) -> None:
     )
     (problem,) = problems(write(directory, text), ("clients", f"[{client}]"))
     assert problem.field == "clients[0].trace[1].map.block"
+
+
+@pytest.mark.parametrize("trace", ["{file: dump.raw}", "{file: dump.raw, map: {}}"])
+def test_a_map_that_is_left_out_suits_the_trace(directory: Path, trace: str) -> None:
+    scenario = config.load(write(directory, SMALL), [("guest.trace", trace)])
+    assert isinstance(scenario.guest.trace, config.RecordedTrace)
+    assert scenario.guest.trace.map == config.AutoMap()
+
+
+def test_each_kind_of_map(directory: Path) -> None:
+    maps = {
+        "{kind: compact, align: 2MiB}": config.CompactMap(align=2 << 20),
+        "{kind: blocks, rename: {ram: pc.ram, 'a b': pc.ram}, outside: drop}": config.BlocksMap(
+            kind="blocks", rename={"ram": "pc.ram", "a b": "pc.ram"}, outside="drop"
+        ),
+        "{kind: first_touch, block: pc.ram}": config.FirstTouchMap(
+            kind="first_touch", block="pc.ram"
+        ),
+        "{kind: modulo}": config.ModuloMap(kind="modulo"),
+    }
+    for text, expected in maps.items():
+        trace = f"{{file: dump.raw, map: {text}}}"
+        scenario = config.load(write(directory, SMALL), [("guest.trace", trace)])
+        assert isinstance(scenario.guest.trace, config.RecordedTrace)
+        assert scenario.guest.trace.map == expected
+        again = directory / "again.yaml"
+        again.write_text(dump.to_yaml(scenario))
+        assert config.load(again).guest == scenario.guest
+        assert json.dumps(scenario.effective())
+
+
+WRONG_MAPS = [
+    ("{kind: compact, align: 3MiB}", "align", "no power of two", "use 4MiB"),
+    ("{kind: compact, align: 512}", "align", "no power of two", "use 4KiB"),
+    ("{kind: blocks, rename: [a]}", "rename", "a list is not a mapping", "{RECORDED: BLOCK}"),
+    ("{kind: blocks, rename: {a: 5}}", "rename", "'a' is renamed to 5", "name of one of the"),
+    ("{kind: blocks, rename: {a: pc.rma}}", "rename.a", "no block is named 'pc.rma'", "'pc.ram'?"),
+    ("{kind: modulo, block: vga}", "block", "no block is named 'vga'", "pc.ram"),
+    ("{kind: auto, block: pc.ram}", "block", "unknown key", "kind"),
+    ("{kind: firsttouch}", "kind", "is not known here", "did you mean 'first_touch'"),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "what", "remedy"), WRONG_MAPS)
+def test_wrong_maps(directory: Path, text: str, field: str, what: str, remedy: str) -> None:
+    trace = f"{{file: dump.raw, map: {text}}}"
+    (problem,) = problems(write(directory, SMALL), ("guest.trace", trace))
+    assert problem.field == f"guest.trace.map.{field}"
+    assert what in problem.what
+    assert remedy in problem.remedy
 
 
 @pytest.mark.parametrize("word", ["fail", "skip"])
@@ -663,6 +714,7 @@ def test_a_relative_path_of_a_block_and_a_shared_file(directory: Path) -> None:
 REGIONS = [
     ("0x0-1MiB=pc.rma", "no block is named 'pc.rma'", "'pc.ram'?"),
     ("0x0-2MiB=pc.ram", "the block ends at 0x100000", "end it at 0x100000 or before"),
+    ("0x0-2MiB=pc.ram", "needs 'pc.ram' up to 0x200000", "give the block a size of 2MiB"),
     ("0x0-1MiB=pc.ram+4KiB", "up to 0x101000", "end it at 0xff000 or before"),
     ("0x0-4KiB=pc.ram+1MiB", "the block ends at 0x100000", "smaller offset"),
     ("4KiB-0x1000=pc.ram", "not after its start", "above START"),

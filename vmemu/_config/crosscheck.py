@@ -7,18 +7,36 @@ wrong field does not hide what is wrong elsewhere.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from vmemu import units
 from vmemu._config import wording, yamlfile
 from vmemu._config.ranges import Found, across_synthetic, patterns_at
-from vmemu._config.types import Region, parse_region
+from vmemu._config.types import REGION_GRAIN, Region, parse_region
+
+
+class Room(NamedTuple):
+    """What is told of a block's size: bytes, or None if it can't be read, and of its pages."""
+
+    size: int | None
+    page_size: int
+
+    @classmethod
+    def of(cls, block: dict[str, Any]) -> Self:
+        """Of a block of the scenario's data."""
+        usual = 2 * units.MIB if block.get("backing") == "hugetlbfs" else REGION_GRAIN
+        page_size = _size_or_none(block.get("page_size")) or usual
+        return cls(_size_or_none(block.get("size")), page_size)
+
+    def fitting(self, end: int) -> str:
+        """The size that would do for what ends there."""
+        return units.format_size(-(-end // self.page_size) * self.page_size)
 
 
 def across(data: dict[str, Any]) -> list[Found]:
     """What is wrong between the blocks, and between them and the map, of a scenario's ``data``."""
     blocks = data.get("blocks")
-    named: dict[str, int | None] = {}
+    named: dict[str, Room] = {}
     found: list[Found] = []
     paths: set[str] = set()
     for index, block in enumerate(blocks if isinstance(blocks, list) else []):
@@ -34,7 +52,7 @@ def across(data: dict[str, Any]) -> list[Found]:
                 )
             )
         elif isinstance(name, str):
-            named[name] = _size_or_none(block.get("size"))
+            named[name] = Room.of(block)
         if isinstance(path, str):
             if os.path.normpath(path) in paths:
                 found.append(
@@ -48,7 +66,7 @@ def across(data: dict[str, Any]) -> list[Found]:
     found += _across_memory(data)
     for trace in _traces(data, ("guest", "trace")):
         found += _across_map(data, (*trace, "map"), named)
-        found += across_synthetic(data, (*trace, "synthetic"), named, _sum(named))
+        found += across_synthetic(data, (*trace, "synthetic"), _sizes(named), _sum(named))
     return found + _across_pace(data) + _across_clients(data, named)
 
 
@@ -90,13 +108,17 @@ def _size_or_none(value: Any) -> int | None:
         return None
 
 
-def _sum(named: dict[str, int | None]) -> int | None:
+def _sizes(named: dict[str, Room]) -> dict[str, int | None]:
+    return {name: room.size for name, room in named.items()}
+
+
+def _sum(named: dict[str, Room]) -> int | None:
     """The size of all blocks; None when one can't be read."""
-    sizes = [size for size in named.values() if size is not None]
+    sizes = [room.size for room in named.values() if room.size is not None]
     return sum(sizes) if sizes and len(sizes) == len(named) else None
 
 
-def _across_clients(data: dict[str, Any], named: dict[str, int | None]) -> list[Found]:
+def _across_clients(data: dict[str, Any], named: dict[str, Room]) -> list[Found]:
     clients = data.get("clients")
     found: list[Found] = []
     names: set[str] = set()
@@ -117,9 +139,7 @@ def _across_clients(data: dict[str, Any], named: dict[str, int | None]) -> list[
     return found
 
 
-def _wrong_share(
-    data: dict[str, Any], name: str, named: dict[str, int | None]
-) -> list[tuple[str, str]]:
+def _wrong_share(data: dict[str, Any], name: str, named: dict[str, Room]) -> list[tuple[str, str]]:
     """Why another process can't map that block."""
     if name not in named:
         return [_unknown_block(name, named)]
@@ -134,12 +154,13 @@ def _wrong_share(
 
 
 def _beside_the_block(
-    data: dict[str, Any], where: yamlfile.Path, own: str, named: dict[str, int | None]
+    data: dict[str, Any], where: yamlfile.Path, own: str, named: dict[str, Room]
 ) -> list[Found]:
     """What is wrong with the places of a client's trace: it has one block and no other."""
     mapped, made = (*where, "map"), (*where, "synthetic")
     found = _across_map(data, mapped, named)
-    found += across_synthetic(data, made, named, named.get(own))
+    sizes = _sizes(named)
+    found += across_synthetic(data, made, sizes, sizes.get(own))
     return found + [
         (
             path,
@@ -156,7 +177,7 @@ def _mapped_blocks(data: Any, where: yamlfile.Path) -> list[tuple[yamlfile.Path,
     mapping = yamlfile.value_at(data, where)
     if not isinstance(mapping, dict):
         return []
-    used: list[tuple[yamlfile.Path, Any]] = [((*where, "block"), mapping.get("block"))]
+    used: list[tuple[yamlfile.Path, Any]] = [*_blocks_named(mapping, where)]
     regions = mapping.get("regions")
     for index, text in enumerate(regions if isinstance(regions, list | tuple) else []):
         try:
@@ -171,16 +192,25 @@ def _walked_blocks(data: Any, where: yamlfile.Path) -> list[tuple[yamlfile.Path,
     return [((*path, "block"), pattern.get("block")) for path, pattern in patterns_at(data, where)]
 
 
-def _across_map(
-    data: dict[str, Any], where: yamlfile.Path, named: dict[str, int | None]
-) -> list[Found]:
+def _blocks_named(mapping: dict[Any, Any], where: yamlfile.Path) -> list[tuple[yamlfile.Path, str]]:
+    """The blocks that a map names, but for those of its regions, and where it does."""
+    rename = mapping.get("rename")
+    renamed = rename.items() if isinstance(rename, dict) else ()
+    named = [((*where, "block"), mapping.get("block"))]
+    named += [((*where, "rename", recorded), block) for recorded, block in renamed]
+    return [(path, block) for path, block in named if isinstance(block, str)]
+
+
+def _across_map(data: dict[str, Any], where: yamlfile.Path, named: dict[str, Room]) -> list[Found]:
     mapping = yamlfile.value_at(data, where)
     if not isinstance(mapping, dict):
         return []
     found: list[Found] = []
-    block = mapping.get("block")
-    if isinstance(block, str) and block not in named:
-        found.append(((*where, "block"), *_unknown_block(block, named)))
+    found += [
+        (path, *_unknown_block(name, named))
+        for path, name in _blocks_named(mapping, where)
+        if name not in named
+    ]
     regions = mapping.get("regions")
     earlier: list[Region] = []
     for index, text in enumerate(regions if isinstance(regions, list) else []):
@@ -194,24 +224,26 @@ def _across_map(
     return found
 
 
-def _unknown_block(name: str, named: dict[str, int | None]) -> tuple[str, str]:
+def _unknown_block(name: str, named: dict[str, Room]) -> tuple[str, str]:
     return f"no block is named '{units.printable(name)}'", wording.nearest(name, named)
 
 
 def _wrong_region(
-    region: Region, named: dict[str, int | None], earlier: list[Region]
+    region: Region, named: dict[str, Room], earlier: list[Region]
 ) -> list[tuple[str, str]]:
     found = []
     if region.block not in named:
         found.append(_unknown_block(region.block, named))
-    size = named.get(region.block)
-    if size is not None and region.offset + region.length > size:
+    room = named.get(region.block)
+    size = room.size if room else None
+    if room and size is not None and region.offset + region.length > size:
         fitting = size - region.offset
         remedy = (
-            f"end it at {region.start + fitting:#x} or before, or enlarge the block"
+            f"end it at {region.start + fitting:#x} or before"
             if fitting > 0
             else "use a smaller offset"
         )
+        remedy += f", or give the block a size of {room.fitting(region.offset + region.length)}"
         found.append(
             (
                 f"the region needs '{units.printable(region.block)}' up to"

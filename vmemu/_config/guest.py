@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, ValidationInfo, field_validator
 
 from vmemu._config import wording
-from vmemu._config.maps import CompactMap, Map
+from vmemu._config.maps import AutoMap, Map
 from vmemu._config.section import Section
 from vmemu._config.synthetics import Synthetic
 from vmemu._config.types import ExistingPath, Position, Positive, TracePosition, Whole, by_kind
@@ -57,7 +57,7 @@ class RecordedTrace(Section):
         examples=["traces/linux-boot.vmtrace"],
     )
     map: Map = Field(
-        default=CompactMap(), description="How recorded addresses become bytes of blocks."
+        default=AutoMap(), description="How recorded addresses become bytes of blocks."
     )
     window: Window = Field(default=Window(), description="The part of the trace that is replayed.")
     loops: Whole = Field(

@@ -83,7 +83,7 @@ START-END=block+OFFSET
 The recorded addresses from START up to END, which is exclusive, lie in `block` from OFFSET on (0
 when it is left out). Each number is a size (`128MiB`, `4096`) or hexadecimal (`0x107fc0000`), and a
 multiple of 4 KiB. Regions may not overlap, and must fit into their blocks; the same bytes of a block
-may be given to two regions.
+may be given to two regions. A PC has its RAM below a hole that ends at 4 GiB, and the rest above it.
 
 ```yaml
 map:
@@ -94,6 +94,10 @@ map:
     - 0x107fc0000-0x108000000=pc.bios+0x0
   outside: drop
 ```
+
+**Recorded blocks** (`kind: blocks`) are for traces that name places by RAM block and offset, as QEMU's
+log does. [docs/traces.md](traces.md#how-a-trace-is-laid-on-memory) compares all kinds, and `vmemu trace
+map SCENARIO.yaml` shows where everything will lie.
 """,
     "guest.trace.synthetic": """\
 [docs/traces.md](traces.md#synthetic-traces) says what each kind does, and what several vCPUs make of

@@ -8,7 +8,7 @@
 enum { MARKS_PER_PAGE = VM_PAGE_SIZE / 8 };
 
 void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
-                  const uint64_t *offset, const struct vm_ram *ram,
+                  const uint64_t *offset, const uint64_t *same, const struct vm_ram *ram,
                   const struct vm_content *content)
 {
     for (uint64_t i = 0; i < pages; i++) {
@@ -16,6 +16,10 @@ void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block
 
         if (block[i] < 0) {
             refs[i] = (struct vm_page_ref){.host = VM_REF_OUTSIDE};
+            continue;
+        }
+        if (same && same[i] != i) {
+            refs[i] = (struct vm_page_ref){.host = same[i] << VM_PAGE_SHIFT | VM_REF_ALIAS};
             continue;
         }
         c = &content[block[i]];
@@ -51,11 +55,12 @@ void vm_marks_gather(uint8_t *block_marks, uint32_t index, uint64_t pages, const
  */
 static void mark_write(const struct vm_guest *g, uint64_t where, unsigned size)
 {
-    uint8_t *marks = g->marks;
-
     for (uint64_t byte = where; byte < where + size; byte++) {
-        if (!(g->refs[byte >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE)) {
-            __atomic_fetch_or(&marks[byte >> 3], (uint8_t)(1u << (byte & 7)), __ATOMIC_RELEASE);
+        const struct vm_page_ref *ref = &g->refs[byte >> VM_PAGE_SHIFT];
+        uint64_t at = ref->host & VM_REF_ALIAS ? vm_alias_of(ref, byte) : byte;
+
+        if (!(ref->host & VM_REF_OUTSIDE)) {
+            __atomic_fetch_or(&g->marks[at >> 3], (uint8_t)(1u << (at & 7)), __ATOMIC_RELEASE);
         }
     }
 }
@@ -66,12 +71,9 @@ static uint32_t mark_slice(void *context, const struct vm_slice *s)
 
     for (uint32_t i = 0; i < s->count; i++) {
         unsigned kind = s->what[i] & 3;
-        uint64_t where = vm_where_of(s, i, s->wide);
-        /* An access whose first byte lies outside was dropped as a whole. */
-        bool dropped = g->refs[where >> VM_PAGE_SHIFT].host & VM_REF_OUTSIDE;
 
-        if ((kind == VM_STORE || kind == VM_MODIFY) && !dropped) {
-            mark_write(g, where, s->sizes[s->what[i] >> 2]);
+        if (kind == VM_STORE || kind == VM_MODIFY) {
+            mark_write(g, vm_where_of(s, i, s->wide), s->sizes[s->what[i] >> 2]);
         }
     }
     return s->count;

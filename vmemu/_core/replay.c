@@ -15,7 +15,7 @@ struct replay {
     struct vm_vcpu *v;
     const struct vm_guest *guest;
     struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
-    uint64_t dropped[4]; /* accesses of each kind in this slice whose first byte lies outside */
+    uint64_t dropped[4]; /* accesses of each kind in this slice that lie outside, or in part */
     uint32_t until;      /* where the slice ends; 0 after an access that waited for its page */
     struct vm_pacer pacer;
 };
@@ -306,44 +306,50 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
     ref->host &= ~(uint64_t)VM_REF_FIRST;
 }
 
-static void access_tagged(struct replay *r, struct vm_page_ref *ref, uint64_t where, unsigned size,
-                          unsigned kind)
+/* A part of an access that lies in one page of the dictionary, whatever the page; false: outside.
+ */
+static bool access_tagged(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
+    struct vm_page_ref *ref = &r->refs[where >> VM_PAGE_SHIFT];
+
     if (ref->host & VM_REF_OUTSIDE) {
-        return;
+        return false;
+    }
+    if (ref->host & VM_REF_ALIAS) {
+        where = vm_alias_of(ref, where);
+        ref = &r->refs[where >> VM_PAGE_SHIFT];
     }
     if (ref->host & VM_REF_FIRST) {
         touch_first(r, ref, where, size, kind);
     } else {
         access_page(r->v, ref, where, size, kind);
     }
+    return true;
 }
 
 /* An access whose rest lies on the next page of the address space, which is the next one of the
- * dictionary. */
-static void access_straddling(struct replay *r, uint64_t where, unsigned size, unsigned kind)
+ * dictionary. What lies inside is touched also when the rest does not; false: not all does. */
+static bool access_straddling(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
-    uint64_t page = where >> VM_PAGE_SHIFT;
     unsigned here = VM_PAGE_SIZE - (unsigned)(where % VM_PAGE_SIZE);
+    bool inside = access_tagged(r, where, here, kind);
 
-    access_tagged(r, &r->refs[page], where, here, kind);
     for (size -= here; size > 0; size -= here) {
-        page++;
+        where = (where | (VM_PAGE_SIZE - 1)) + 1;
         here = size < VM_PAGE_SIZE ? size : VM_PAGE_SIZE;
-        access_tagged(r, &r->refs[page], page << VM_PAGE_SHIFT, here, kind);
+        inside &= access_tagged(r, where, here, kind);
     }
+    return inside;
 }
 
 static inline void access_any(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
-    struct vm_page_ref *ref = &r->refs[where >> VM_PAGE_SHIFT];
+    const struct vm_page_ref *ref = &r->refs[where >> VM_PAGE_SHIFT];
 
-    if (VM_UNLIKELY(ref->host & VM_REF_OUTSIDE)) {
-        r->dropped[kind]++;
-    } else if (VM_UNLIKELY(where % VM_PAGE_SIZE + size > VM_PAGE_SIZE)) {
-        access_straddling(r, where, size, kind);
-    } else if (VM_UNLIKELY(ref->host & VM_REF_FIRST)) {
-        access_tagged(r, ref, where, size, kind);
+    if (VM_UNLIKELY(where % VM_PAGE_SIZE + size > VM_PAGE_SIZE)) {
+        r->dropped[kind] += !access_straddling(r, where, size, kind);
+    } else if (VM_UNLIKELY(ref->host & (VM_REF_FIRST | VM_REF_OUTSIDE | VM_REF_ALIAS))) {
+        r->dropped[kind] += !access_tagged(r, where, size, kind);
     } else {
         access_page(r->v, ref, where, size, kind);
     }

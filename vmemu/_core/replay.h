@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "access.h"
 #include "content.h"
 #include "error.h"
 #include "events.h"
@@ -29,8 +30,18 @@ enum vm_ref_tag {
     VM_REF_OUTSIDE = 2, /* not mapped on any block: accesses are dropped */
     VM_REF_ZERO = 4,    /* zeros before the guest wrote */
     VM_REF_FILE = 8,    /* from a file */
-    VM_REF_TAGS = 15,
+    VM_REF_ALIAS = 16,  /* on the memory of another page: instead of the address, its index */
+    VM_REF_TAGS = 31,
 };
+
+/*
+ * Where an access on an alias goes on: the same place of the page that it stands for. All accesses
+ * to the same memory so meet in one page of the dictionary, with its marks and its first touch.
+ */
+static inline uint64_t vm_alias_of(const struct vm_page_ref *ref, uint64_t where)
+{
+    return (ref->host & ~(uint64_t)VM_REF_TAGS) | where % VM_PAGE_SIZE;
+}
 
 /* One fault as the vCPU saw it: from before the access until it was done. */
 struct vm_fault_record {
@@ -81,10 +92,10 @@ struct vm_vcpu {
     struct vm_mismatch mismatch[8];
 };
 
-/* Lay the dictionary on the blocks. block: index or -1 (outside), offset: in the block; `pages`
- * entries each. */
+/* Lay the dictionary on the blocks. block: index or -1 (outside), offset: in the block, same: the
+ * first page on the same memory, or NULL when no two share any; `pages` entries each. */
 void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
-                  const uint64_t *offset, const struct vm_ram *ram,
+                  const uint64_t *offset, const uint64_t *same, const struct vm_ram *ram,
                   const struct vm_content *content);
 
 /* Gather what was written, from the dictionary's marks into those of one block (a byte a word of

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmemu.cli.tracemap import map_command
+
 if TYPE_CHECKING:
     from vmemu.traces.meta import Meta
     from vmemu.traces.stats import TraceStats
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 @click.group()
 def trace() -> None:
     """Recorded memory traces."""
+
+
+trace.add_command(map_command)
 
 
 @trace.command()

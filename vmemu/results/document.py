@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vmemu.guest_worker import GuestWorker, Mismatch, Waiting
     from vmemu.runstate import Run
+    from vmemu.workload import Workload
 
 SCHEMA = "vmemu-result/1"
 """Changes its number when a key goes away or changes its meaning; new keys keep it."""
@@ -62,6 +63,7 @@ def build(run: Run) -> Document:
         ],
         "blocks": _blocks(run),
         "pace": run.scenario.guest.pace.model_dump(mode="json"),
+        "map": _map(run.workload),
         "vcpus": vcpus,
         "clients": _clients(run),
         "faults": {"count": sum(vcpu["faults"] for vcpu in vcpus), **_faults(run, everything)},
@@ -130,17 +132,28 @@ def _waiting(one: Waiting) -> Document:
     return {"vcpu": one.vcpu, **client, **where}
 
 
+def _map(workload: Workload | None) -> Document:
+    """How the pages of a trace lie on the blocks."""
+    return {
+        "pages": len(workload.block) if workload else 0,
+        "outside": workload.outside if workload else 0,
+        "merged": workload.merged if workload else 0,
+    }
+
+
 def _clients(run: Run) -> list[Document]:
     from vmemu.client_worker import ClientFigures
 
     figures = {client.spec.name: client.figures for client in run.clients}
     nothing = ClientFigures.nothing()
+    workloads = {client.spec.name: client.workload for client in run.clients}
     told = [(client, figures.get(client.name, nothing)) for client in run.scenario.clients]
     return [
         {
             "name": client.name,
             "block": client.block,
             "vcpus": client.vcpus,
+            "map": _map(workloads.get(client.name)),
             **one.counters,
             "latency_ns": one.latency_ns,
         }

@@ -105,6 +105,20 @@ class Block(_Model):
         return self
 
 
+class Map(_Model):
+    """Recorded pages of a trace: all, those in no block, those on memory that another one has."""
+
+    pages: Count
+    outside: Count
+    merged: Count
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        if self.outside + self.merged > self.pages:
+            raise ValueError("more pages lie outside or are merged than there are")
+        return self
+
+
 class VcpuLatency(_Model):
     """How long a vCPU's faults stopped it."""
 
@@ -152,6 +166,7 @@ class Client(_Model):
     name: str
     block: str
     vcpus: Annotated[int, Field(ge=1)]
+    map: Map
     accesses: Count
     reads: Count
     writes: Count
@@ -315,6 +330,7 @@ class Result(_Model):
     phases: list[Phase]
     blocks: Annotated[list[Block], Field(min_length=1)]
     pace: Pace
+    map: Map
     vcpus: Annotated[list[Vcpu], Field(min_length=1)]
     clients: list[Client]
     faults: Faults

@@ -195,10 +195,27 @@ def _figures(document: Document) -> Table:
         rows.insert(1, ("downtime", _time(document["downtime_ns"])))
     if document["pace"]["kind"] != "asap":
         rows.insert(0, ("pace", _pace(document["pace"])))
-    dropped = sum(vcpu["dropped"] for vcpu in document["vcpus"])
-    if dropped:
-        rows.insert(0, ("dropped", f"{dropped:,} accesses of the trace outside every block"))
+    rows[:0] = _map_notes(document)
     return Table(("", ""), rows, left=2)
+
+
+def _map_notes(document: Document) -> list[tuple[str, str]]:
+    """What did not find a place of its own in the blocks, of the guest and of each client."""
+    guest = {"name": "", "map": document["map"]}
+    guest["dropped"] = sum(vcpu["dropped"] for vcpu in document["vcpus"])
+    rows = []
+    for one in (guest, *document["clients"]):
+        of, pages = (f" of {one['name']}" if one["name"] else ""), one["map"]
+        if one["dropped"]:
+            what = f"{one['dropped']:,} accesses{of} outside every block, in part at least"
+            rows.append(("dropped", what))
+        if pages["outside"]:
+            what = f"{pages['outside']:,} of {pages['pages']:,} recorded pages{of}"
+            rows.append(("outside", f"{what} lie in no block"))
+        if pages["merged"]:
+            what = f"{pages['merged']:,} of {pages['pages']:,} recorded pages{of}"
+            rows.append(("merged", f"{what} lie on memory that another one has"))
+    return rows
 
 
 def _faults(faults: Document) -> str:

@@ -165,7 +165,9 @@ def _guest_mappings() -> list[str]:
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             current = line
-        # Not "nh": the stacks of threads have it too.
+        # Not "nh": the stacks of threads have it too. The heap may be "hg" by numpy's advice.
+        elif "[heap]" in current:
+            continue
         elif line.startswith("VmFlags:") and (
             {"um", "uw", "ht", "hg"} & set(line.split()[1:]) or "memfd:vmemu-" in current
         ):

@@ -6,6 +6,7 @@
     ├── InputError        (2)  the input is wrong: usage, scenario, trace
     │   ├── ConfigError        a scenario; carries every problem found, not only the first
     │   └── TraceError         a recording or a native trace
+    ├── OutputError       (1)  an output can't be written to its end: the disk is full
     ├── HostError         (3)  this host can't; says which command mends it
     │   └── HugepageShortage   the pool is too small now; another run may give pages back
     └── MigrationError    (1)  the migration started and did not complete
@@ -105,6 +106,12 @@ class TraceError(InputError):
         self.what = what
         self.remedy = remedy
         super().__init__(f"{what}; {remedy}" if remedy else what)
+
+
+class OutputError(VmemuError):
+    """An output could not be written to its end, such as on a full disk; nothing of it is left."""
+
+    kind = "output"
 
 
 class HostError(VmemuError):

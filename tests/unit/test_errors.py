@@ -26,6 +26,7 @@ def filled(operation: bytes, errnum: int = 0, protocol: int = 0, detail: bytes =
         (errors.InputError, 2),
         (errors.ConfigError, 2),
         (errors.TraceError, 2),
+        (errors.OutputError, 1),
         (errors.HostError, 3),
         (errors.HugepageShortage, 3),
         (errors.MigrationError, 1),

@@ -26,6 +26,11 @@ trace.add_command(map_command)
 @click.argument("out", metavar="OUTPUT")
 @click.option("--fetches", is_flag=True, help="Keep instruction fetches as accesses.")
 @click.option(
+    "--collapse",
+    is_flag=True,
+    help="Leave out accesses that can't fault: those that repeat what the stream did to the page.",
+)
+@click.option(
     "--level",
     type=click.IntRange(1, 22),
     default=12,
@@ -33,35 +38,57 @@ trace.add_command(map_command)
     help="How hard zstd works on a packed output.",
 )
 @click.option("--force", is_flag=True, help="Replace a native trace that is there.")
-def convert(source: str, out: str, fetches: bool, level: int, force: bool) -> None:
+@click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
+def convert(
+    source: str, out: str, *, fetches: bool, collapse: bool, level: int, force: bool, quiet: bool
+) -> None:
     """Convert a recording to a native trace.
 
     INPUT is a recording of any known format, compressed or not (- for standard input), or a native
     trace. OUTPUT is a directory NAME.vmtrace, or one packed file if it ends in .zst; nothing that
     is there is replaced without --force, and only native traces with it.
     """
+    from vmemu.cli.traceinfo import notes
+    from vmemu.cli.traceprogress import progress
     from vmemu.traces.convert import convert as convert_trace
 
-    meta = convert_trace(source, out, fetches=fetches, level=level, replace=force)
-    click.echo(f"{out}: {_converted(meta)}")
-    for note in _notes(meta.counts.dropped, meta.counts.unknown_lines, "", meta.truncated):
+    with progress(not quiet) as report:
+        meta = convert_trace(
+            source,
+            out,
+            fetches=fetches,
+            collapse=collapse,
+            level=level,
+            replace=force,
+            report=report,
+        )
+    if not quiet:
+        click.echo(f"{out}: {_converted(meta)}")
+    dropped = {key: count for key, count in meta.counts.dropped.items() if key != "repeats"}
+    for note in notes(dropped, meta.counts.unknown_lines, "", meta.truncated):
         click.echo(f"note: {note}", err=True)
 
 
 @trace.command()
 @click.argument("path", metavar="PATH")
 @click.option("--json", "json_file", metavar="FILE", help="Write them as JSON; - for stdout.")
-def info(path: str, json_file: str | None) -> None:
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+def info(path: str, json_file: str | None, quiet: bool) -> None:
     """Say what a native trace or a recording holds."""
+    from vmemu.cli import traceinfo
+    from vmemu.cli.traceprogress import progress
     from vmemu.traces.stats import stats_of
 
-    stats = stats_of(path)
+    with progress(not quiet) as report:
+        stats = stats_of(path, report)
     if json_file is not None:
         _write_json(stats, json_file)
     if json_file != "-":
-        _print_table(stats)
-    notes = _notes(stats.dropped, stats.unknown_lines, stats.first_unknown, stats.truncated)
-    for note in notes:
+        for line in traceinfo.lines(stats):
+            click.echo(line)
+    for note in traceinfo.notes(
+        stats.dropped, stats.unknown_lines, stats.first_unknown, stats.truncated
+    ):
         click.echo(f"note: {note}", err=True)
 
 
@@ -70,16 +97,13 @@ def _converted(meta: Meta) -> str:
     held = sum(stream.accesses for stream in meta.streams)
     fetches = f", {held - counts.accesses:,} instruction fetches" if held > counts.accesses else ""
     streams = f"{len(meta.streams)} stream" + ("" if len(meta.streams) == 1 else "s")
-    return f"{counts.accesses:,} accesses{fetches}, {meta.pages:,} pages, {streams}"
-
-
-def _notes(dropped: dict[str, int], unknown: int, first: str, truncated: bool) -> list[str]:
-    notes = [f"{count:,} accesses left out: {reason}" for reason, count in dropped.items() if count]
-    if unknown:
-        notes.append(f"{unknown:,} lines or records mean nothing" + (f"; {first}" if first else ""))
-    if truncated:
-        notes.append("the recording ends in the middle of something; what was whole is here")
-    return notes
+    text = f"{counts.accesses:,} accesses{fetches}, {meta.pages:,} pages, {streams}"
+    repeats = counts.dropped.get("repeats", 0)
+    if not repeats:
+        return text
+    factor = (held + repeats) / held
+    times = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
+    return f"{text}; {repeats:,} repeats left out: {times} times fewer accesses"
 
 
 def _write_json(stats: TraceStats, file: str) -> None:
@@ -93,44 +117,3 @@ def _write_json(stats: TraceStats, file: str) -> None:
             out.write(text + "\n")
     except OSError as error:
         raise InputError(f"{file}: can't be written: {error.strerror}") from None
-
-
-def _print_table(stats: TraceStats) -> None:
-    from vmemu.units import format_size
-
-    rows = [
-        ("format", stats.format),
-        ("recorded format", stats.source or "not told"),
-        ("addresses", stats.address_kind),
-        ("accesses", f"{stats.accesses:,}"),
-        ("  reads", _share(stats.reads, stats.accesses)),
-        ("  writes", _share(stats.writes, stats.accesses)),
-        ("  modifies", _share(stats.modifies, stats.accesses)),
-        ("  straddling two pages", f"{stats.straddling:,}"),
-        ("instruction fetches", _unless_missing("instruction_fetches", stats)),
-        ("pages of 4 KiB", f"{stats.pages_4k:,}"),
-        ("  written", _share(stats.pages_written, stats.pages_4k)),
-        ("pages of 2 MiB", f"{stats.pages_2m:,}"),
-        ("span", f"{format_size(stats.span_bytes, digits=4)} ({stats.span_bytes:,} bytes)"),
-        ("threads or vCPUs", _unless_missing("threads", stats)),
-        ("left out", _dropped(stats.dropped)),
-        ("not recorded", ", ".join(stats.missing) or "-"),
-    ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
-
-
-def _unless_missing(name: str, stats: TraceStats) -> str:
-    """A figure that the recording may know nothing of."""
-    return "not recorded" if name in stats.missing else f"{getattr(stats, name):,}"
-
-
-def _dropped(dropped: dict[str, int]) -> str:
-    """Accesses left out on purpose, by reason."""
-    reasons = [f"{count:,} accesses ({reason})" for reason, count in dropped.items() if count]
-    return ", ".join(reasons) or "-"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"

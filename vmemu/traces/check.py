@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
+from vmemu.traces import npy
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
 from vmemu.traces.trace import Stream, Trace
 
@@ -42,6 +43,8 @@ def check_columns(trace: Trace) -> None:
         for start in range(0, len(stream.what), _CHUNK):
             whats += np.bincount(stream.what[start : start + _CHUNK], minlength=256)
             straddling += _check_chunk(trace, stream, start)
+            npy.forget(stream.where)
+            npy.forget(stream.what)
     _check_counts(trace, whats, straddling)
 
 
@@ -49,8 +52,11 @@ def _check_dictionary(trace: Trace) -> None:
     pages = trace.pages
     if len(pages) != trace.meta.pages:
         raise _wrong(trace, f"pages.npy has {len(pages)} pages, meta.json says {trace.meta.pages}")
-    if len(pages) and not bool((pages[1:] > pages[:-1]).all()):
-        raise _wrong(trace, "pages.npy is not sorted, or has a page twice")
+    for start in range(0, len(pages), _CHUNK):
+        piece = pages[start : start + _CHUNK + 1]
+        if not bool((piece[1:] > piece[:-1]).all()):
+            raise _wrong(trace, "pages.npy is not sorted, or has a page twice")
+        npy.forget(pages)
     if len(pages) and int(pages[-1]) >> 52:
         raise _wrong(trace, "pages.npy has a page beyond the 64-bit address space")
 
@@ -62,8 +68,11 @@ def _check_times(trace: Trace, stream: Stream) -> None:
     if len(times) != len(stream.what):
         raise _wrong(trace, f"{stream.id}.time.npy has {len(times)} values, not one an access")
     first, last = trace.meta.time_range_ns
-    if len(times) and (int(times.min()) < first or int(times.max()) > last):
-        raise _wrong(trace, f"{stream.id}.time.npy has times outside of time_range_ns")
+    for start in range(0, len(times), _CHUNK):
+        piece = times[start : start + _CHUNK]
+        if int(piece.min()) < first or int(piece.max()) > last:
+            raise _wrong(trace, f"{stream.id}.time.npy has times outside of time_range_ns")
+        npy.forget(times)
 
 
 def _check_chunk(trace: Trace, stream: Stream, start: int) -> int:

@@ -1,19 +1,48 @@
-"""From a recording of any known format, or a native trace, to a native trace or a table."""
+"""From a recording of any known format, or a native trace, to a trace in another shape.
+
+The kind of an output is told by the suffix of its name, here and nowhere else (``OUTPUTS``).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmemu.errors import TraceError
-from vmemu.traces import export, native, tarball
-from vmemu.traces.meta import Meta, Source
-from vmemu.traces.recordings import open_recording
+from vmemu.interrupts import Interrupts
+from vmemu.traces import export, native
+from vmemu.traces.collapse import DROPPED, Collapse
+from vmemu.traces.inputs import Input, open_input
+from vmemu.traces.meta import Meta
+from vmemu.traces.pageset import GROUPS
+from vmemu.traces.placing import hidden_sibling, refuse_to_replace
+from vmemu.traces.progress import Report, silent
+from vmemu.traces.reader import Chunk
 
-_SUFFIXES = ("", ".vmtrace", ".zst")
+
+@dataclass(frozen=True)
+class Options:
+    """How an output is made."""
+
+    level: int = native.DEFAULT_LEVEL
+    """Of zstd, 1 to 22."""
+    collapse: bool = False
+    report: Report = silent
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    """A signal strikes while a chunk is waited for and when something is reported."""
+
+    @property
+    def groups(self) -> int:
+        """Of each ``PageSet``: collapsing has one of its own beside that of the writer."""
+        return GROUPS // 2 if self.collapse else GROUPS
+
+
+Write = Callable[[Input, Path, Options], Meta]
 
 
 def convert(
@@ -21,93 +50,138 @@ def convert(
     out: str | os.PathLike[str],
     *,
     fetches: bool = False,
+    collapse: bool = False,
     level: int = native.DEFAULT_LEVEL,
     replace: bool = False,
+    report: Report = silent,
 ) -> Meta:
-    """Converts a recording (``-``: standard input) to a native trace; returns its ``meta.json``.
+    """Converts a recording (``-``: standard input) or a native trace; returns its ``meta.json``.
 
     ``out``: packed if it ends in ``.zst``, a table if in ``.csv``, ``.parquet`` or ``.arrow``, else
     a directory; it appears when it is whole, in the
     place of a native trace of that name only with ``replace``. ``fetches``: keep instruction
-    fetches as accesses. ``level``: of zstd, 1 to 22. A native trace is packed or unpacked as it is.
-    Raises ``TraceError``; then nothing is left behind.
+    fetches as accesses. ``collapse``: leave out the accesses that can't fault. ``level``: of zstd,
+    1 to 22. A native trace is packed or unpacked as it is, unless it is collapsed. Raises
+    ``TraceError``, or ``OutputError`` when the disk is full; then nothing is left behind, nor is
+    after a KeyboardInterrupt.
     """
     out = Path(out)
-    _refuse_output(source, out, replace)
-    is_native = os.fspath(source) != "-" and native.is_native(source)
-    if out.suffix in export.SUFFIXES:
-        return _to_table(source, out, fetches, is_native)
-    if is_native:
-        return _convert_native(Path(source), out, level)
-    if out.suffix != ".zst":
-        return _convert_recording(source, out, fetches)
-    with _unpacked(source, out, fetches) as partial:
-        native.pack(partial, out, level=level)
-        return native.open(partial).meta
+    write = _checked_output(source, out, replace)
+    with Interrupts() as interrupts:
+
+        def report_and_strike(what: str, done: int, total: int | None) -> None:
+            with interrupts.allowed():
+                report(what, done, total)
+
+        options = Options(level, collapse, report_and_strike, interrupts)
+        if not collapse and os.fspath(source) != "-" and native.is_native(source):
+            return _convert_native(Path(source), out, options)
+        with ExitStack() as stack:
+            with interrupts.allowed():
+                accesses = stack.enter_context(open_input(source, fetches=fetches))
+            return write(accesses, out, options)
 
 
-def _refuse_output(source: str | os.PathLike[str], out: Path, replace: bool) -> None:
-    """Raises ``TraceError`` unless ``out`` is of a kind that is written, and may be written."""
-    if out.suffix not in (*_SUFFIXES, *export.SUFFIXES):
-        kinds = ", ".join((*_SUFFIXES[1:], *export.SUFFIXES))
-        raise TraceError(f"{out}: the output must end in one of {kinds}")
+def _checked_output(source: str | os.PathLike[str], out: Path, replace: bool) -> Write:
+    """How ``out`` is written. Raises ``TraceError`` unless it may be."""
+    write = OUTPUTS.get(out.suffix)
+    if write is None:
+        kinds = ", ".join([*list(OUTPUTS)[1:-1], f"or {list(OUTPUTS)[-1]}"])
+        raise TraceError(f"{out}: the output must end in {kinds}")
     if os.fspath(source) != "-" and out.exists() and out.samefile(source):
         raise TraceError(f"{out}: input and output are the same")
-    if out.suffix in export.SUFFIXES:
-        if out.exists() and not (replace and out.is_file()):
-            raise TraceError(f"{out}: exists already", "name another, or replace it with --force")
-        return
-    native.refuse_to_replace(out)
-    if not replace and native.is_native(out):
+    is_table = out.suffix in export.SUFFIXES
+    if not is_table:
+        refuse_to_replace(out)
+    taken = out.exists() or out.is_symlink() if is_table else native.is_native(out)
+    if taken and not (replace and (out.is_file() or not is_table)):
         raise TraceError(f"{out}: exists already", "name another, or replace it with --force")
+    return write
 
 
-def _to_table(source: str | os.PathLike[str], out: Path, fetches: bool, is_native: bool) -> Meta:
-    if is_native:
-        trace = native.open(source)
-        export.export(trace, out)
-        return trace.meta
-    with _unpacked(source, out, fetches) as partial:
-        trace = native.open(partial)
-        export.export(trace, out)
-        return trace.meta
+def write_directory(accesses: Input, out: Path, options: Options) -> Meta:
+    """A native trace as a directory."""
+    return _write(accesses, out, options, name=out)
 
 
-@contextmanager
-def _unpacked(source: str | os.PathLike[str], out: Path, fetches: bool) -> Iterator[Path]:
-    """A recording as a native trace that is only on the way to ``out``."""
-    partial = tarball.hidden_sibling(out)
+def _write(accesses: Input, directory: Path, options: Options, *, name: Path) -> Meta:
+    collapse = Collapse(options.groups) if options.collapse else None
+    with native.TraceWriter(
+        directory,
+        source=accesses.source,
+        fetches=accesses.fetches,
+        groups=options.groups,
+        name=name,
+    ) as writer:
+        for chunk in _watched(accesses, options):
+            writer.append(*(collapse(chunk) if collapse else chunk))
+        writer.address_kind, writer.missing = accesses.address_kind, accesses.missing
+        writer.blocks = accesses.blocks
+        tally = accesses.tally
+        if collapse:
+            dropped = tally.dropped | {DROPPED: tally.dropped.get(DROPPED, 0) + collapse.dropped}
+            tally = dataclasses.replace(tally, dropped=dropped)
+            writer.missing = tuple(dict.fromkeys((*writer.missing, DROPPED)))
+        return writer.finish(tally, options.report)
+
+
+def write_packed(accesses: Input, out: Path, options: Options) -> Meta:
+    """A native trace in one file."""
+    partial = hidden_sibling(out)
     try:
-        _convert_recording(source, partial, fetches)
-        yield partial
+        meta = _write(accesses, partial, options, name=out)
+        accesses.close()
+        names = native.file_names(meta)
+        native.pack_files(partial, names, out, level=options.level, report=options.report)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return meta
 
 
-def _convert_recording(source: str | os.PathLike[str], out: Path, fetches: bool) -> Meta:
-    name = "" if os.fspath(source) == "-" else Path(source).name
-    with (
-        open_recording(source, fetches=fetches) as reader,
-        native.TraceWriter(
-            out,
-            source=Source(*(reader.origin or (reader.format, name))),
-            fetches=reader.fetches and "instruction_fetches" not in reader.missing,
-        ) as writer,
-    ):
-        for chunk in reader.chunks():
-            writer.append(*chunk)
-        writer.address_kind, writer.missing = reader.address_kind, reader.missing
-        writer.blocks = reader.blocks
-        return writer.finish(reader.tally)
+def write_table(accesses: Input, out: Path, options: Options) -> Meta:
+    """A table for other programs, made from a native trace that is removed again."""
+    partial = hidden_sibling(out)
+    try:
+        meta = _write(accesses, partial, options, name=out)
+        accesses.close()
+        with native.looking_into(partial) as trace:
+            export.export(trace, out, options.report)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return meta
 
 
-def _convert_native(source: Path, out: Path, level: int) -> Meta:
+OUTPUTS: dict[str, Write] = {
+    "": write_directory,
+    ".vmtrace": write_directory,
+    ".zst": write_packed,
+    **dict.fromkeys(export.SUFFIXES, write_table),
+}
+"""By suffix of the output's name."""
+
+
+def _watched(accesses: Input, options: Options) -> Iterator[Chunk]:
+    """The chunks; a signal may strike while one is waited for, and it is told how far they are."""
+    chunks = accesses.chunks()
+    while True:
+        with options.interrupts.allowed():
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
+        options.report("reading", *accesses.position())
+
+
+def _convert_native(source: Path, out: Path, options: Options) -> Meta:
+    """A native trace as it is: packed, unpacked, or as a table."""
+    if out.suffix in export.SUFFIXES:
+        with native.looking_into(source) as trace:
+            export.export(trace, out, options.report)
+            return trace.meta
     packing = out.suffix == ".zst"
     if source.is_dir() == packing:
         if packing:
-            native.pack(source, out, level=level)
-        else:
-            native.unpack(source, out)
-        return native.open(out).meta
+            return native.pack(source, out, level=options.level, report=options.report)
+        return native.unpack(source, out, report=options.report)
     state = "packed" if packing else "unpacked"
     raise TraceError(f"{source}: a native trace, {state} already; copy it")

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.core import ffi, lib
-from vmemu.errors import TraceError
 from vmemu.traces.arrowlib import META_KEY, pyarrow
 from vmemu.traces.columns import ADDRESS_NAMES
+from vmemu.traces.placing import cant_write, hidden_sibling
+from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import Chunk
-from vmemu.traces.tarball import hidden_sibling
 from vmemu.traces.trace import Trace
 
 SUFFIXES = (".csv", ".parquet", ".arrow")
@@ -29,19 +29,19 @@ _LINES = 1 << 15
 _KINDS = ("load", "store", "modify", "fetch")
 
 
-def export(trace: Trace, out: Path) -> None:
+def export(trace: Trace, out: Path, report: Report = silent) -> None:
     """Writes ``out``, in the format that its suffix says; it appears when it is whole.
 
-    Raises ``TraceError``, and ``HostError`` without pyarrow where that is needed.
+    Raises ``TraceError`` or ``OutputError``, and ``HostError`` without pyarrow where it is needed.
     """
     writers = {".csv": _write_csv, ".parquet": _write_parquet, ".arrow": _write_arrow}
     partial = hidden_sibling(out)
     try:
         with partial.open("xb") as file:
-            writers[out.suffix](trace, file)
+            writers[out.suffix](trace, file, report)
         partial.rename(out)
     except OSError as error:
-        raise TraceError(f"{out}: can't be written: {error.strerror or error}") from None
+        raise cant_write(out, error) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -66,8 +66,16 @@ def _names(trace: Trace) -> list[str]:
     return [name for name, there in columns.items() if there]
 
 
-def _parts(trace: Trace) -> Iterator[Chunk]:
+def _chunks(trace: Trace, report: Report) -> Iterator[Chunk]:
+    done = 0
     for chunk in trace.chunks():
+        yield chunk
+        done += len(chunk.kinds)
+        report("writing", done, trace.accesses)
+
+
+def _parts(trace: Trace, report: Report) -> Iterator[Chunk]:
+    for chunk in _chunks(trace, report):
         for start in range(0, len(chunk.kinds), _LINES):
             part = slice(start, start + _LINES)
             times = None if chunk.times is None else chunk.times[part]
@@ -78,12 +86,12 @@ def _parts(trace: Trace) -> Iterator[Chunk]:
 # ---- CSV ----
 
 
-def _write_csv(trace: Trace, file: IO[bytes]) -> None:
+def _write_csv(trace: Trace, file: IO[bytes], report: Report) -> None:
     file.write((",".join(_names(trace)) + "\n").encode())
     layout, keep = _csv_layout(trace)
     text = bytearray(_LINES * lib.vm_csv_room(layout))
     with ffi.from_buffer("char[]", text, require_writable=True) as room:
-        for part in _parts(trace):
+        for part in _parts(trace, report):
             columns, arrays = _csv_columns(part)
             length = lib.vm_csv_write(layout, part.stream, columns, len(part.kinds), room)
             file.write(memoryview(text)[:length])
@@ -130,20 +138,20 @@ def _csv_columns(part: Chunk) -> tuple[Any, Any]:
 # ---- Parquet and Arrow ----
 
 
-def _write_parquet(trace: Trace, file: IO[bytes]) -> None:
+def _write_parquet(trace: Trace, file: IO[bytes], report: Report) -> None:
     arrow = pyarrow("writing Parquet")
     schema = _schema(arrow, trace)
     with arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        for part in trace.chunks():
+        for part in _chunks(trace, report):
             writer.write_batch(_batch(arrow, schema, trace, part))
 
 
-def _write_arrow(trace: Trace, file: IO[bytes]) -> None:
+def _write_arrow(trace: Trace, file: IO[bytes], report: Report) -> None:
     arrow = pyarrow("writing Arrow")
     schema = _schema(arrow, trace)
     options = arrow.ipc.IpcWriteOptions(compression="zstd")
     with arrow.ipc.new_file(file, schema, options=options) as writer:
-        for part in trace.chunks():
+        for part in _chunks(trace, report):
             writer.write_batch(_batch(arrow, schema, trace, part))
 
 

@@ -54,31 +54,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
 from vmemu.traces import npy, tarball
-from vmemu.traces.check import check_columns, where_dtype
-from vmemu.traces.meta import MAX_SIZES, META_NAME, Counts, Meta, Source, StreamMeta, parse_meta
+from vmemu.traces.check import check_columns
+from vmemu.traces.meta import MAX_SIZES, META_NAME, Meta, parse_meta
 from vmemu.traces.opening import ByteStream, open_stream
-from vmemu.traces.pageset import PageSet
-from vmemu.traces.reader import (
-    FETCH,
-    LOAD,
-    MAX_ACCESS_SIZE,
-    MAX_STREAMS,
-    MODIFY,
-    STORE,
-    BlockBase,
-    Tally,
+from vmemu.traces.placing import (
+    cant_write,
+    hidden_sibling,
+    is_native,
+    move_into_place,
+    refuse_to_replace,
 )
-from vmemu.traces.trace import CHUNK, Stream, Trace
+from vmemu.traces.progress import Report, silent
+from vmemu.traces.trace import Stream, Trace
+from vmemu.traces.writer import TraceWriter
+
+__all__ = ["TraceWriter", "is_native", "looking_into", "open", "pack", "unpack"]
 
 PACKED_LIMIT = 4 << 30
 """Bytes of a packed trace that are read into memory at most."""
@@ -86,18 +86,7 @@ DEFAULT_LEVEL = 12
 
 _WHERE = ("<u4", "<u8")
 _META_LIMIT = 16 << 20
-_NO_CODE = 255
-
-
-def is_native(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` looks like a native trace, packed or not; it may still be damaged."""
-    path = Path(path)
-    if path.is_dir():
-        return (path / META_NAME).is_file()
-    if not path.is_file():
-        return False
-    with open_stream(path) as stream:
-        return tarball.looks_like_tar(stream.head(512))
+_SMALL = 32 << 20
 
 
 def open(path: str | os.PathLike[str]) -> Trace:
@@ -110,11 +99,29 @@ def open(path: str | os.PathLike[str]) -> Trace:
     path = Path(path)
     try:
         is_directory = path.is_dir()
-        trace = _open_directory(path) if is_directory else _open_packed(path)
+        trace = _open_directory(path) if is_directory else _open_packed(path, PACKED_LIMIT)
     except OSError as error:
         raise TraceError(f"{path}: can't be opened: {error.strerror or error}") from None
     check_columns(trace)
     return trace
+
+
+@contextmanager
+def looking_into(path: str | os.PathLike[str]) -> Iterator[Trace]:
+    """A trace opened as by ``open`` and given up behind it, in bounded memory: one that is packed
+    and not small is unpacked on disk meanwhile, where ``TMPDIR`` says."""
+    path = Path(path)
+    if path.is_dir():
+        yield open(path)
+        return
+    with suppress(tarball.TooLarge):
+        trace = _open_packed(path, _SMALL)
+        check_columns(trace)
+        yield trace
+        return
+    with tempfile.TemporaryDirectory(prefix="vmemu-") as directory:
+        _extract(path, Path(directory))
+        yield open(directory)
 
 
 def _open_directory(path: Path) -> Trace:
@@ -131,10 +138,10 @@ def _open_directory(path: Path) -> Trace:
     return _assemble(str(path), meta, column)
 
 
-def _open_packed(path: Path) -> Trace:
+def _open_packed(path: Path, limit: int) -> Trace:
     with open_stream(path) as stream:
         _refuse_other_formats(stream)
-        files = tarball.read(stream, PACKED_LIMIT)
+        files = tarball.read(stream, limit)
     raw = files.get(META_NAME)
     if raw is None or len(raw) > _META_LIMIT:
         raise TraceError(f"{path}: not a native trace: it has no {META_NAME} of a sensible size")
@@ -184,293 +191,68 @@ def pack(
     out: str | os.PathLike[str],
     *,
     level: int = DEFAULT_LEVEL,
-) -> None:
+    report: Report = silent,
+) -> Meta:
     """Packs a trace directory into one file, ``out``, which replaces a packed trace of that name.
 
     ``level``: of zstd, 1 to 22. In the tar the directory has the name of ``out``, so that the bytes
-    do not depend on where it was made. Raises ``TraceError``; then ``out`` is as it was.
+    do not depend on where it was made. Raises ``TraceError``, or ``OutputError`` when the disk is
+    full; then ``out`` is as it was.
     """
     directory, out = Path(directory), Path(out)
-    trace = open(directory)
+    meta = open(directory).meta
     refuse_to_replace(out)
+    pack_files(directory, file_names(meta), out, level=level, report=report)
+    return meta
+
+
+def pack_files(
+    directory: Path, names: list[str], out: Path, *, level: int, report: Report = silent
+) -> None:
+    """Packs files of a directory that is known to be sound; see ``pack``."""
+    partial = hidden_sibling(out)
     try:
-        tarball.write(directory, file_names(trace.meta), inside_name(out), out, level)
+        tarball.write(directory, names, inside_name(out), partial, level, report=report)
+        partial.replace(out)
     except OSError as error:
-        raise TraceError(f"{out}: can't be written: {error.strerror or error}") from None
+        raise cant_write(out, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def unpack(packed: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
+def unpack(
+    packed: str | os.PathLike[str], directory: str | os.PathLike[str], *, report: Report = silent
+) -> Meta:
     """Unpacks into ``directory``, which replaces a trace of that name.
 
-    Raises ``TraceError``, also when what was packed is no sound trace; then ``directory`` is as it
-    was.
+    Raises ``TraceError``, also when what was packed is no sound trace, or ``OutputError`` when the
+    disk is full; then ``directory`` is as it was.
     """
     packed, directory = Path(packed), Path(directory)
     refuse_to_replace(directory)
-    partial = tarball.hidden_sibling(directory)
+    partial = hidden_sibling(directory)
     try:
         partial.mkdir()
-        with open_stream(packed) as stream:
-            _refuse_other_formats(stream)
-            tarball.extract(stream, partial)
-        open(partial)
+        _extract(packed, partial, report)
+        meta = open(partial).meta
         move_into_place(partial, directory)
+        return meta
     except OSError as error:
-        raise TraceError(f"{directory}: can't be written: {error.strerror or error}") from None
+        raise cant_write(directory, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _extract(packed: Path, directory: Path, report: Report = silent) -> None:
+    try:
+        with open_stream(packed) as stream:
+            _refuse_other_formats(stream)
+            tarball.extract(stream, directory, report)
+    except OSError as error:
+        raise cant_write(directory, error) from None
 
 
 def inside_name(out: Path) -> str:
     """Name of the directory inside a packed trace."""
     stem = out.name.removesuffix(".zst")
     return stem if stem.endswith(".vmtrace") else f"{stem}.vmtrace"
-
-
-def refuse_to_replace(path: Path) -> None:
-    """Raises ``TraceError`` if ``path`` exists and is not a trace of ours."""
-    if path.is_symlink() or path.exists():
-        empty = path.is_file() and path.stat().st_size == 0
-        if not empty and not is_native(path):
-            raise TraceError(f"{path}: exists and is no native trace, so it is not replaced")
-
-
-def move_into_place(finished: Path, path: Path) -> None:
-    """Renames a finished directory to ``path``; a trace that is there makes room and is removed."""
-    if not path.exists():
-        finished.rename(path)
-        return
-    old = tarball.hidden_sibling(path)
-    path.rename(old)
-    try:
-        finished.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
-
-
-class TraceWriter:
-    """Writes a trace directory from chunks of accesses, in memory bounded by the pages they touch.
-
-    Use it as a context manager and end with ``finish``; left without it, nothing stays behind. The
-    directory appears when it is whole and replaces a native trace of that name. While it is
-    written, it takes 14 bytes an access in a hidden directory next to it, 22 with times. The same
-    accesses give the same bytes, however they are cut into chunks.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        source: Source | None = None,
-        address_kind: str = "virtual",
-        missing: Sequence[str] = (),
-        fetches: bool = False,
-    ) -> None:
-        """``fetches``: instruction fetches will be appended too. Raises ``TraceError``."""
-        self.path = Path(path)
-        self._source = source or Source()
-        self.address_kind = address_kind
-        self.missing = tuple(missing)
-        self.blocks: tuple[BlockBase, ...] = ()
-        """These three may be set until ``finish``: some readers know them only at the end."""
-        self._fetches = fetches
-        self._pages = PageSet()
-        self._lengths: dict[int, int] = {}
-        self._kinds = np.zeros(4, np.int64)
-        self._straddling = 0
-        self._timed: bool | None = None
-        self._time_range = (0, 0)
-        self._size_codes = np.full(MAX_ACCESS_SIZE + 1, _NO_CODE, np.uint8)
-        self._sizes: list[int] = []
-        refuse_to_replace(self.path)
-        self._partial = tarball.hidden_sibling(self.path)
-        try:
-            self._partial.mkdir()
-        except OSError as error:
-            raise TraceError(f"{self.path}: can't be written: {error.strerror}") from None
-
-    def append(
-        self,
-        stream_id: int,
-        addresses: NDArray[np.uint64],
-        kinds: NDArray[np.uint8],
-        sizes: NDArray[np.uint16],
-        times: NDArray[np.uint64] | None = None,
-    ) -> None:
-        """Adds accesses at the end of a stream; arrays of one length, not kept.
-
-        ``sizes`` in bytes, 1 to 4096; ``times`` in nanoseconds, given always or never. Raises
-        ``TraceError`` for what the format can't hold: more than 64 different sizes, too many
-        streams, an access over the end of the address space.
-        """
-        if not len(addresses) == len(kinds) == len(sizes):
-            raise ValueError("the columns of a chunk must have one length")
-        if not len(addresses):
-            return
-        self._count(kinds, stream_id)
-        self._spool_times(stream_id, times, len(addresses))
-        codes = self._codes(sizes)
-        last_pages = self._last_pages(addresses, sizes)
-        pages = addresses >> np.uint64(12)
-        over = last_pages != pages
-        self._pages.add(pages)
-        self._pages.add(last_pages[over])
-        self._straddling += int(np.count_nonzero(over & (kinds != FETCH)))
-        self._spool(stream_id, "addresses", addresses)
-        self._spool(stream_id, "codes", kinds | codes << 2)
-        self._lengths[stream_id] = self._lengths.get(stream_id, 0) + len(addresses)
-
-    def finish(self, tally: Tally | None = None) -> Meta:
-        """Completes the trace and puts it into its place. ``tally``: what the reader left out."""
-        meta = self._meta(tally or Tally())
-        pages = self._pages.pages()
-        order = np.argsort(np.array(self._sizes, np.uint16), kind="stable")
-        rank = np.zeros(MAX_SIZES, np.uint8)
-        rank[order] = np.arange(len(order), dtype=np.uint8)
-        codes = np.arange(256, dtype=np.uint8)
-        final = codes & 3 | rank[codes >> 2] << 2
-        try:
-            (self._partial / META_NAME).write_bytes(meta.to_json())
-            self._write_column("pages.npy", np.dtype("<u8"), len(pages), [pages])
-            for entry in meta.streams:
-                self._write_stream(entry, pages, final)
-            move_into_place(self._partial, self.path)
-        except OSError as error:
-            raise TraceError(f"{self.path}: can't be written: {error.strerror or error}") from None
-        return meta
-
-    def abandon(self) -> None:
-        """Removes what was written, unless it is finished. May be called at any time."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.abandon()
-
-    def _count(self, kinds: NDArray[np.uint8], stream_id: int) -> None:
-        counts = np.bincount(kinds, minlength=4)
-        if len(counts) > 4 or (counts[FETCH] and not self._fetches):
-            raise ValueError("a kind of access that this trace does not hold")
-        if stream_id not in self._lengths and len(self._lengths) == MAX_STREAMS:
-            raise TraceError(f"{self.path}: more than {MAX_STREAMS} threads or vCPUs")
-        self._kinds += counts
-
-    def _codes(self, sizes: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """Index of each size into the table in order of first sight, which ``finish`` will sort."""
-        if int(sizes.min()) < 1 or int(sizes.max()) > MAX_ACCESS_SIZE:
-            raise ValueError("sizes must be from 1 to 4096 bytes")
-        codes = self._size_codes[sizes]
-        if (codes == _NO_CODE).any():
-            for size in np.unique(sizes[codes == _NO_CODE]).tolist():
-                if len(self._sizes) == MAX_SIZES:
-                    raise TraceError(f"{self.path}: more than {MAX_SIZES} different access sizes")
-                self._size_codes[size] = len(self._sizes)
-                self._sizes.append(size)
-            codes = self._size_codes[sizes]
-        return codes
-
-    def _last_pages(
-        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint16]
-    ) -> NDArray[np.uint64]:
-        ends = addresses + (sizes - np.uint16(1))
-        wrapped = ends < addresses
-        if wrapped.any():
-            address = int(addresses[np.argmax(wrapped)])
-            raise TraceError(f"an access at {address:#x} runs over the end of the address space")
-        return ends >> np.uint64(12)
-
-    def _spool_times(self, stream_id: int, times: NDArray[np.uint64] | None, accesses: int) -> None:
-        timed = times is not None
-        if self._timed is not None and timed != self._timed:
-            raise ValueError("all chunks of a trace have times, or none has")
-        first_chunk = self._timed is None
-        self._timed = timed
-        if times is None:
-            return
-        if len(times) != accesses:
-            raise ValueError("the columns of a chunk must have one length")
-        low, high = int(times.min()), int(times.max())
-        known_low, known_high = (low, high) if first_chunk else self._time_range
-        self._time_range = min(low, known_low), max(high, known_high)
-        self._spool(stream_id, "times", times)
-
-    def _spool(self, stream_id: int, name: str, values: NDArray[Any]) -> None:
-        # Opened anew for each chunk: there may be more streams than a process may have open files.
-        try:
-            with (self._partial / f".{stream_id}.{name}").open("ab") as file:
-                npy.write_values(file, values)
-        except OSError as error:
-            raise TraceError(f"{self.path}: can't be written: {error.strerror or error}") from None
-
-    def _meta(self, tally: Tally) -> Meta:
-        kinds = self._kinds.tolist()
-        return Meta(
-            address_kind=self.address_kind,
-            source=self._source,
-            sizes=tuple(sorted(self._sizes)),
-            pages=len(self._pages.pages()),
-            streams=tuple(StreamMeta(id_, self._lengths[id_]) for id_ in sorted(self._lengths)),
-            fetches=self._fetches,
-            counts=Counts(
-                accesses=kinds[LOAD] + kinds[STORE] + kinds[MODIFY],
-                reads=kinds[LOAD],
-                writes=kinds[STORE],
-                modifies=kinds[MODIFY],
-                instruction_fetches=kinds[FETCH] if self._fetches else tally.instruction_fetches,
-                straddling=self._straddling,
-                dropped=dict(sorted(tally.dropped.items())),
-                unknown_lines=tally.unknown_lines,
-            ),
-            truncated=tally.truncated,
-            missing=self.missing,
-            time_range_ns=self._time_range if self._timed else None,
-            blocks=self.blocks,
-        )
-
-    def _write_stream(
-        self, entry: StreamMeta, pages: NDArray[np.uint64], final: NDArray[np.uint8]
-    ) -> None:
-        dtype = where_dtype(len(pages))
-
-        def where(addresses: NDArray[Any]) -> NDArray[Any]:
-            index = np.searchsorted(pages, addresses >> np.uint64(12)).astype(np.uint64)
-            return (index << np.uint64(12) | addresses & np.uint64(0xFFF)).astype(dtype)
-
-        spooled = self._spooled(entry, "addresses", np.dtype("<u8"))
-        self._write_column(f"{entry.id}.where.npy", dtype, entry.accesses, map(where, spooled))
-        spooled = self._spooled(entry, "codes", np.dtype("u1"))
-        what = (final[codes] for codes in spooled)
-        self._write_column(f"{entry.id}.what.npy", np.dtype("u1"), entry.accesses, what)
-        if self._timed:
-            times = self._spooled(entry, "times", np.dtype("<u8"))
-            self._write_column(f"{entry.id}.time.npy", np.dtype("<u8"), entry.accesses, times)
-
-    def _spooled(
-        self, entry: StreamMeta, name: str, dtype: np.dtype[Any]
-    ) -> Iterator[NDArray[Any]]:
-        """The spooled values in chunks; then the spool is removed."""
-        path = self._partial / f".{entry.id}.{name}"
-        with path.open("rb") as file:
-            while part := file.read(CHUNK * dtype.itemsize):
-                yield np.frombuffer(part, dtype)
-        path.unlink()
-
-    def _write_column(
-        self, name: str, dtype: np.dtype[Any], count: int, values: Iterable[NDArray[Any]]
-    ) -> None:
-        with (self._partial / name).open("xb") as file:
-            file.write(npy.header(dtype, count))
-            for part in values:
-                npy.write_values(file, part)

@@ -57,6 +57,20 @@ def map_column(path: Path, dtypes: tuple[str, ...]) -> Column:
     return parse_column(str(path), raw, dtypes)
 
 
+def forget(column: Column) -> None:
+    """Lets go of the memory of a mapped column until it is looked at again.
+
+    What was looked at would else count as memory of this process for as long as it is mapped.
+    """
+    base: Any = column
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def parse_column(name: str, raw: mmap.mmap | memoryview | bytes, dtypes: tuple[str, ...]) -> Column:
     """A column in a buffer, without a copy; see ``map_column``."""
     dtype, count, start = _parse_header(name, raw[:_HEADER_LIMIT], len(raw))

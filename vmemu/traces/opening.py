@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import os
+import stat
 import sys
 import zlib
 from pathlib import Path
@@ -52,9 +53,18 @@ class ByteStream:
     of the compressed data. Every method that reads raises ``TraceError`` on damaged data.
     """
 
-    def __init__(self, name: str, raw: _Raw, owned: tuple[_Raw | IO[bytes], ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        raw: _Raw,
+        owned: tuple[_Raw | IO[bytes], ...] = (),
+        file: IO[bytes] | None = None,
+    ) -> None:
+        """``file``: what ``raw`` takes its bytes from, for ``position``."""
         self.name = name
         self.truncated = False
+        self._file = file
+        self._size = None if file is None else _size_of(file)
         self._raw = raw
         self._owned = owned
         self._ahead = b""
@@ -85,6 +95,12 @@ class ByteStream:
             view[filled : filled + len(part)] = part
             filled += len(part)
         return filled
+
+    def position(self) -> tuple[int, int | None]:
+        """Bytes of the input consumed, as they lie on disk, and its size if it is a file."""
+        if self._file is None or self._size is None:
+            return 0, None
+        return self._file.tell(), self._size
 
     def close(self) -> None:
         for file in self._owned:
@@ -140,6 +156,15 @@ def open_stream(path: str | os.PathLike[str]) -> ByteStream:
         raise
 
 
+def _size_of(file: IO[bytes]) -> int | None:
+    """Bytes of a regular file; None for a pipe and for what is no file of the system's."""
+    try:
+        about = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return about.st_size if stat.S_ISREG(about.st_mode) else None
+
+
 def _buffered(file: IO[bytes]) -> io.BufferedReader:
     if isinstance(file, io.BufferedReader):
         return file
@@ -159,7 +184,7 @@ def _decompressing(name: str, file: io.BufferedReader, *, owned: bool) -> ByteSt
                 f"unpack it first: {command} FILE",
             )
     raw = _decompressor(magic, name, file)
-    return ByteStream(name, raw, (raw, file) if owned else ())
+    return ByteStream(name, raw, (raw, file) if owned else (), file)
 
 
 def _decompressor(magic: bytes, name: str, file: io.BufferedReader) -> _Raw:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import secrets
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ZSTD_WINDOW_LOG, ByteStream
+from vmemu.traces.progress import Report, silent
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -20,15 +21,18 @@ else:
     from backports import zstd
 
 _MIN_WINDOW_LOG = 10
+# zstd sizes these by the level, up to 640 MiB. With the window, what packs and what it packs with
+# stay below 300 MB together.
+_MAX_CHAIN_LOG, _MAX_HASH_LOG = 22, 22
+_LARGE_TABLES_FROM = 17
 _COPY_BYTES = 1 << 20
 _BLOCK = 512
 _OUR_NAME = re.compile(r"meta\.json|pages\.npy|[0-9]+\.[a-z]+\.npy")
 _OCTAL = re.compile(rb"[0-7]+")
 
 
-def hidden_sibling(path: Path) -> Path:
-    """A new hidden name next to ``path``, for what is not finished."""
-    return path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+class TooLarge(TraceError):
+    """A packed trace takes more memory than it may."""
 
 
 def looks_like_tar(head: bytes) -> bool:
@@ -36,14 +40,26 @@ def looks_like_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-def write(directory: Path, names: list[str], inside: str, out: Path, level: int) -> None:
-    """Packs the files ``names`` of ``directory`` as ``inside/NAME`` into ``out``, in this order.
+def write(
+    directory: Path, names: list[str], inside: str, out: Path, level: int, *, report: Report
+) -> None:
+    """Packs the files ``names`` of ``directory`` as ``inside/NAME`` into a new file, in this order.
 
-    The same files give the same bytes (with the same zstd library). ``out`` appears when it is
-    whole.
+    The same files give the same bytes (with the same zstd library). ``level``: 1 to 22. When it
+    fails, what was written by then stays.
     """
-    partial = hidden_sibling(out)
     total = sum((directory / name).stat().st_size for name in names)
+    with (
+        zstd.ZstdFile(out, "xb", options=_packing(level, total)) as file,
+        tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        done = 0
+        for name in names:
+            done = _add(tar, directory / name, f"{inside}/{name}", _Watched(report, done, total))
+
+
+def _packing(level: int, total: int) -> dict[int, int]:
+    """Options of zstd for so many bytes, in bounded memory."""
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: level,
         zstd.CompressionParameter.enable_long_distance_matching: 1,
@@ -52,37 +68,49 @@ def write(directory: Path, names: list[str], inside: str, out: Path, level: int)
         ),
         zstd.CompressionParameter.checksum_flag: 1,
     }
-    try:
-        with (
-            zstd.ZstdFile(partial, "xb", options=options) as file,
-            tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar,
-        ):
-            for name in names:
-                _add(tar, directory / name, f"{inside}/{name}")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    if level >= _LARGE_TABLES_FROM:
+        options[zstd.CompressionParameter.chain_log] = _MAX_CHAIN_LOG
+        options[zstd.CompressionParameter.hash_log] = _MAX_HASH_LOG
+    return options
 
 
-def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+class _Watched:
+    """A file that says how much of it has been read."""
+
+    def __init__(self, report: Report, done: int, total: int) -> None:
+        self._report = report
+        self.done = done
+        self._total = total
+        self.file: IO[bytes]
+
+    def read(self, size: int) -> bytes:
+        part = self.file.read(size)
+        self.done += len(part)
+        self._report("packing", self.done, self._total)
+        return part
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str, watched: _Watched) -> int:
     member = tarfile.TarInfo(name)
     member.size = path.stat().st_size
     member.mode = 0o644
-    with path.open("rb") as content:
-        tar.addfile(member, content)
+    with path.open("rb") as watched.file:
+        tar.addfile(member, cast(IO[bytes], watched))
+    return watched.done
 
 
 def read(stream: ByteStream, limit: int) -> dict[str, memoryview]:
     """The files of a packed directory by their last name, in memory.
 
-    Raises ``TraceError`` when it is damaged, cut off, or would take more than ``limit`` bytes.
+    Raises ``TraceError`` when it is damaged or cut off, ``TooLarge`` when it would take more than
+    ``limit`` bytes.
     """
     files: dict[str, memoryview] = {}
     total = 0
     for name, size in _members(stream):
         total += size
         if total > limit:
-            raise TraceError(
+            raise TooLarge(
                 f"{stream.name}: more than {limit >> 20} MiB when unpacked; unpack it, so that"
                 f" it is mapped and not read: tar --zstd -xf {stream.name}"
             )
@@ -97,7 +125,7 @@ def read(stream: ByteStream, limit: int) -> dict[str, memoryview]:
     return files
 
 
-def extract(stream: ByteStream, directory: Path) -> None:
+def extract(stream: ByteStream, directory: Path, report: Report = silent) -> None:
     """Writes the files of a packed directory, by their last name, into an existing ``directory``.
 
     Raises ``TraceError`` when it is damaged or cut off; what was written by then stays.
@@ -107,6 +135,7 @@ def extract(stream: ByteStream, directory: Path) -> None:
             with (directory / name).open("xb") as file:
                 for part in _parts(stream, name, size):
                     file.write(part)
+                    report("unpacking", *stream.position())
         except FileExistsError:
             raise TraceError(f"{stream.name}: {name} is in it twice") from None
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmemu.traces import npy
 from vmemu.traces.meta import Meta
 from vmemu.traces.reader import Chunk
 
 CHUNK = 1 << 18
 """Accesses that are looked at together; bounds memory and keeps the columns in the cache."""
+
+_MANY_PAGES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Trace:
         return sum(stream.accesses for stream in self.streams)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All accesses with their addresses again, stream by stream."""
+        """All accesses with their addresses again, stream by stream, in bounded memory."""
         for stream in self.streams:
             for start in range(0, stream.accesses, CHUNK):
                 where = stream.where[start : start + CHUNK]
@@ -57,3 +60,11 @@ class Trace:
                 all_times = stream.times
                 times = None if all_times is None else all_times[start : start + CHUNK]
                 yield Chunk(stream.id, addresses, what & np.uint8(3), self.sizes[what >> 2], times)
+                self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        for column in (stream.where, stream.what, stream.times):
+            if column is not None:
+                npy.forget(column)
+        if len(self.pages) > _MANY_PAGES:
+            npy.forget(self.pages)

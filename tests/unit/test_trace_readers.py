@@ -227,7 +227,7 @@ class TestLackey:
         assert not result.truncated
 
     @settings(deadline=None, max_examples=50)
-    @given(st.integers(4097, 9000), st.integers(65, 300))
+    @given(st.integers(4097, 9000), st.integers(257, 500))
     def test_same_result_for_every_size_of_buffer(self, size: int, capacity: int) -> None:
         content = plain(LACKEY)[:30_000].rpartition(b"\n")[0] + b"\n"
         with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:

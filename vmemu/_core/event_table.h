@@ -28,6 +28,9 @@
 
 /* clang-format off */
 #define VM_RANGE_TEXT "{block:ns}: {host:hp} offset=0x{ram_offset:ox} length=0x{length:bx}"
+#define VM_FAULT_REQUEST_TEXT "Request for HVA={host:hp} rb={block:ns} offset=0x{offset:ax} pid={pid:bu}"
+#define VM_BLOCKTIME_BEGIN_TEXT "addr: {addr:hp}, dd: {dd:zp}, time: {time:mu}, cpu: {cpu:ld}, already_received: {already_received:ud}"
+#define VM_REQUEST_SHARED_TEXT "for {sharer:cs} in {block:ns} offset 0x{offset:ax}"
 #define VM_QUEUED_TEXT "{block:ns}/0x{offset:ax} page_abs=0x{page_abs:gx}"
 
 #define VM_EVENT_TABLE(X) \
@@ -53,16 +56,16 @@
     X(HANDLE_RESUME, loadvm_postcopy_handle_resume, DESTINATION, 0, "", "") \
     X(FAULT_THREAD_ENTRY, postcopy_ram_fault_thread_entry, DESTINATION, 0, "", "") \
     X(FAULT_THREAD_FDS_CORE, postcopy_ram_fault_thread_fds_core, DESTINATION, 0, "ufd: {ufd:ad} quitfd: {quitfd:bd}", "") \
-    X(FAULT_THREAD_REQUEST, postcopy_ram_fault_thread_request, DESTINATION, 0, "Request for HVA={host:hp} rb={block:ns} offset=0x{offset:ax} pid={pid:bu}", "") \
+    X(FAULT_THREAD_REQUEST, postcopy_ram_fault_thread_request, DESTINATION, 0, VM_FAULT_REQUEST_TEXT, "") \
     X(FAULT_CPU, get_mem_fault_cpu_index, DESTINATION, 0, "cpu: {cpu:ad}, pid: {pid:bu}", "") \
-    X(BLOCKTIME_BEGIN, mark_postcopy_blocktime_begin, DESTINATION, 0, "addr: {addr:hp}, dd: {dd:zp}, time: {time:mu}, cpu: {cpu:ld}, already_received: {already_received:ud}", "{block:ns}{offset:au}") \
+    X(BLOCKTIME_BEGIN, mark_postcopy_blocktime_begin, DESTINATION, 0, VM_BLOCKTIME_BEGIN_TEXT, "{block:ns}{offset:au}") \
     X(BLOCKTIME_END, mark_postcopy_blocktime_end, DESTINATION, 0, "addr: {addr:hp}, dd: {dd:zp}, time: {time:tu}, affected_cpu: {affected_cpu:1d}", "{block:ns}{offset:au}{cpu:ld}") \
     X(PAGE_REQ_ADD, postcopy_page_req_add, DESTINATION, 0, "new page req {host:hp} total {total:bd}", "{block:ns}{offset:au}") \
     X(PAGE_REQ_DEL, postcopy_page_req_del, DESTINATION, 0, "resolved page req {host:hp} total {total:bd}", "{block:ns}{offset:au}") \
     X(PAGE_REQ_SYNC, postcopy_page_req_sync, DESTINATION, 0, "sync page req {host:hp}", "{block:ns}{offset:au}") \
     X(PLACE_PAGE, postcopy_place_page, DESTINATION, 1, "host={host:hp}", "{block:ns}{offset:au}{pages:bu}{length:ru}") \
     X(PLACE_PAGE_ZERO, postcopy_place_page_zero, DESTINATION, 1, "host={host:hp}", "{block:ns}{offset:au}{pages:bu}{length:ru}") \
-    X(REQUEST_SHARED, postcopy_request_shared_page, DESTINATION, 0, "for {sharer:cs} in {block:ns} offset 0x{offset:ax}", "") \
+    X(REQUEST_SHARED, postcopy_request_shared_page, DESTINATION, 0, VM_REQUEST_SHARED_TEXT, "") \
     X(REQUEST_SHARED_PRESENT, postcopy_request_shared_page_present, DESTINATION, 0, "{sharer:cs} already {block:ns} offset 0x{offset:ax}", "") \
     X(WAKE_SHARED, postcopy_wake_shared, DESTINATION, 0, "at {client_addr:bp} in {block:ns}", "") \
     X(FAULT_THREAD_QUIT, postcopy_ram_fault_thread_quit, DESTINATION, 0, "", "") \

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,13 @@ from vmemu.cli.tracemap import map_command
 if TYPE_CHECKING:
     from vmemu.traces.meta import Meta
     from vmemu.traces.stats import TraceStats
+
+
+_trace_events = click.option(
+    "--trace-events",
+    metavar="FILE",
+    help="Of a QEMU simple trace: the trace-events-all of that QEMU; not needed for 2.8 to 11.",
+)
 
 
 @click.group()
@@ -37,31 +44,23 @@ trace.add_command(map_command)
     show_default=True,
     help="How hard zstd works on a packed output.",
 )
-@click.option("--force", is_flag=True, help="Replace a native trace that is there.")
+@click.option("--force", is_flag=True, help="Replace a native trace or table that is there.")
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
-def convert(
-    source: str, out: str, *, fetches: bool, collapse: bool, level: int, force: bool, quiet: bool
-) -> None:
-    """Convert a recording to a native trace.
+@_trace_events
+def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) -> None:
+    """Convert a recording to a native trace, or to a table.
 
     INPUT is a recording of any known format, compressed or not (- for standard input), or a native
-    trace. OUTPUT is a directory NAME.vmtrace, or one packed file if it ends in .zst; nothing that
-    is there is replaced without --force, and only native traces with it.
+    trace. OUTPUT is a directory NAME.vmtrace, one packed file if it ends in .zst, or a table if it
+    ends in .csv, .parquet or .arrow. Nothing that is there is replaced without --force, and only
+    native traces and tables with it.
     """
     from vmemu.cli.traceinfo import notes
     from vmemu.cli.traceprogress import progress
     from vmemu.traces.convert import convert as convert_trace
 
     with progress(not quiet) as report:
-        meta = convert_trace(
-            source,
-            out,
-            fetches=fetches,
-            collapse=collapse,
-            level=level,
-            replace=force,
-            report=report,
-        )
+        meta = convert_trace(source, out, replace=force, report=report, **options)
     if not quiet:
         click.echo(f"{out}: {_converted(meta)}")
     dropped = {key: count for key, count in meta.counts.dropped.items() if key != "repeats"}
@@ -73,14 +72,15 @@ def convert(
 @click.argument("path", metavar="PATH")
 @click.option("--json", "json_file", metavar="FILE", help="Write them as JSON; - for stdout.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
-def info(path: str, json_file: str | None, quiet: bool) -> None:
+@_trace_events
+def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None) -> None:
     """Say what a native trace or a recording holds."""
     from vmemu.cli import traceinfo
     from vmemu.cli.traceprogress import progress
     from vmemu.traces.stats import stats_of
 
     with progress(not quiet) as report:
-        stats = stats_of(path, report)
+        stats = stats_of(path, report, trace_events=trace_events)
     if json_file is not None:
         _write_json(stats, json_file)
     if json_file != "-":

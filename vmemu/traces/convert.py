@@ -53,17 +53,18 @@ def convert(
     collapse: bool = False,
     level: int = native.DEFAULT_LEVEL,
     replace: bool = False,
+    trace_events: str | os.PathLike[str] | None = None,
     report: Report = silent,
 ) -> Meta:
     """Converts a recording (``-``: standard input) or a native trace; returns its ``meta.json``.
 
     ``out``: packed if it ends in ``.zst``, a table if in ``.csv``, ``.parquet`` or ``.arrow``, else
-    a directory; it appears when it is whole, in the
-    place of a native trace of that name only with ``replace``. ``fetches``: keep instruction
-    fetches as accesses. ``collapse``: leave out the accesses that can't fault. ``level``: of zstd,
-    1 to 22. A native trace is packed or unpacked as it is, unless it is collapsed. Raises
-    ``TraceError``, or ``OutputError`` when the disk is full; then nothing is left behind, nor is
-    after a KeyboardInterrupt.
+    a directory; it appears when it is whole, in the place of a native trace of that name only with
+    ``replace``. ``fetches``: keep instruction fetches as accesses. ``collapse``: leave out the
+    accesses that can't fault. ``level``: of zstd, 1 to 22. ``trace_events``: as in
+    ``open_recording``. A native trace is packed or unpacked as it is, unless it is collapsed.
+    Raises ``TraceError``, or ``OutputError`` when the disk is full; then nothing is left behind,
+    nor is after a KeyboardInterrupt.
     """
     out = Path(out)
     write = _checked_output(source, out, replace)
@@ -78,7 +79,9 @@ def convert(
             return _convert_native(Path(source), out, options)
         with ExitStack() as stack:
             with interrupts.allowed():
-                accesses = stack.enter_context(open_input(source, fetches=fetches))
+                accesses = stack.enter_context(
+                    open_input(source, fetches=fetches, trace_events=trace_events)
+                )
             return write(accesses, out, options)
 
 

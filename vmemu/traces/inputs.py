@@ -58,16 +58,22 @@ class Input(ABC):
 
 
 @contextmanager
-def open_input(path: str | os.PathLike[str], *, fetches: bool = False) -> Iterator[Input]:
+def open_input(
+    path: str | os.PathLike[str],
+    *,
+    fetches: bool = False,
+    trace_events: str | os.PathLike[str] | None = None,
+) -> Iterator[Input]:
     """Opens a recording or a native trace; ``-`` is a recording on standard input.
 
-    ``fetches``: instruction fetches of a recording are wanted too. Raises ``TraceError``.
+    ``fetches``: instruction fetches of a recording are wanted too. ``trace_events``: as in
+    ``open_recording``. Raises ``TraceError``.
     """
     if os.fspath(path) != "-" and native.is_native(path):
         with native.looking_into(path) as trace:
             yield TraceInput(trace)
     else:
-        with open_recording(path, fetches=fetches) as reader:
+        with open_recording(path, fetches=fetches, trace_events=trace_events) as reader:
             yield RecordingInput(reader, "" if os.fspath(path) == "-" else Path(path).name)
 
 

@@ -16,11 +16,15 @@ from vmemu.traces.readers.dramsim3 import Dramsim3Reader
 from vmemu.traces.readers.drmemtrace import DrmemtraceReader
 from vmemu.traces.readers.drmemtrace_directory import open_directory
 from vmemu.traces.readers.drview import DrviewReader
+from vmemu.traces.readers.execlog import ExeclogReader
 from vmemu.traces.readers.gpa import GpaReader
 from vmemu.traces.readers.lackey import LackeyReader
 from vmemu.traces.readers.perf import PerfReader
+from vmemu.traces.readers.qemu_log import QemuLogReader
 from vmemu.traces.readers.ramulator import RamulatorReader
 from vmemu.traces.readers.reap import ReapReader
+from vmemu.traces.readers.simpletrace import SimpletraceReader
+from vmemu.traces.readers.trace_events import read_declarations
 
 
 def known_readers() -> tuple[type[Reader], ...]:
@@ -28,8 +32,10 @@ def known_readers() -> tuple[type[Reader], ...]:
     return (
         ParquetReader,
         ArrowReader,
+        SimpletraceReader,
         DrmemtraceReader,
         LackeyReader,
+        ExeclogReader,
         DrviewReader,
         Dramsim3Reader,
         DamonReader,
@@ -37,15 +43,22 @@ def known_readers() -> tuple[type[Reader], ...]:
         DamoReader,
         ReapReader,
         CsvReader,
+        QemuLogReader,
         GpaReader,
         RamulatorReader,
     )
 
 
-def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Reader:
+def open_recording(
+    path: str | os.PathLike[str],
+    *,
+    fetches: bool = False,
+    trace_events: str | os.PathLike[str] | None = None,
+) -> Reader:
     """Opens a recording with the reader that knows its content; ``-`` is standard input.
 
-    A directory is taken for one of drmemtrace. Raises ``TraceError`` when it can't be opened or
+    A directory is taken for one of drmemtrace. ``trace_events``: a file that declares the events of
+    a QEMU simple trace, for that format alone. Raises ``TraceError`` when it can't be opened or
     when no reader knows it.
     """
     if os.fspath(path) != "-" and Path(path).is_dir():
@@ -55,7 +68,13 @@ def open_recording(path: str | os.PathLike[str], *, fetches: bool = False) -> Re
         head = stream.head(HEAD_BYTES)
         for reader in known_readers():
             if reader.sniff(head):
-                return reader(stream, fetches=fetches)
+                if trace_events is None:
+                    return reader(stream, fetches=fetches)
+                if reader is SimpletraceReader:
+                    return SimpletraceReader(stream, declarations=read_declarations(trace_events))
+                raise TraceError(
+                    f"{stream.name}: a {reader.title}: --trace-events is for QEMU simple traces"
+                )
         raise TraceError(_unknown_format(stream, head))
     except BaseException:
         stream.close()

@@ -90,9 +90,17 @@ class TraceStats:
         return values
 
 
-def stats_of(path: str | os.PathLike[str], report: Report = silent) -> TraceStats:
-    """Statistics of a native trace or a recording (``-``: standard input); or ``TraceError``."""
-    with open_input(path) as accesses:
+def stats_of(
+    path: str | os.PathLike[str],
+    report: Report = silent,
+    *,
+    trace_events: str | os.PathLike[str] | None = None,
+) -> TraceStats:
+    """Statistics of a native trace or a recording (``-``: standard input); or ``TraceError``.
+
+    ``trace_events``: as in ``open_recording``.
+    """
+    with open_input(path, trace_events=trace_events) as accesses:
         return _stats(accesses, report)
 
 

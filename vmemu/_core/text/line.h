@@ -24,6 +24,8 @@ enum vm_line vm_line_csv(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_drview(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_dramsim(struct vm_text *t, const char *line, const char *end);
 enum vm_line vm_line_ramulator(struct vm_text *t, const char *line, const char *end);
+enum vm_line vm_line_qemu_log(struct vm_text *t, const char *line, const char *end);
+enum vm_line vm_line_execlog(struct vm_text *t, const char *line, const char *end);
 
 struct vm_text_access {
     uint64_t address, time;
@@ -97,6 +99,16 @@ static inline const char *vm_parse_decimal(const char *at, uint64_t *value)
     }
     *value = sum;
     return at > start ? at : NULL;
+}
+
+/* With a minus before it or not; as two's complement. */
+static inline const char *vm_parse_signed(const char *at, uint64_t *value)
+{
+    bool negative = *at == '-';
+
+    at = vm_parse_decimal(at + negative, value);
+    *value = negative ? -*value : *value;
+    return at;
 }
 
 /* Seconds with up to nine digits behind the point, as nanoseconds. */

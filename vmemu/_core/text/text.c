@@ -6,6 +6,7 @@
 
 enum { MAX_LINE = 4096 };
 
+/* clang-format off */
 static const vm_line_parser parsers[VM_TEXT_FORMATS] = {
     [VM_TEXT_LACKEY] = vm_line_lackey,
     [VM_TEXT_PERF] = vm_line_perf,
@@ -15,7 +16,10 @@ static const vm_line_parser parsers[VM_TEXT_FORMATS] = {
     [VM_TEXT_DRVIEW] = vm_line_drview,
     [VM_TEXT_DRAMSIM] = vm_line_dramsim,
     [VM_TEXT_RAMULATOR] = vm_line_ramulator,
+    [VM_TEXT_QEMU_LOG] = vm_line_qemu_log,
+    [VM_TEXT_EXECLOG] = vm_line_execlog,
 };
+/* clang-format on */
 
 const uint8_t vm_hex_digit[256] = {
     ['0'] = 1,  ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,

@@ -19,14 +19,16 @@ enum vm_text_format {
     VM_TEXT_DRVIEW,
     VM_TEXT_DRAMSIM,
     VM_TEXT_RAMULATOR,
+    VM_TEXT_QEMU_LOG,
+    VM_TEXT_EXECLOG,
     VM_TEXT_FORMATS,
 };
 
 enum {
-    VM_TEXT_LINE_ACCESSES = 64, /* accesses of one line at most */
-    VM_TEXT_MAX_SIZE = 4096,    /* bytes of an access at most */
+    VM_TEXT_LINE_ACCESSES = 256, /* accesses of one line at most */
+    VM_TEXT_MAX_SIZE = 4096,     /* bytes of an access at most */
     VM_TEXT_REASONS = 4,
-    VM_TEXT_BLOCKS = 64, /* RAM blocks of a recording that names them, at most */
+    VM_TEXT_BLOCKS = 512, /* RAM blocks of a recording that names them, at most */
     VM_TEXT_BLOCK_NAME = 256,
     VM_TEXT_BLOCK_SHIFT = 44, /* block i is laid at i << this, in the order of first sight */
 };

@@ -1,12 +1,13 @@
 """What the tests on real memory need of the host: without it they are skipped, with the reason.
 
-``VMEMU_REQUIRE=userfault,hugetlb`` turns each skip for want of the named resource into a failure,
-so that a machine that is meant to have it can't pass by skipping.
+``VMEMU_REQUIRE=userfault,hugetlb,valgrind,perf,qemu`` turns each skip for want of the named
+resource into a failure, so that a machine that is meant to have it can't pass by skipping.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from typing import NoReturn
 
 import pytest
@@ -14,6 +15,8 @@ from support import HUGE, PoolLock
 
 from vmemu import hugepages
 from vmemu.errors import HostError
+from vmemu.traces.record import lackey
+from vmemu.traces.record import perf as perf_tool
 from vmemu.userfault import Userfaultfd
 
 
@@ -50,3 +53,29 @@ def hugetlb(userfault: None, pool_lock: PoolLock) -> None:
         _missing("hugetlb", str(error))
     if total == 0:
         _missing("hugetlb", "the pool of 2 MiB hugepages is empty: sysctl vm.nr_hugepages=64")
+
+
+@pytest.fixture(scope="session")
+def valgrind() -> None:
+    """valgrind, and with it lackey, is installed."""
+    try:
+        lackey.find()
+    except HostError as error:
+        _missing("valgrind", str(error))
+
+
+@pytest.fixture(scope="session")
+def perf() -> None:
+    """perf is installed and may record page faults."""
+    try:
+        perf_tool.find()
+    except HostError as error:
+        _missing("perf", str(error))
+
+
+@pytest.fixture(scope="session")
+def qemu() -> None:
+    """QEMU for x86 and a C compiler for its plugin are installed."""
+    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("cc", "gcc")):
+        if shutil.which(program) is None:
+            _missing("qemu", f"{program} is not installed: apt-get install {package}")

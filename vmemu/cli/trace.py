@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmemu.cli.record import record, record_qemu
 from vmemu.cli.tracemap import map_command
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def trace() -> None:
 
 
 trace.add_command(map_command)
+trace.add_command(record)
+trace.add_command(record_qemu)
 
 
 @trace.command()
@@ -62,7 +65,7 @@ def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) 
     with progress(not quiet) as report:
         meta = convert_trace(source, out, replace=force, report=report, **options)
     if not quiet:
-        click.echo(f"{out}: {_converted(meta)}")
+        click.echo(f"{out}: {converted(meta)}")
     dropped = {key: count for key, count in meta.counts.dropped.items() if key != "repeats"}
     for note in notes(dropped, meta.counts.unknown_lines, "", meta.truncated):
         click.echo(f"note: {note}", err=True)
@@ -92,7 +95,8 @@ def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None
         click.echo(f"note: {note}", err=True)
 
 
-def _converted(meta: Meta) -> str:
+def converted(meta: Meta) -> str:
+    """What a trace that was just made holds, in a line."""
     counts = meta.counts
     held = sum(stream.accesses for stream in meta.streams)
     fetches = f", {held - counts.accesses:,} instruction fetches" if held > counts.accesses else ""

@@ -17,12 +17,13 @@ from vmemu.errors import TraceError
 from vmemu.interrupts import Interrupts
 from vmemu.traces import export, native
 from vmemu.traces.collapse import DROPPED, Collapse
-from vmemu.traces.inputs import Input, open_input
+from vmemu.traces.inputs import Input, file_of, open_input
 from vmemu.traces.meta import Meta
 from vmemu.traces.pageset import GROUPS
 from vmemu.traces.placing import hidden_sibling, refuse_to_replace
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import Chunk
+from vmemu.traces.recordings import Recording
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ Write = Callable[[Input, Path, Options], Meta]
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: Recording,
     out: str | os.PathLike[str],
     *,
     fetches: bool = False,
@@ -58,6 +59,7 @@ def convert(
 ) -> Meta:
     """Converts a recording (``-``: standard input) or a native trace; returns its ``meta.json``.
 
+    A recording that is a stream is read as it comes, and closed at the end.
     ``out``: packed if it ends in ``.zst``, a table if in ``.csv``, ``.parquet`` or ``.arrow``, else
     a directory; it appears when it is whole, in the place of a native trace of that name only with
     ``replace``. ``fetches``: keep instruction fetches as accesses. ``collapse``: leave out the
@@ -67,7 +69,10 @@ def convert(
     nor is after a KeyboardInterrupt.
     """
     out = Path(out)
-    write = _checked_output(source, out, replace)
+    file = file_of(source)
+    if file and out.exists() and out.samefile(file):
+        raise TraceError(f"{out}: input and output are the same")
+    write = checked_output(out, replace=replace)
     with Interrupts() as interrupts:
 
         def report_and_strike(what: str, done: int, total: int | None) -> None:
@@ -75,8 +80,8 @@ def convert(
                 report(what, done, total)
 
         options = Options(level, collapse, report_and_strike, interrupts)
-        if not collapse and os.fspath(source) != "-" and native.is_native(source):
-            return _convert_native(Path(source), out, options)
+        if not collapse and file and native.is_native(file):
+            return _convert_native(file, out, options)
         with ExitStack() as stack:
             with interrupts.allowed():
                 accesses = stack.enter_context(
@@ -85,14 +90,12 @@ def convert(
             return write(accesses, out, options)
 
 
-def _checked_output(source: str | os.PathLike[str], out: Path, replace: bool) -> Write:
+def checked_output(out: Path, *, replace: bool) -> Write:
     """How ``out`` is written. Raises ``TraceError`` unless it may be."""
     write = OUTPUTS.get(out.suffix)
     if write is None:
         kinds = ", ".join([*list(OUTPUTS)[1:-1], f"or {list(OUTPUTS)[-1]}"])
         raise TraceError(f"{out}: the output must end in {kinds}")
-    if os.fspath(source) != "-" and out.exists() and out.samefile(source):
-        raise TraceError(f"{out}: input and output are the same")
     is_table = out.suffix in export.SUFFIXES
     if not is_table:
         refuse_to_replace(out)

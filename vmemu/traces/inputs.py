@@ -10,8 +10,9 @@ from pathlib import Path
 
 from vmemu.traces import native
 from vmemu.traces.meta import Source
+from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import BlockBase, Chunk, Reader, Tally
-from vmemu.traces.recordings import open_recording
+from vmemu.traces.recordings import Recording, open_recording
 from vmemu.traces.trace import Trace
 
 NATIVE_FORMAT = "vmtrace"
@@ -57,9 +58,16 @@ class Input(ABC):
     def blocks(self) -> tuple[BlockBase, ...]: ...
 
 
+def file_of(source: Recording) -> Path | None:
+    """The file of a recording, if it is one."""
+    if isinstance(source, ByteStream) or os.fspath(source) == "-":
+        return None
+    return Path(source)
+
+
 @contextmanager
 def open_input(
-    path: str | os.PathLike[str],
+    source: Recording,
     *,
     fetches: bool = False,
     trace_events: str | os.PathLike[str] | None = None,
@@ -69,12 +77,14 @@ def open_input(
     ``fetches``: instruction fetches of a recording are wanted too. ``trace_events``: as in
     ``open_recording``. Raises ``TraceError``.
     """
-    if os.fspath(path) != "-" and native.is_native(path):
-        with native.looking_into(path) as trace:
+    file = file_of(source)
+    if file and native.is_native(file):
+        with native.looking_into(file) as trace:
             yield TraceInput(trace)
-    else:
-        with open_recording(path, fetches=fetches, trace_events=trace_events) as reader:
-            yield RecordingInput(reader, "" if os.fspath(path) == "-" else Path(path).name)
+        return
+    with open_recording(source, fetches=fetches, trace_events=trace_events) as reader:
+        name = source.name if isinstance(source, ByteStream) else file.name if file else ""
+        yield RecordingInput(reader, name)
 
 
 class RecordingInput(Input):

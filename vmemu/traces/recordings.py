@@ -26,6 +26,9 @@ from vmemu.traces.readers.reap import ReapReader
 from vmemu.traces.readers.simpletrace import SimpletraceReader
 from vmemu.traces.readers.trace_events import read_declarations
 
+Recording = str | os.PathLike[str] | ByteStream
+"""A file, ``-`` for standard input, or what is being recorded just now."""
+
 
 def known_readers() -> tuple[type[Reader], ...]:
     """All readers, in the order in which they are asked, strict before lax."""
@@ -50,20 +53,23 @@ def known_readers() -> tuple[type[Reader], ...]:
 
 
 def open_recording(
-    path: str | os.PathLike[str],
+    source: Recording,
     *,
     fetches: bool = False,
     trace_events: str | os.PathLike[str] | None = None,
 ) -> Reader:
-    """Opens a recording with the reader that knows its content; ``-`` is standard input.
+    """Opens a recording with the reader that knows its content.
 
     A directory is taken for one of drmemtrace. ``trace_events``: a file that declares the events of
     a QEMU simple trace, for that format alone. Raises ``TraceError`` when it can't be opened or
     when no reader knows it.
     """
-    if os.fspath(path) != "-" and Path(path).is_dir():
-        return open_directory(Path(path), fetches=fetches)
-    stream = open_stream(path)
+    if isinstance(source, ByteStream):
+        stream = source
+    elif os.fspath(source) != "-" and Path(source).is_dir():
+        return open_directory(Path(source), fetches=fetches)
+    else:
+        stream = open_stream(source)
     try:
         head = stream.head(HEAD_BYTES)
         for reader in known_readers():

@@ -315,7 +315,7 @@ def test_a_full_disk_ends_the_command_and_leaves_nothing(out: Path) -> None:
 
     done = record(*LACKEY, "-o", out, "sh", "-c", "while :; do :; done", preexec_fn=limit)
     assert done.returncode == 1
-    assert done.stderr == f"{out}: can't be written: File too large\n"
+    assert done.stderr == f"{out}: can't be written: File too large; nothing of it was kept\n"
     assert os.listdir(out.parent) == []
 
 

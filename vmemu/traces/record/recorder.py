@@ -62,7 +62,8 @@ def record(
 
     The command has the standard input, output and error of this process. ``tool``: a key of
     ``TOOLS``; None: the first that works here. Raises ``InputError`` and ``HostError`` before the
-    command has run, ``TraceError`` when no trace could be made of it; then nothing is left.
+    command has run, ``TraceError`` and ``OutputError`` when no trace could be made of it; then
+    nothing is left.
     """
     out = Path(out)
     check_command(command)

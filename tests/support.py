@@ -182,11 +182,12 @@ def mapped_at(address: int) -> bool:
 
 
 def vm_flags(address: int) -> set[str]:
-    """The VmFlags of the mapping that begins at the address, as in proc(5)."""
+    """The VmFlags, as in proc(5), of the mapping that the address lies in: neighbours whose flags
+    have become the same are one mapping."""
     here = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            here = line.startswith(f"{address:x}-")
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            here = int(bounds[1], 16) <= address < int(bounds[2], 16)
         elif here and line.startswith("VmFlags:"):
             return set(line.split()[1:])
     raise AssertionError(f"nothing is mapped at {address:#x}")

@@ -18,7 +18,7 @@ from vmemu.guest_worker import NO_END, Guest, GuestWorker
 from vmemu.protocol import BlockEntry
 from vmemu.source_precopy import image_blocks
 from vmemu.traces.mapping import same_memory
-from vmemu.workload import StreamSlice, Workload, size_table
+from vmemu.workload import Lane, StreamSlice, Workload, size_table
 
 PAGE = 4096
 SEED = 5
@@ -42,8 +42,8 @@ class Case:
         offset = np.array([page * PAGE for _, page in self.places], np.uint64)
         where = np.array([where for where, _, _ in self.accesses], np.uint32)
         codes = [kind | SIZES.index(size) << 2 for _, kind, size in self.accesses]
-        parts = [[StreamSlice(where, np.array(codes, np.uint8))]]
-        return Workload(block, offset, size_table(SIZES), parts, same_memory(block, offset))
+        lane = Lane(StreamSlice(where, np.array(codes, np.uint8)), size_table(SIZES))
+        return Workload(block, offset, [[lane]], same=same_memory(block, offset))
 
     def inside(self, access: Access) -> bool:
         where, _, size = access

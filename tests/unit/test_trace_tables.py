@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,21 @@ class TestArrow:
             (6, 0x3000, FETCH, 4, 3000),
         ]
         assert [row[2] for row in rows(tmp_path / "t", fetches=False)] == [LOAD, STORE]
+
+    @pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+    def test_other_columns_are_not_looked_at(self, kind: str, tmp_path: Path) -> None:
+        made = arrow_table(
+            note=[["a"], ["b"]],
+            size=[1, 2],
+            why=[{"x": 1}, {"x": 2}],
+            address=[16, 32],
+            offset=["no", "number"],
+        )
+        self.write(made, tmp_path / "t", kind)
+        assert rows(tmp_path / "t") == [(0, 16, LOAD, 1, None), (0, 32, LOAD, 2, None)]
+        packed = tmp_path / "t.gz"
+        packed.write_bytes(gzip.compress((tmp_path / "t").read_bytes()))
+        assert rows(packed) == rows(tmp_path / "t")
 
     def test_rows_that_mean_nothing(self, tmp_path: Path) -> None:
         made = arrow_table(

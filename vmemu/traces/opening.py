@@ -102,6 +102,12 @@ class ByteStream:
             return 0, None
         return self._file.tell(), self._size
 
+    def seekable_file(self) -> IO[bytes] | None:
+        """The file itself, for a format whose index is at its end; None when there is only a stream
+        of it: it is compressed, or no regular file. Once taken, nothing else may be read here."""
+        plain = cast(object, self._raw) is self._file and self._size is not None
+        return self._file if plain else None
+
     def close(self) -> None:
         for file in self._owned:
             file.close()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
 from vmemu.traces.arrowlib import META_KEY, pyarrow
-from vmemu.traces.columns import understand
+from vmemu.traces.columns import Columns, understand
 from vmemu.traces.meta import Meta, parse_meta
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import (
@@ -83,7 +83,9 @@ class TableReader(Reader):
         super().close()
 
     def _read_schema(self, schema: Any) -> None:
-        self._columns = understand(self.stream.name, schema.names)
+        meanings = understand(self.stream.name, schema.names).meanings
+        self._wanted = [index for index, meaning in enumerate(meanings) if meaning]
+        self._columns = Columns(tuple(meanings[index] for index in self._wanted))
         self.address_kind = self._columns.address_kind
         self.missing = self._columns.missing
         raw = (schema.metadata or {}).get(META_KEY)
@@ -97,7 +99,7 @@ class TableReader(Reader):
 
     @abstractmethod
     def _batches(self) -> Iterator[Any]:
-        """Its rows, ``ROWS`` at most at a time."""
+        """Its rows, ``ROWS`` at most at a time: the columns ``_wanted`` of the schema, in order."""
 
     def chunks(self) -> Iterator[Chunk]:
         try:
@@ -255,7 +257,11 @@ class TableReader(Reader):
 
 
 def _seekable(stream: ByteStream) -> IO[bytes]:
-    """A copy of the whole input in an unnamed file: the index of these formats is at their end."""
+    """The input, or a copy of it in an unnamed file: the index of these formats is at their end."""
+    plain = stream.seekable_file()
+    if plain is not None:
+        plain.seek(0)
+        return plain
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the reader owns it
     try:
         while part := stream.read(_COPY):

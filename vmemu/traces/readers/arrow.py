@@ -29,7 +29,8 @@ class ParquetReader(TableReader):
         return self._table.schema_arrow
 
     def _batches(self) -> Iterator[Any]:
-        batches: Iterator[Any] = self._table.iter_batches(ROWS)
+        names = [self._table.schema_arrow.names[index] for index in self._wanted]
+        batches: Iterator[Any] = self._table.iter_batches(ROWS, columns=names)
         return batches
 
 
@@ -58,4 +59,4 @@ class ArrowReader(TableReader):
         numbers = range(table.num_record_batches) if self._indexed else ()
         for batch in map(table.get_batch, numbers) if self._indexed else table:
             for start in range(0, batch.num_rows, ROWS):
-                yield batch.slice(start, ROWS)
+                yield batch.select(self._wanted).slice(start, ROWS)

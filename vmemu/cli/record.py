@@ -50,7 +50,7 @@ def _say(out: str, recorded: Recorded) -> None:
     """On standard error: the standard output is the command's."""
     import shlex
 
-    from vmemu.cli.trace import converted
+    from vmemu.cli.traceinfo import converted
     from vmemu.cli.traceinfo import notes as notes_of
     from vmemu.traces.missing import MEANING
     from vmemu.traces.record.command import how_it_ended

@@ -10,7 +10,6 @@ from vmemu.cli.record import record, record_qemu
 from vmemu.cli.tracemap import map_command
 
 if TYPE_CHECKING:
-    from vmemu.traces.meta import Meta
     from vmemu.traces.stats import TraceStats
 
 
@@ -58,7 +57,7 @@ def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) 
     ends in .csv, .parquet or .arrow. Nothing that is there is replaced without --force, and only
     native traces and tables with it.
     """
-    from vmemu.cli.traceinfo import notes
+    from vmemu.cli.traceinfo import converted, notes
     from vmemu.cli.traceprogress import progress
     from vmemu.traces.convert import convert as convert_trace
 
@@ -93,21 +92,6 @@ def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None
         stats.dropped, stats.unknown_lines, stats.first_unknown, stats.truncated
     ):
         click.echo(f"note: {note}", err=True)
-
-
-def converted(meta: Meta) -> str:
-    """What a trace that was just made holds, in a line."""
-    counts = meta.counts
-    held = sum(stream.accesses for stream in meta.streams)
-    fetches = f", {held - counts.accesses:,} instruction fetches" if held > counts.accesses else ""
-    streams = f"{len(meta.streams)} stream" + ("" if len(meta.streams) == 1 else "s")
-    text = f"{counts.accesses:,} accesses{fetches}, {meta.pages:,} pages, {streams}"
-    repeats = counts.dropped.get("repeats", 0)
-    if not repeats:
-        return text
-    factor = (held + repeats) / held
-    times = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
-    return f"{text}; {repeats:,} repeats left out: {times} times fewer accesses"
 
 
 def _write_json(stats: TraceStats, file: str) -> None:

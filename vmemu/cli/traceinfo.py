@@ -1,4 +1,4 @@
-"""What ``vmemu trace info`` shows."""
+"""What a trace holds, for people: as ``vmemu trace info`` shows it, and in a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmemu.units import format_size
 
 if TYPE_CHECKING:
+    from vmemu.traces.meta import Meta
     from vmemu.traces.stats import TraceStats
 
 _BAR = 40
@@ -180,3 +181,18 @@ def _share(part: int, whole: int) -> str:
 
 def _size(size: int) -> str:
     return format_size(size, digits=4)
+
+
+def converted(meta: Meta) -> str:
+    """What a trace that was just made holds, in a line."""
+    counts = meta.counts
+    held = sum(stream.accesses for stream in meta.streams)
+    fetches = f", {held - counts.accesses:,} instruction fetches" if held > counts.accesses else ""
+    streams = f"{len(meta.streams)} stream" + ("" if len(meta.streams) == 1 else "s")
+    text = f"{counts.accesses:,} accesses{fetches}, {meta.pages:,} pages, {streams}"
+    repeats = counts.dropped.get("repeats", 0)
+    if not repeats:
+        return text
+    factor = (held + repeats) / held
+    times = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
+    return f"{text}; {repeats:,} repeats left out: {times} times fewer accesses"

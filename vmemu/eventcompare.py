@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from vmemu.blocktime import summary
 from vmemu.errors import TraceError
-from vmemu.eventfile import DESTINATION, SOURCE, Event, Tally, open_events
+from vmemu.eventfile import Event, Tally, open_events
+from vmemu.eventtable import DESTINATION, SOURCE
 
 SCHEMA = "vmemu-event-comparison/1"
 TARGET_PAGE = 4096

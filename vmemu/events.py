@@ -26,20 +26,8 @@ from typing import Any, NamedTuple, Self
 
 from vmemu import core
 from vmemu.errors import CoreError, InputError, VmemuError
-from vmemu.eventfile import (
-    DESTINATION,
-    SOURCE,
-    Event,
-    EventReader,
-    Events,
-    Field,
-    Kind,
-    Tally,
-    kinds,
-    open_events,
-    read,
-    words,
-)
+from vmemu.eventfile import Event, EventReader, Events, Tally, open_events, read
+from vmemu.eventtable import DESTINATION, SOURCE, Field, Kind, kinds, words
 
 __all__ = [
     "DESTINATION",

@@ -15,8 +15,9 @@ from vmemu.cli.compare import compare, table
 from vmemu.errors import TraceError
 from vmemu.eventcompare import Placed, overlapped_from_events, split_names, summarize
 from vmemu.eventcompare import compare as compare_logs
-from vmemu.eventfile import DESTINATION, SOURCE, Event, kinds
+from vmemu.eventfile import Event
 from vmemu.events import EventBlock, EventLog
+from vmemu.eventtable import DESTINATION, SOURCE, kinds
 
 DATA = Path(__file__).parent.parent / "data"
 QEMU_DST = str(DATA / "qemu72-postcopy-excerpt.dst.log.zst")

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from vmemu import core, events
 from vmemu.errors import InputError, TraceError, VmemuError
-from vmemu.eventfile import LOG_EVENT, Kind, kinds, words
+from vmemu.eventfile import LOG_EVENT
 from vmemu.events import DESTINATION, SOURCE, EventBlock, EventLog
+from vmemu.eventtable import Kind, kinds, words
 
 DATA = Path(__file__).parent.parent / "data"
 QEMU_DST = DATA / "qemu72-postcopy-excerpt.dst.log.zst"

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from vmemu.core import lib
-from vmemu.eventfile import kinds
+from vmemu.eventtable import kinds
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import HEAD_BYTES
 from vmemu.traces.readers import qemu_faults

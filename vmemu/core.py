@@ -8,6 +8,7 @@ the same and says so at the first call.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vmemu.errors import CoreError, HostError, PeerGone, ProtocolError
@@ -24,8 +25,17 @@ except ImportError as error:
 
         def __getattr__(self, name: str) -> Any:
             raise HostError(
-                f"vmemu needs Linux and its C core, which does not load here: {_MISSING}"
+                f"vmemu needs Linux and its C core, which does not load here: {_MISSING}{_remedy()}"
             )
+
+    def _remedy() -> str:
+        """What to do in a clone, which Python finds there before what is installed."""
+        clone = Path(__file__).parents[1]
+        if not (clone / "pyproject.toml").is_file():
+            return ""
+        return (
+            f" ({clone} has only its source: `pip install -e {clone}`, or go to another directory)"
+        )
 
     ffi = lib = _Absent()
 

@@ -94,7 +94,7 @@ def test_the_recorded_boot_completes_with_every_byte_right(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-@pytest.mark.parametrize("name", ["anonymous", "shared", "phases"])
+@pytest.mark.parametrize("name", ["anonymous", "shared", "phases", "recorded-faults"])
 def test_the_other_scenarios_complete(tmp_path: Path, name: str) -> None:
     kept = tmp_path / "result.json"
     assert vmemu_run(CONFIGS / f"{name}.yaml", "--json", kept).returncode == 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs/quickstart.yaml"
 HIDE = """
 import sys
 sys.modules["vmemu._core._vmemu"] = None  # import then raises ImportError
@@ -46,6 +48,17 @@ def test_a_call_says_that_the_core_is_missing(call):
     )
     assert done.stderr == ""
     assert "vmemu needs Linux and its C core, which does not load here" in done.stdout
+
+
+def test_a_clone_that_hides_what_is_installed_is_named_with_what_to_do(tmp_path):
+    shutil.copytree(ROOT / "vmemu", tmp_path / "vmemu", ignore=shutil.ignore_patterns("_vmemu*"))
+    code = "from vmemu import core; core.lib.vm_uffd_open"
+    command = [sys.executable, "-S", "-c", HIDE + code]  # -S: an editable install comes first
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "pip install" not in done.stderr
+    (tmp_path / "pyproject.toml").touch()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"`pip install -e {tmp_path}`, or go to another directory" in done.stderr
 
 
 def test_a_run_ends_as_this_host_cannot():

@@ -142,8 +142,11 @@ PaceConfig = Annotated[
 class BalloonConfig(Section):
     """A balloon: it gives host pages back, but for hugepages, in an order made from the seed."""
 
-    rate: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
-        default=1000, description="Pages a second; what is refused is tried again."
+    rate: Whole = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Pages a second; what is refused is tried again.",
     )
     limit: Whole = Field(
         ge=1, description="Pages to give back; refused until post-copy is over.", examples=[100]

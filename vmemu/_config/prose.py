@@ -64,7 +64,8 @@ trace:
 count all loops of all traces. At recorded times, one loop begins when the whole window of the trace is
 over.
 
-[docs/traces.md](traces.md) says how traces are recorded and what they hold.
+[docs/traces.md](traces.md) says how traces are recorded and what they hold,
+[docs/formats.md](formats.md) which recordings can be converted.
 """,
     "guest.trace.map": """\
 **Compaction** is for recordings whose addresses say nothing about RAM, such as those of a process.
@@ -121,7 +122,8 @@ phases:
 **`recorded`**: a trace begins with the earliest time in its window, so that what its threads did at
 the same time is done at the same time; several traces begin together. `factor: 2.0` takes half the
 time. A time that is earlier than that of an access before it in the same stream counts as that one.
-A trace without times, or a synthetic one, is refused.
+A trace without times (`vmemu trace info` says so), or a synthetic one, is refused.
+`configs/recorded-faults.yaml` is an example.
 
 **`rate`**: access number *n* of a vCPU is due *n* / `accesses_per_second` after its begin. The rate is
 that of each vCPU, not of all together.
@@ -134,6 +136,10 @@ all vCPUs that is not yet done (with `rate`, each vCPU with its own): downtime m
 `flip_at` at a place of the trace is, with recorded times, the moment at which that many accesses are
 due, for all vCPUs; otherwise each vCPU stops at the same share of its own accesses. Clients make their
 accesses as fast as they can.
+""",
+    "guest.balloon": """\
+Pages of all blocks but those of hugepages are given back, in an order made from the seed. They must read
+as zeros afterwards; `balloon` in the [result](results.md) counts what was refused and what was given back.
 """,
     "on_unavailable": """\
 What can be waited for, or skipped for, is hugepages that others hold now. A run that was skipped says

@@ -49,9 +49,14 @@ def document() -> str:
     """The whole reference as Markdown."""
     parts = [prose.TITLE]
     first: dict[tuple[Variant, ...], Chapter] = {}
+    told: list[str] = []
     for chapter in chapters():
         known = first.setdefault(chapter.variants, chapter)
-        parts.append(_markdown(chapter) if known is chapter else _again(chapter, known))
+        if known is chapter:
+            parts.append(_markdown(chapter))
+        elif not any(_is_below(chapter.path, path) for path in told):
+            told.append(chapter.path)
+            parts.append(_again(chapter, known))
     return "\n".join(parts)
 
 
@@ -158,6 +163,8 @@ def _range(field: FieldInfo) -> str:
     text = ""
     if "ge" in limits and "le" in limits:
         text = f", {_number(field, limits['ge'])} to {_number(field, limits['le'])}"
+    elif "ge" in limits:
+        text = f", {_number(field, limits['ge'])} or more"
     elif "gt" in limits:
         text = f", more than {limits['gt']}"
     elif "min_length" in limits and get_origin(wording.bare(field.annotation)) is tuple:
@@ -186,7 +193,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    example = f" Example: `{field.examples[0]}`" if field.examples else ""
+    words_alone = get_origin(wording.bare(field.annotation)) is Literal  # they stand beside it
+    example = f" Example: `{field.examples[0]}`" if field.examples and not words_alone else ""
     return f"{field.description}{example}"
 
 
@@ -209,7 +217,9 @@ def _markdown(chapter: Chapter) -> str:
 def _again(chapter: Chapter, known: Chapter) -> str:
     """A chapter that has the same tables as one before it."""
     link = f"[`{known.path}`](#{_anchor(known.path)})"
-    return "\n".join([f"## {chapter.title}", "", chapter.about, "", f"As {link}.", ""])
+    return "\n".join(
+        [f"## {chapter.title}", "", chapter.about, "", f"As {link}, all below it too.", ""]
+    )
 
 
 def _table(chapter: Chapter, variant: Variant) -> list[str]:

@@ -26,7 +26,7 @@ class ExeclogReader(TextReader):
     format = "qemu-execlog"
     title = "QEMU execlog text"
     address_kind = "virtual"
-    missing = ("times", "sizes")
+    missing = ("times", "sizes", "modifies")
     c_format = "VM_TEXT_EXECLOG"
     drop_reasons = ("io", "no guest-physical address")
 

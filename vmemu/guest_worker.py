@@ -24,6 +24,8 @@ from vmemu.workload import Lane, Pace, StreamSlice, Workload
 
 WORDS_PER_PAGE = 512
 NO_END = (1 << 64) - 1
+FOREVER_NS = 1e30
+"""More than any clock will count; not so much that 0 times it is no number."""
 FAULT_DTYPE = np.dtype(
     [
         ("start_ns", np.uint64),
@@ -83,7 +85,7 @@ class Guest:
     byte for each 8-byte word of each dictionary page) has a bit for each byte written, or is None
     when nothing is verified; it may be given, to lie in memory of the caller's choice. ``written``
     (uint64, a bit a dictionary page) is kept for dirty tracking when ``track_writes`` is set.
-    All vCPUs have one clock, which the first of them that runs starts.
+    At recorded times all vCPUs have one clock, which the first access of any of them starts.
     """
 
     def __init__(
@@ -255,9 +257,9 @@ def _pace(pace: Pace) -> Any:
         return core.ffi.NULL
     made = core.ffi.new("struct vm_pace *")
     if pace.kind == "recorded":
-        made.kind, made.speed = core.lib.VM_PACE_RECORDED, pace.factor
+        made.kind, made.unit_ns = core.lib.VM_PACE_RECORDED, min(1 / pace.factor, FOREVER_NS)
     else:
-        made.kind, made.speed = core.lib.VM_PACE_RATE, pace.accesses_per_second / 1e9
+        made.kind, made.unit_ns = core.lib.VM_PACE_RATE, 1e9 / pace.accesses_per_second
     return made
 
 

@@ -25,6 +25,7 @@ from vmemu.workload import (
     Workload,
     deal_by_id,
     deal_streams,
+    side_by_side,
     size_table,
     together,
 )
@@ -55,8 +56,10 @@ class RecordedRecipe:
         return Workload(pages.block, pages.offset, self._deal(trace), same=pages.same)
 
     def parts(self, trace: Trace) -> list[StreamSlice]:
-        """Of each stream the accesses that are replayed."""
-        return [self._cut(stream, trace.accesses) for stream in trace.streams]
+        """Of each stream the accesses that are replayed: streams advance side by side."""
+        lengths = [stream.accesses for stream in trace.streams]
+        begins, ends = (side_by_side(lengths, bound) for bound in (self.low, self.high))
+        return [_part(*each) for each in zip(trace.streams, begins, ends, strict=True)]
 
     def _deal(self, trace: Trace) -> list[list[Lane]]:
         streams = self.parts(trace)
@@ -80,11 +83,10 @@ class RecordedRecipe:
             for parts in dealt
         ]
 
-    def _cut(self, stream: Stream, total: int) -> StreamSlice:
-        """The stream's part of a window on all streams: they are taken to advance side by side."""
-        begin, end = (stream.accesses * bound // max(total, 1) for bound in (self.low, self.high))
-        part = StreamSlice(stream.where, stream.what, stream.times).part(begin, end)
-        return part if part.times is None else replace(part, times=_ascending(part.times))
+
+def _part(stream: Stream, begin: int, end: int) -> StreamSlice:
+    part = StreamSlice(stream.where, stream.what, stream.times).part(begin, end)
+    return part if part.times is None else replace(part, times=_ascending(part.times))
 
 
 def _ascending(times: NDArray[np.uint64]) -> NDArray[np.uint64]:

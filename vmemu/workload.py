@@ -6,8 +6,10 @@ at a time.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -186,6 +188,20 @@ def together(workloads: Sequence[Workload], pace: Pace) -> Workload:
 
 def _same_pages(one: Workload, other: Workload) -> bool:
     return np.array_equal(one.block, other.block) and np.array_equal(one.offset, other.offset)
+
+
+def side_by_side(lengths: Sequence[int], bound: int) -> list[int]:
+    """Where streams of these lengths are when they have made ``bound`` accesses together, each as
+    far on its way as the others: access k of n, from 1, is made at k/n of it."""
+    total = max(sum(lengths), 1)
+    made = [length * bound // total for length in lengths]
+    following = [(Fraction(made[i] + 1, n), i) for i, n in enumerate(lengths) if n]
+    heapq.heapify(following)
+    for _ in range(bound - sum(made)):  # what was rounded down: less than one access of each
+        _, i = following[0]
+        made[i] += 1
+        heapq.heapreplace(following, (Fraction(made[i] + 1, lengths[i]), i))
+    return made
 
 
 def deal_streams(streams: Sequence[StreamSlice], vcpus: int) -> list[list[StreamSlice]]:

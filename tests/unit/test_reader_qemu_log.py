@@ -249,6 +249,16 @@ class TestLines:
             assert len(read(reader)) == 1
         assert reader.tally.unknown_lines == 1
 
+    @pytest.mark.parametrize(
+        "moment",
+        ["2026-11-32T01:17:18Z", "2026-11-23T24:17:18Z", "2026-11-23T01:60:18Z"]
+        + [f"2026-11-23T01:17:{seconds}Z" for seconds in ("61", "18446744072")],
+    )
+    def test_a_time_that_no_calendar_has_is_none(self, moment: str, tmp_path: Path) -> None:
+        with opened(tmp_path, STAMP + request(), f"{moment} {request()}") as reader:
+            assert len(read(reader)) == 1
+        assert reader.tally.unknown_lines == 1
+
     def test_a_last_line_that_is_cut_off(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_text(f"{STAMP}{request()}\n{STAMP}{request()}")
         result = stats.stats_of(tmp_path / "x")

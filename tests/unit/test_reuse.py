@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmemu.core import lib
+from vmemu.errors import TraceError
 from vmemu.traces import reuse
+from vmemu.traces.reader import MAX_STREAMS
 from vmemu.traces.reuse import ReuseCollector
 
 Streams = dict[int, list[int]]
@@ -26,6 +28,17 @@ def collected(streams: Streams, cut: int = 1000, watched: int = reuse.WATCHED) -
             part = np.array(pages[start : start + cut], np.uint64)
             collector.add(stream, part << np.uint64(12))
     return collector
+
+
+def test_more_streams_than_there_is_room_for_are_refused() -> None:
+    collector = ReuseCollector()
+    page = np.zeros(1, np.uint64)
+    for stream in range(MAX_STREAMS):
+        collector.add(stream * 7, page)
+    collector.add(7, page)
+    with pytest.raises(TraceError, match="more than 4096 threads"):
+        collector.add(1, page)
+    assert sum(collector.lengths().values()) == MAX_STREAMS + 1
 
 
 def distinct(streams: Streams) -> int:

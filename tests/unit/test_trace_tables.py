@@ -95,6 +95,15 @@ class TestCsv:
         assert addresses == [0x1000, (1 << 44) + 16, 0]
         assert reader.address_kind == "ram-block"
 
+    @pytest.mark.parametrize("wrong", ["0x100000000000,1", "0xfffffffffff,2"])
+    @pytest.mark.parametrize("block", ["pc.ram", "vga"])
+    def test_an_offset_beyond_what_a_block_can_have(
+        self, block: str, wrong: str, tmp_path: Path
+    ) -> None:
+        lines = f"pc.ram,0x1000,8\nvga,16,8\n{block},{wrong}\n{block},0xfffffffffff,1\n"
+        got = stats.stats_of(table(tmp_path, f"block,offset,size\n{lines}"))
+        assert (got.accesses, got.unknown_lines) == (3, 1)
+
     @pytest.mark.parametrize(
         "wrong",
         [

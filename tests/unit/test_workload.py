@@ -22,6 +22,7 @@ from vmemu.workload import (
     Workload,
     deal_by_id,
     deal_streams,
+    side_by_side,
     size_table,
     together,
 )
@@ -69,6 +70,24 @@ def test_a_stream_keeps_its_order_on_each_vcpu_and_from_one_to_the_next(lengths,
 def test_no_vcpu_is_idle_while_streams_are_long_enough(streams, vcpus):
     dealt = deal_streams([stream(i, 100) for i in range(streams)], vcpus)
     assert all(sum(len(part.what) for part in vcpu) > 0 for vcpu in dealt)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=9))
+def test_a_window_has_as_many_accesses_as_it_says_of_streams_side_by_side(lengths):
+    total = sum(lengths)
+    bounds = [side_by_side(lengths, bound) for bound in range(total + 1)]
+    assert [sum(counts) for counts in bounds] == list(range(total + 1))
+    for before, after in itertools.pairwise(bounds):
+        assert all(low <= high for low, high in zip(before, after, strict=True))
+    for bound, counts in enumerate(bounds):
+        for length, count in zip(lengths, counts, strict=True):
+            assert count >= length * bound // max(total, 1)
+    assert bounds[-1] == lengths
+
+
+def test_equal_streams_are_cut_alike():
+    assert side_by_side([1000, 1000, 1000], 300) == [100, 100, 100]
+    assert side_by_side([1000, 1000, 1000], 1) == [1, 0, 0]
 
 
 def test_no_stream_at_all_leaves_every_vcpu_idle():

@@ -72,8 +72,9 @@ static bool column_slice(struct order *o, uint32_t index, uint64_t most, struct 
 static bool next_in_turn(struct order *o, struct vm_slice *slice)
 {
     for (uint32_t tried = 0; tried < o->lanes; tried++) {
-        uint32_t index = o->turn++ % o->lanes;
+        uint32_t index = o->turn;
 
+        o->turn = index + 1 < o->lanes ? index + 1 : 0;
         if (o->lane[index].synthetic ? made_slice(o, index, slice)
                                      : column_slice(o, index, SLICE, slice)) {
             return true;

@@ -13,29 +13,33 @@
 enum vm_pace_kind { VM_PACE_ASAP = 0, VM_PACE_RECORDED = 1, VM_PACE_RATE = 2 };
 
 /*
- * The guest's clock, the same for all its vCPUs. It counts ns of the recording, or, for a rate,
- * accesses of each vCPU.
+ * The guest's clock. It counts ns of the recording, the same for all vCPUs; or, for a rate, the
+ * accesses of each vCPU, from its own begin.
  */
 struct vm_pace {
     uint32_t kind;
-    double speed;      /* what the clock counts in a ns of CLOCK_MONOTONIC */
-    double zero;       /* the clock when it starts: the earliest time not yet replayed (recorded) */
+    double unit_ns; /* of CLOCK_MONOTONIC in what the clock counts; finite */
+    /* Of a recording: */
+    uint64_t zero;     /* the clock when it starts: the earliest time not yet replayed */
     uint64_t start_ns; /* CLOCK_MONOTONIC at its start; 0: it stands, the first vCPU starts it */
 };
 
 struct vm_vcpu;
 
+/*
+ * Times are ns of CLOCK_MONOTONIC since the clock started. In the guest's own units, those of a
+ * recording that is replayed a billion times faster would soon be too large for any type.
+ */
 struct vm_pacer {
     struct vm_vcpu *v;
     const struct vm_pace *pace;
-    double zero;
-    double now;      /* the guest's clock when it was last looked at */
-    double last_due; /* of the last access that was done */
+    uint64_t zero, start_ns;
+    double now_ns;   /* when the clock was last looked at */
     double mean_ns;  /* of all lags so far */
     uint32_t credit; /* accesses that may follow without another look at the clock */
 };
 
-/* For the calling thread, which is that of the vCPU; the guest's clock runs from now on. */
+/* For the calling thread, which is that of the vCPU; its clock runs from now on. */
 void vm_pacer_start(struct vm_pacer *p, struct vm_vcpu *v, struct vm_pace *pace);
 
 /*

@@ -15,8 +15,8 @@ struct replay {
     struct vm_vcpu *v;
     const struct vm_guest *guest;
     struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
-    uint64_t dropped[4]; /* accesses of each kind in this slice that lie outside, or in part */
-    uint32_t until;      /* where the slice ends; 0 after an access that waited for its page */
+    uint64_t dropped[4];      /* accesses of each kind in this slice that lie outside, or in part */
+    uint32_t until;           /* where the slice ends; 0 after an access that waited for its page */
     struct vm_pacer pacer;
 };
 
@@ -145,7 +145,7 @@ static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, u
     if (!wrong || vm_get_acquire(&v->stop)) {
         return;
     }
-    v->reads_wrong++;
+    vm_count(&v->reads_wrong, 1);
     if (v->noted < sizeof(v->mismatch) / sizeof(v->mismatch[0])) {
         unsigned first = (unsigned)__builtin_ctzll(wrong) / 8;
         uint32_t block = block_of(v->guest, p->host & ~UINT64_C(7), &offset);
@@ -257,8 +257,8 @@ static void log_fault(const struct vm_vcpu *v, const struct vm_fault_record *fau
 
 static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
 {
-    v->faults++;
-    v->blocktime_ns += fault.end_ns - fault.start_ns;
+    vm_count(&v->faults, 1);
+    vm_count(&v->blocktime_ns, fault.end_ns - fault.start_ns);
     if (v->records == v->record_capacity) {
         uint64_t capacity = v->record_capacity ? 2 * v->record_capacity : 1024;
         void *grown = realloc(v->record, capacity * sizeof(*v->record));
@@ -419,6 +419,11 @@ static uint32_t replay_paced(void *context, const struct vm_slice *s)
     uint64_t begin = vm_get(&r->v->position);
     uint32_t done = 0;
 
+    /* Not before there is something to do: to go where the vCPU begins in accesses that are made
+     * from a seed takes time, in which nothing would be done that is due. */
+    if (!r->pacer.v) {
+        vm_pacer_start(&r->pacer, r->v, r->guest->pace);
+    }
     while (done < s->count) {
         struct vm_slice part = vm_slice_from(*s, done);
         uint32_t now_done;
@@ -448,9 +453,6 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err)
     memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
     v->thread = (uint32_t)syscall(SYS_gettid);
     vm_set_release(v->tid, v->thread);
-    if (g->pace) {
-        vm_pacer_start(&r.pacer, v, g->pace);
-    }
     rc = vm_for_each_slice(v, v->begin, v->end, g->pace ? replay_paced : replay_slice, &r, err);
     vm_set(v->tid, 0);
     free(r.refs);

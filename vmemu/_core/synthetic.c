@@ -217,9 +217,9 @@ static ALWAYS_INLINE uint64_t place_hot_cold(struct vm_pattern *p, uint64_t *ran
     unit += p->moved + choose(hot, 0, p->hot);
     unit -= choose(unit >= p->units, p->units, 0);
     p->elapsed += p->pace;
-    while (VM_UNLIKELY(p->elapsed >= p->period)) {
-        p->elapsed -= p->period;
-        p->moved = (p->moved + p->hot) % p->units;
+    if (VM_UNLIKELY(p->elapsed >= p->period)) { /* by no more periods than there are vCPUs */
+        p->moved = (p->moved + p->elapsed / p->period * p->hot) % p->units;
+        p->elapsed %= p->period;
     }
     return place_in_unit(p, unit, rest);
 }

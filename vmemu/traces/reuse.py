@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vmemu import core
 from vmemu.core import ffi, lib
+from vmemu.errors import TraceError
 
 WATCHED = 1 << 18
 CURVE_PERCENTS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
@@ -75,7 +76,10 @@ class ReuseCollector:
         self._numbers: dict[int, int] = {}
 
     def add(self, stream: int, addresses: NDArray[np.uint64]) -> None:
-        """The next accesses of a stream; at most 4096 streams."""
+        """The next accesses of a stream. Raises ``TraceError`` when there are too many of them."""
+        most = len(self._reuse.length)
+        if stream not in self._numbers and len(self._numbers) == most:
+            raise TraceError(f"more than {most} threads or vCPUs", "record fewer of them at once")
         number = self._numbers.setdefault(stream, len(self._numbers))
         with ffi.from_buffer("uint64_t[]", np.ascontiguousarray(addresses)) as raw:
             lib.vm_reuse_add(self._reuse, number, raw, len(addresses))

@@ -163,6 +163,8 @@ static bool kind_of(const struct word *words, size_t count, struct field f,
     return kind >= 0;
 }
 
+enum { NO_BLOCK = 1 }; /* no block starts there */
+
 /* What a value says about its access; false if it can't be read. */
 static bool take(struct vm_text *t, uint8_t role, struct field f, struct vm_text_access *a,
                  uint64_t *start)
@@ -198,11 +200,27 @@ static bool take(struct vm_text *t, uint8_t role, struct field f, struct vm_text
     }
 }
 
+/* Let the address be that of the place in the block, if there is one; false if no access can be
+ * there. */
+static bool lay(struct vm_text_access *a, uint64_t start)
+{
+    if (!vm_text_sound(a->address, a->size)) {
+        return false;
+    }
+    if (start != NO_BLOCK) {
+        if ((a->address + a->size - 1) >> VM_TEXT_BLOCK_SHIFT) {
+            return false;
+        }
+        a->address += start;
+    }
+    return true;
+}
+
 enum vm_line vm_line_csv(struct vm_text *t, const char *line, const char *end)
 {
     const struct csv_memory *memory = (const struct csv_memory *)t->memory;
     struct vm_text_access access = {.size = 1};
-    uint64_t start = 0;
+    uint64_t start = NO_BLOCK;
     unsigned column = 0;
 
     if (line == end || *line == '#') {
@@ -217,11 +235,7 @@ enum vm_line vm_line_csv(struct vm_text *t, const char *line, const char *end)
             return VM_LINE_UNKNOWN;
         }
     }
-    if (column != memory->columns || (start && access.address >> VM_TEXT_BLOCK_SHIFT)) {
-        return VM_LINE_UNKNOWN;
-    }
-    access.address += start;
-    if (!vm_text_sound(access.address, access.size)) {
+    if (column != memory->columns || !lay(&access, start)) {
         return VM_LINE_UNKNOWN;
     }
     vm_text_put(t, access);

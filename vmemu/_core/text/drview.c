@@ -51,8 +51,11 @@ static const char *parse_thread(const char *at, uint32_t *thread)
     }
     at += *at == 'T';
     at = vm_parse_decimal(at, &id);
+    if (!at || *at != ' ') {
+        return NULL;
+    }
     *thread = (uint32_t)(workload << 22 ^ id);
-    return at && *at == ' ' ? at : NULL;
+    return at;
 }
 
 /* Behind the numbers of an entry and their colon; where there are none, where it began. */
@@ -117,14 +120,13 @@ static enum vm_line entry_with_address(struct vm_text *t, uint32_t thread, const
     at = vm_parse_decimal(vm_skip_spaces(at), &size);
     at = at ? vm_skip_word(at, end, " byte(s) @ ") : NULL;
     at = at ? vm_parse_0x(at, &address) : NULL;
-    size += size == 0;
-    if (!at || (at < end && *at != ' ') || !vm_text_sound(address, size)) {
+    if (!at || (at < end && *at != ' ') || !vm_text_sound(address, size + (size == 0))) {
         return VM_LINE_UNKNOWN;
     }
     if (kind >= 0) {
         put(t, (struct vm_text_access){.address = address,
                                        .stream = thread,
-                                       .size = (uint16_t)size,
+                                       .size = (uint16_t)(size + (size == 0)),
                                        .kind = (uint8_t)kind});
     }
     return VM_LINE_KNOWN;

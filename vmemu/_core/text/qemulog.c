@@ -100,6 +100,8 @@ static uint64_t days_from(uint64_t year, uint64_t month, uint64_t day)
     return y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1 - 719468;
 }
 
+static const uint64_t LEAP_MINUTE_NS = 61 * UINT64_C(1000000000);
+
 /* 2025-09-25T09:46:41.123456Z and a blank; without a fraction when that is zero. */
 static const char *parse_iso8601(const char *at, uint64_t *ns)
 {
@@ -118,7 +120,8 @@ static const char *parse_iso8601(const char *at, uint64_t *ns)
     }
     at = vm_parse_seconds(at, &seconds);
     if (!at || at[0] != 'Z' || at[1] != ' ' || number[0] < 1970 || number[0] > 2200 ||
-        number[1] < 1 || number[1] > 12 || number[2] < 1) {
+        number[1] < 1 || number[1] > 12 || number[2] < 1 || number[2] > 31 || number[3] > 23 ||
+        number[4] > 59 || seconds >= LEAP_MINUTE_NS) {
         return NULL;
     }
     *ns = (days_from(number[0], number[1], number[2]) * 86400 + number[3] * 3600 + number[4] * 60) *

@@ -61,7 +61,7 @@ class TestRealRecording:
     def test_fetches_are_not_mixed_with_addresses_of_another_kind(self, tmp_path: Path) -> None:
         meta = convert(EXCERPT, tmp_path / "t.vmtrace", fetches=True)
         assert not meta.fetches
-        assert meta.counts.dropped["fetches at virtual addresses"] == 2200
+        assert meta.counts.dropped["fetches_at_virtual_addresses"] == 2200
         assert native.open(tmp_path / "t.vmtrace").accesses == 1962
 
 
@@ -97,7 +97,7 @@ class TestLines:
         line = '0, 0x10, 0x1, "a", store, 0x00001000, RAM, load, 0xffff888000001000'
         with opened(tmp_path, line) as reader:
             assert rows_of(reader) == [(0, STORE, 0x1000)]
-        assert reader.tally.dropped["no guest-physical address"] == 1
+        assert reader.tally.dropped["no_guest_physical_address"] == 1
 
     @pytest.mark.parametrize(
         ("line", "accesses"),

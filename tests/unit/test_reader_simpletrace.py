@@ -143,7 +143,7 @@ class TestVersion4:
         assert (reader.address_kind, reader.blocks) == ("virtual", ())
         with opened(tmp_path, trace(begin, request(0x1000), begin)) as reader:
             assert read(reader) == [(7, 0x1000, 10)]
-        assert reader.tally.dropped == {"logged twice, as request and as blocktime": 2}
+        assert reader.tally.dropped == {"logged_twice": 2}
 
     def test_before_threads_were_told(self, tmp_path: Path) -> None:
         old = request(0x1000)
@@ -159,8 +159,8 @@ class TestVersion4:
         with opened(tmp_path, raw) as reader:
             assert len(read(reader)) == 1
         assert reader.tally.dropped == {
-            "faults of other processes": 1,
-            "records of any event that QEMU lost": 7,
+            "other_processes": 1,
+            "lost_by_qemu": 7,
         }
 
     def test_names_may_come_late(self, tmp_path: Path) -> None:

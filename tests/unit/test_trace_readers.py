@@ -181,9 +181,7 @@ class TestLackey:
     @pytest.mark.parametrize(
         "wrong",
         [
-            "",
             "hello",
-            " ",
             " L",
             " L ",
             " L  1000,8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,24 @@ class TestArrow:
         packed = tmp_path / "t.gz"
         packed.write_bytes(gzip.compress((tmp_path / "t").read_bytes()))
         assert rows(packed) == rows(tmp_path / "t")
+
+    def test_types_of_databases_and_old_writers(self, tmp_path: Path) -> None:
+        made = pa.table(
+            {
+                "block": pa.array([b"pc.ram", b"rom"], pa.large_binary()),
+                "offset": pa.array([Decimal(4096), Decimal(8192)], pa.decimal128(20, 0)),
+                "kind": pa.array([b"w", b"read"], pa.binary()).dictionary_encode(),
+            }
+        )
+        self.write(made, tmp_path / "t", "parquet")
+        found = stats.stats_of(tmp_path / "t")
+        assert [block.name for block in found.blocks] == ["pc.ram", "rom"]
+        assert (found.reads, found.writes, found.unknown_lines) == (1, 1, 0)
+
+    def test_a_column_without_any_value(self, tmp_path: Path) -> None:
+        self.write(pa.table({"page": [1, 2], "kind": pa.nulls(2)}), tmp_path / "t", "parquet")
+        found = stats.stats_of(tmp_path / "t")
+        assert (found.accesses, found.unknown_lines) == (0, 2)
 
     def test_rows_that_mean_nothing(self, tmp_path: Path) -> None:
         made = arrow_table(

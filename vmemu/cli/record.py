@@ -56,7 +56,8 @@ def _say(out: str, recorded: Recorded) -> None:
     from vmemu.traces.record.command import how_it_ended
 
     meta = recorded.meta
-    notes = notes_of(meta.counts.dropped, meta.counts.unknown_lines, "", meta.truncated)
+    counts = meta.counts
+    notes = notes_of(counts.dropped, counts.unknown_lines, counts.first_unknown, meta.truncated)
     if recorded.interrupted:
         notes.append("interrupted: the trace is of what the command did until then")
     elif recorded.status:

@@ -66,7 +66,8 @@ def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) 
     if not quiet:
         click.echo(f"{out}: {converted(meta)}")
     dropped = {key: count for key, count in meta.counts.dropped.items() if key != "repeats"}
-    for note in notes(dropped, meta.counts.unknown_lines, "", meta.truncated):
+    counts = meta.counts
+    for note in notes(dropped, counts.unknown_lines, counts.first_unknown, meta.truncated):
         click.echo(f"note: {note}", err=True)
 
 

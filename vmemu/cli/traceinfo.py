@@ -36,7 +36,12 @@ def lines(stats: TraceStats) -> Iterator[str]:
 
 def notes(dropped: dict[str, int], unknown: int, first: str, truncated: bool) -> list[str]:
     """What was left out on the way, a line each."""
-    found = [f"{count:,} accesses left out: {reason}" for reason, count in dropped.items() if count]
+    from vmemu.traces.missing import LEFT_OUT
+
+    found = [
+        f"{count:,} accesses left out: {LEFT_OUT.get(reason, reason)}"
+        for reason, count in dropped.items()
+    ]
     if unknown:
         found.append(f"{unknown:,} lines or records mean nothing" + (f"; {first}" if first else ""))
     if truncated:
@@ -171,7 +176,7 @@ def _unless(key: str, value: str, missing: tuple[str, ...]) -> str:
 
 def _dropped(dropped: dict[str, int]) -> str:
     """Accesses left out on purpose, by reason."""
-    reasons = [f"{count:,} accesses ({reason})" for reason, count in dropped.items() if count]
+    reasons = [f"{count:,} accesses ({reason})" for reason, count in dropped.items()]
     return ", ".join(reasons) or "-"
 
 

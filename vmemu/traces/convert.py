@@ -125,8 +125,8 @@ def _write(accesses: Input, directory: Path, options: Options, *, name: Path) ->
         writer.blocks = accesses.blocks
         tally = accesses.tally
         if collapse:
-            dropped = tally.dropped | {DROPPED: tally.dropped.get(DROPPED, 0) + collapse.dropped}
-            tally = dataclasses.replace(tally, dropped=dropped)
+            tally = dataclasses.replace(tally, dropped=dict(tally.dropped))
+            tally.drop(DROPPED, collapse.dropped)
             writer.missing = tuple(dict.fromkeys((*writer.missing, DROPPED)))
         return writer.finish(tally, options.report)
 

@@ -44,6 +44,8 @@ class Counts:
     straddling: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     unknown_lines: int = 0
+    first_unknown: str = field(default="", compare=False)
+    """For people, of a recording that was just read; a trace does not keep it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Meta:
         """The bytes of ``meta.json``, the same for the same values."""
         fixed = {"magic": MAGIC, "version": VERSION, "page_shift": PAGE_SHIFT}
         blocks = [block._asdict() for block in self.blocks]
-        values = fixed | asdict(self) | {"blocks": blocks}
+        counts = asdict(self.counts)
+        del counts["first_unknown"]
+        values = fixed | asdict(self) | {"counts": counts, "blocks": blocks}
         return (json.dumps(values, indent=1) + "\n").encode()
 
 
@@ -206,6 +210,6 @@ def _counts(fields: _Fields) -> Counts:
         modifies=fields.integer("modifies"),
         instruction_fetches=fields.integer("instruction_fetches"),
         straddling=fields.integer("straddling"),
-        dropped={reason: dropped.integer(reason) for reason in dropped.values},
+        dropped={key: count for key in dropped.values if (count := dropped.integer(key))},
         unknown_lines=fields.integer("unknown_lines"),
     )

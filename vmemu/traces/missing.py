@@ -1,4 +1,4 @@
-"""What recordings can't say, and what that means for a replay."""
+"""What recordings can't say and what is left out of them, and what that means for a replay."""
 
 from __future__ import annotations
 
@@ -16,4 +16,19 @@ MEANING = {
     "cached": "only accesses that missed in the recorder's filter cache are recorded",
     "instruction_fetches": "no instruction fetches: code pages are touched as data only",
 }
-"""By key, in the order in which they are told."""
+"""By key of ``missing``, in the order in which they are told."""
+
+LEFT_OUT = {
+    "io": "to devices, which are no RAM",
+    "kernel": "in the recorded kernel, which has addresses of its own",
+    "kernel_address": "faults on the kernel's own memory",
+    "no_address": "faults without an address",
+    "other_event": "of another event than the first, which may show the same",
+    "no_guest_physical_address": "without a guest-physical address, as others have",
+    "fetches_at_virtual_addresses": "instruction fetches, at virtual addresses as no data are",
+    "logged_twice": "logged twice, as request and as blocktime",
+    "other_processes": "faults of other processes than the guest",
+    "lost_by_qemu": "records of any event that QEMU lost",
+    "repeats": "that can't fault, as their page was touched as strongly before",
+}
+"""By key of ``dropped``: which accesses they are."""

@@ -68,10 +68,13 @@ class ByteStream:
         self._raw = raw
         self._owned = owned
         self._ahead = b""
+        self.looked_at = 0
+        """Bytes that ``head`` was asked for, at most."""
         self._ended = False
 
     def head(self, size: int) -> bytes:
         """The next bytes, at most ``size`` of them, without taking them from the stream."""
+        self.looked_at = max(self.looked_at, size)
         while len(self._ahead) < size:
             more = self._read_raw(_READ_SIZE)
             if not more:

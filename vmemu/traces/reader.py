@@ -25,6 +25,7 @@ MAX_ACCESS_SIZE = 4096
 MAX_STREAMS = 4096
 
 HEAD_BYTES = 1 << 16
+"""Of an input, to tell its format by."""
 _UNKNOWN_ALWAYS_ALLOWED = 1000
 _UNKNOWN_SHARE = 10
 
@@ -70,6 +71,11 @@ class Tally:
     truncated: bool = False
     """The input ends in the middle of a line, a record, or its compressed data."""
 
+    def drop(self, reason: str, count: int) -> None:
+        """Counts accesses that were left out; a reason that never was is not told."""
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
 
 class Reader(ABC):
     """A recording being read, once. Use it as a context manager; it closes its stream."""
@@ -98,11 +104,15 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def sniff(cls, head: bytes) -> bool:
-        """Whether an input that starts with these bytes (up to HEAD_BYTES) is of this format."""
+        """Whether an input that starts with these bytes is of this format."""
 
     @abstractmethod
     def chunks(self) -> Iterator[Chunk]:
         """The accesses; instruction fetches only if ``fetches``. Raises ``TraceError``."""
+
+    def _head(self) -> bytes:
+        """What the format was told by, and what it leaves open may be told by."""
+        return self.stream.head(max(HEAD_BYTES, self.stream.looked_at))
 
     def _refuse_mostly_unknown(self, known: int) -> None:
         """Ends the reading when so much is unknown that this can't be the format it looked like."""

@@ -26,6 +26,11 @@ from vmemu.traces.readers.reap import ReapReader
 from vmemu.traces.readers.simpletrace import SimpletraceReader
 from vmemu.traces.readers.trace_events import read_declarations
 
+_LOOK_FURTHER = 1 << 20
+"""Bytes of a head that tells nothing, as one of comments or of a header, before it is given up."""
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
 Recording = str | os.PathLike[str] | ByteStream
 """A file, ``-`` for standard input, or what is being recorded just now."""
 
@@ -71,20 +76,37 @@ def open_recording(
     else:
         stream = open_stream(source)
     try:
-        head = stream.head(HEAD_BYTES)
-        for reader in known_readers():
-            if reader.sniff(head):
-                if trace_events is None:
-                    return reader(stream, fetches=fetches)
-                if reader is SimpletraceReader:
-                    return SimpletraceReader(stream, declarations=read_declarations(trace_events))
-                raise TraceError(
-                    f"{stream.name}: a {reader.title}: --trace-events is for QEMU simple traces"
-                )
-        raise TraceError(_unknown_format(stream, head))
+        reader = _reader_of(stream)
+        if trace_events is None:
+            return reader(stream, fetches=fetches)
+        if reader is SimpletraceReader:
+            return SimpletraceReader(stream, declarations=read_declarations(trace_events))
+        raise TraceError(
+            f"{stream.name}: a {reader.title}: --trace-events is for QEMU simple traces"
+        )
     except BaseException:
         stream.close()
         raise
+
+
+def _reader_of(stream: ByteStream) -> type[Reader]:
+    """The reader that knows what ``stream`` begins with."""
+    head = stream.head(HEAD_BYTES)
+    if head.startswith(_UTF8_MARK) and b"\0" not in head:
+        stream.read(len(_UTF8_MARK))
+    for size in (HEAD_BYTES, _LOOK_FURTHER):
+        head = stream.head(size)
+        for reader in known_readers():
+            if reader.sniff(head):
+                return reader
+        if len(head) < size:
+            break
+    if head.startswith(_UTF16_MARKS):
+        raise TraceError(
+            f"{stream.name}: text in UTF-16, which can't be read here",
+            "turn it into UTF-8: iconv -f UTF-16 -t UTF-8 FILE",
+        )
+    raise TraceError(_unknown_format(stream, head))
 
 
 def _unknown_format(stream: ByteStream, head: bytes) -> str:

@@ -172,7 +172,7 @@ class TableReader(Reader):
     def _starts(self, batch: Any) -> NDArray[np.uint64]:
         """The address at which each row's block was laid."""
         index = self._columns.index("block")
-        encoded = batch.column(index).dictionary_encode()
+        encoded = _decoded(batch.column(index)).dictionary_encode()
         names = encoded.dictionary.to_pylist()
         for name in names:
             if not isinstance(name, str) or not name:
@@ -277,7 +277,15 @@ def _seekable(stream: ByteStream) -> IO[bytes]:
 
 
 def _decoded(column: Any) -> Any:
-    return column.dictionary_decode() if str(column.type).startswith("dictionary") else column
+    """The column in one of the types that are read: databases and old writers have others."""
+    kind = str(column.type)
+    if kind.startswith("dictionary"):
+        return _decoded(column.dictionary_decode())
+    if kind in ("binary", "large_binary"):
+        return column.cast("string")
+    if kind.startswith("decimal"):
+        return column.cast("uint64")
+    return column.cast("uint64") if kind == "null" else column
 
 
 def _is_text(column: Any) -> bool:

@@ -78,11 +78,21 @@ class TextReader(Reader):
         tally = self.tally
         tally.instruction_fetches = int(state.fetches)
         tally.unknown_lines = int(state.unknown)
-        for reason, count in zip(self.drop_reasons, state.dropped, strict=False):
-            tally.dropped[reason] = int(count)
+        counts = zip(self.drop_reasons, state.dropped, strict=False)
+        tally.dropped = {reason: int(count) for reason, count in counts if count}
         if tally.unknown_lines and not tally.first_unknown:
             raw = bytes(ffi.buffer(state.first_unknown_text))[: state.first_unknown_length]
             tally.first_unknown = f"line {int(state.first_unknown)}: {raw.decode('latin-1')!r}"
+
+
+def whole_lines(head: bytes) -> list[bytes]:
+    """The lines of a head that a format can be told by: neither empty, nor comments, nor cut off,
+    nor so long that they are unknown in every format."""
+    return [
+        line
+        for line in head.split(b"\n")[:-1]
+        if len(line) < lib.VM_TEXT_MAX_LINE and (text := line.lstrip()) and text[:1] != b"#"
+    ]
 
 
 class _Parser:

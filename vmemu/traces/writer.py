@@ -227,6 +227,7 @@ class TraceWriter:
                 straddling=self._straddling,
                 dropped=dict(sorted(tally.dropped.items())),
                 unknown_lines=tally.unknown_lines,
+                first_unknown=tally.first_unknown,
             ),
             truncated=tally.truncated,
             missing=self.missing,

@@ -223,9 +223,6 @@ enum vm_line vm_line_csv(struct vm_text *t, const char *line, const char *end)
     uint64_t start = NO_BLOCK;
     unsigned column = 0;
 
-    if (line == end || *line == '#') {
-        return VM_LINE_KNOWN;
-    }
     for (const char *at = line; at; column++) {
         struct field field;
 

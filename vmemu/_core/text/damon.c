@@ -96,13 +96,10 @@ static const char *parse_region(const char *at, uint64_t *start, uint64_t *end, 
     return vm_parse_decimal(at, accesses);
 }
 
-/* A comment, or an event of DAMON's or its schemes' that is about no region. */
+/* An event of DAMON's or its schemes' that is about no region. */
 static enum vm_line other_line(const char *line, const char *end)
 {
-    const char *at = vm_skip_spaces(line);
-
-    return at == end || *at == '#' || memmem(at, (size_t)(end - at), "damo", 4) ? VM_LINE_KNOWN
-                                                                                : VM_LINE_UNKNOWN;
+    return memmem(line, (size_t)(end - line), "damo", 4) ? VM_LINE_KNOWN : VM_LINE_UNKNOWN;
 }
 
 enum vm_line vm_line_damon(struct vm_text *t, const char *line, const char *end)

@@ -60,9 +60,6 @@ enum vm_line vm_line_dramsim(struct vm_text *t, const char *line, const char *en
     bool has_data;
     int kind;
 
-    if (at == end) {
-        return VM_LINE_KNOWN;
-    }
     at = at[1] == 'x' || at[1] == 'X' ? vm_parse_0x(at, &address) : vm_parse_hex(at, &address);
     if (!at || (*at != ' ' && *at != '\t')) {
         return VM_LINE_UNKNOWN;

@@ -34,7 +34,7 @@ static bool is_around(const char *line, const char *end)
             return true;
         }
     }
-    return line == end;
+    return false;
 }
 
 /* The thread as it stands, behind it; workloads are kept apart as far as ids of Linux go. */

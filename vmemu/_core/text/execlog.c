@@ -184,7 +184,6 @@ enum vm_line vm_line_execlog(struct vm_text *t, const char *line, const char *en
     uint64_t fetches = t->fetches, io = t->dropped[DROPPED_IO];
     uint64_t other_space = t->dropped[DROPPED_OTHER_SPACE];
 
-    /* A vCPU that never ran leaves an empty line at the end. */
     while (line && line < end) {
         line = take_line(&c, line);
     }

@@ -5,7 +5,8 @@
  *   " S 1fff000738,8" store                   " M 0421b3c0,4"     modify (load and store at once)
  *
  * with the address in hex without 0x and the size in decimal. Valgrind's own lines start with its
- * process id between "==", "--" or "**". The program's own output may stand between them.
+ * process id between "==", "--" or "**", and with --time-stamp=yes the time before it. The
+ * program's own output may stand between them.
  */
 #include "line.h"
 
@@ -23,6 +24,17 @@ static int line_kind(const char *line)
     return line[0] == 'I' && line[1] == ' ' && line[2] == ' ' ? VM_FETCH : -1;
 }
 
+/* "00:00:00:01.234 ", of --time-stamp=yes */
+static const char *skip_time(const char *at)
+{
+    const char *start = at;
+
+    while ((*at >= '0' && *at <= '9') || *at == ':' || *at == '.') {
+        at++;
+    }
+    return *at == ' ' ? at + 1 : start;
+}
+
 /* "==123==", "--123--" and "**123**" open the lines that valgrind itself writes. */
 static bool is_valgrinds_own(const char *line)
 {
@@ -33,7 +45,7 @@ static bool is_valgrinds_own(const char *line)
     if ((mark != '=' && mark != '-' && mark != '*') || line[1] != mark) {
         return false;
     }
-    at = vm_parse_decimal(line + 2, &pid);
+    at = vm_parse_decimal(skip_time(line + 2), &pid);
     return at && at[0] == mark && at[1] == mark;
 }
 

@@ -11,8 +11,9 @@ enum vm_line {
 };
 
 /*
- * Understands the line [line, end). *end is the newline or the carriage return before it, so a
- * function that walks over digits or letters stops there at the latest without looking at end.
+ * Understands the line [line, end), which is neither empty nor a comment. *end is the newline or
+ * the carriage return before it, so a function that walks over digits or letters stops there at the
+ * latest without looking at end.
  */
 typedef enum vm_line (*vm_line_parser)(struct vm_text *t, const char *line, const char *end);
 

@@ -166,15 +166,15 @@ static bool is_hex(struct field field)
     return vm_parse_hex(field.start, &value) == field.end;
 }
 
-/* Lines that are no sample: comments, call chains, sources, and records that are shown on demand */
+/* Lines that are no sample: call chains, sources, and records that are shown on demand */
 static enum vm_line other_line(const char *line, const struct field *fields, int count)
 {
     struct sample sample = {0};
     bool source;
     int i;
 
-    source = count > 0 && count <= 2 && fields[0].start == line + 2 && line[0] == ' ';
-    if (count == 0 || fields[0].start[0] == '#' || is_hex(fields[0]) || source) {
+    source = count <= 2 && fields[0].start == line + 2 && line[0] == ' ';
+    if (is_hex(fields[0]) || source) {
         return VM_LINE_KNOWN;
     }
     for (i = 1; i < count; i++) {

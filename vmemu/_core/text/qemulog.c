@@ -177,7 +177,7 @@ static bool is_event_or_message(const char *line, const char *end)
     for (; is_name(*at); at++) {
         underscore |= *at == '_' && at > line;
     }
-    if (line == end || (underscore && (at == end || *at == ' '))) {
+    if (underscore && (at == end || *at == ' ')) {
         return true;
     }
     for (at = line; is_name(*at) || *at == '-' || *at == '.' || *at == '+'; at++) {

@@ -95,9 +95,6 @@ enum vm_line vm_line_ramulator(struct vm_text *t, const char *line, const char *
     const char *at = vm_skip_spaces(line), *behind;
     uint64_t address;
 
-    if (at == end) {
-        return VM_LINE_KNOWN;
-    }
     if (*at == 'L' || *at == 'S') {
         return load_or_store(t, at, end);
     }

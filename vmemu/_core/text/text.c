@@ -4,8 +4,6 @@
 
 #include "line.h"
 
-enum { MAX_LINE = 4096 };
-
 /* clang-format off */
 static const vm_line_parser parsers[VM_TEXT_FORMATS] = {
     [VM_TEXT_LACKEY] = vm_line_lackey,
@@ -100,12 +98,20 @@ static size_t skip_long_line(struct vm_text *state, const char *text, size_t len
     return (size_t)(newline + 1 - text);
 }
 
+/* An empty line, or a comment: what people put into a recording of any format. */
+static bool says_nothing(const char *line, const char *end)
+{
+    line = vm_skip_spaces(line);
+    return line == end || *line == '#';
+}
+
 static void parse_line(struct vm_text *state, vm_line_parser parser, const char *line,
                        const char *newline)
 {
     const char *end = newline > line && newline[-1] == '\r' ? newline - 1 : newline;
 
-    if (newline - line >= MAX_LINE || parser(state, line, end) == VM_LINE_UNKNOWN) {
+    if (newline - line >= VM_TEXT_MAX_LINE ||
+        (!says_nothing(line, end) && parser(state, line, end) == VM_LINE_UNKNOWN)) {
         count_unknown(state, line, (size_t)(newline - line));
     }
     state->lines++;
@@ -128,7 +134,7 @@ size_t vm_text_parse(struct vm_text *state, enum vm_text_format format, const ch
         parse_line(state, parsers[format], at, newline);
         at = newline + 1;
     }
-    if (!newline && end - at >= MAX_LINE && !state->in_long_line) {
+    if (!newline && end - at >= VM_TEXT_MAX_LINE && !state->in_long_line) {
         count_unknown(state, at, (size_t)(end - at));
         state->in_long_line = true;
         at = end;

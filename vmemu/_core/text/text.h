@@ -27,6 +27,7 @@ enum vm_text_format {
 enum {
     VM_TEXT_LINE_ACCESSES = 256, /* accesses of one line at most */
     VM_TEXT_MAX_SIZE = 4096,     /* bytes of an access at most */
+    VM_TEXT_MAX_LINE = 4096,     /* bytes of a line, less than this */
     VM_TEXT_REASONS = 4,
     VM_TEXT_BLOCKS = 512, /* RAM blocks of a recording that names them, at most */
     VM_TEXT_BLOCK_NAME = 256,
@@ -64,8 +65,8 @@ struct vm_text {
 /*
  * Reads whole lines from text[0..length) and writes their accesses to state->out from its start.
  * Stops at the last newline or when there is no room for another line's accesses. Returns the bytes
- * consumed: the caller gives the rest again, with more text behind it. A line longer than 4 KiB is
- * consumed in parts and counts as one unknown line.
+ * consumed: the caller gives the rest again, with more text behind it. A line of VM_TEXT_MAX_LINE
+ * or more is consumed in parts and counts as one unknown line.
  */
 size_t vm_text_parse(struct vm_text *state, enum vm_text_format format, const char *text,
                      size_t length);

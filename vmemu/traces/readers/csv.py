@@ -15,7 +15,6 @@ from vmemu.core import ffi, lib
 from vmemu.errors import TraceError
 from vmemu.traces.columns import Columns, meaning_of, understand
 from vmemu.traces.opening import ByteStream
-from vmemu.traces.reader import HEAD_BYTES
 from vmemu.traces.text import TextReader
 
 _ROLES = {
@@ -37,6 +36,8 @@ _ROLES = {
     "time": "TIME_S",
 }
 _PLACES = ("address", "virtual", "physical", "page")
+_HEADER = re.compile(rb"^(?![ \t]*(?:#|\r?$))([^\n]*)(?:\n|\Z)", re.MULTILINE)
+"""The first line that is neither empty nor a comment."""
 _HEX = re.compile(rb"[0-9a-fA-F]+")
 
 
@@ -51,7 +52,7 @@ class CsvReader(TextReader):
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)
-        head = stream.head(HEAD_BYTES)
+        head = self._head()
         self._before, line, rest = _header(head)
         names, self._separator = _names(line)
         self._columns = understand(stream.name, names)
@@ -82,14 +83,10 @@ class CsvReader(TextReader):
 
 def _header(head: bytes) -> tuple[int, bytes, bytes]:
     """Lines before the header, the header, and what is behind it."""
-    before = 0
-    rest = head
-    while rest:
-        line, _, rest = rest.partition(b"\n")
-        if line.strip() and not line.startswith(b"#"):
-            return before, line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r"), rest
-        before += 1
-    return before, b"", b""
+    match = _HEADER.search(head)
+    if match is None:
+        return head.count(b"\n"), b"", b""
+    return head.count(b"\n", 0, match.start()), match[1].rstrip(b"\r"), head[match.end() :]
 
 
 def _names(line: bytes) -> tuple[list[str], bytes]:

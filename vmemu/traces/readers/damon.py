@@ -54,7 +54,6 @@ class DamonReader(TextReader):
 
     def _take_counts(self, state: Any) -> None:
         super()._take_counts(state)
-        self.tally.dropped = {key: count for key, count in self.tally.dropped.items() if count}
         self.address_kind = address_kind_of(int(state.memory[lib.VM_DAMON_HIGHEST]))
 
     def _chunks(

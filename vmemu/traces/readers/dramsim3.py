@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 
 from vmemu.traces.opening import ByteStream
-from vmemu.traces.reader import HEAD_BYTES
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _SNIFF_SHARE = 0.9
 
@@ -35,12 +34,12 @@ class Dramsim3Reader(TextReader):
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)
-        head = stream.head(HEAD_BYTES)
+        head = self._head()
         told = {"sizes": _SIZE.search(head), "instruction_fetches": _FETCH.search(head)}
         self.missing = tuple(key for key in self.missing if not told.get(key))
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:
-        lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
+        lines = whole_lines(head)
         matching = sum(1 for line in lines if _LINE.fullmatch(line))
         return matching > 0 and matching >= _SNIFF_SHARE * len(lines)

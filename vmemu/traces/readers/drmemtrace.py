@@ -24,7 +24,6 @@ from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.reader import (
     FETCH,
-    HEAD_BYTES,
     LOAD,
     MAX_ACCESS_SIZE,
     STORE,
@@ -115,7 +114,7 @@ class DrmemtraceReader(Reader):
     ) -> None:
         """``further``: files of the same trace, read after the first. ``timed``: all have times."""
         super().__init__(stream, fetches=fetches)
-        facts = facts_of(stream.head(HEAD_BYTES))
+        facts = facts_of(self._head())
         self._further = tuple(further)
         self._refuse_instructions_only(facts)
         self._timed = timed and facts.timed
@@ -141,7 +140,6 @@ class DrmemtraceReader(Reader):
         )
 
     def chunks(self) -> Iterator[Chunk]:
-        self.tally.dropped["kernel"] = 0
         yield from self._chunks_of_file(0)
         for number, path in enumerate(self._further, start=1):
             self.stream.close()
@@ -149,7 +147,7 @@ class DrmemtraceReader(Reader):
             yield from self._chunks_of_file(number)
 
     def _chunks_of_file(self, number: int) -> Iterator[Chunk]:
-        facts = facts_of(self.stream.head(HEAD_BYTES))
+        facts = facts_of(self._head())
         self._refuse_instructions_only(facts)
         dtype = WIDE if facts.wide else NARROW
         buffer = bytearray(_ENTRIES_A_CHUNK * dtype.itemsize)
@@ -171,7 +169,7 @@ class DrmemtraceReader(Reader):
         at = np.flatnonzero(meanings <= FETCH if self.fetches else meanings < FETCH)
         kernel = control.kernel(at)
         if kernel.any():
-            self.tally.dropped["kernel"] += int(np.count_nonzero(meanings[at[kernel]] != FETCH))
+            self.tally.drop("kernel", int(np.count_nonzero(meanings[at[kernel]] != FETCH)))
             at = at[~kernel]
         addresses = entries["value"][at].astype(np.uint64)
         # A few are recorded with a size of 0.

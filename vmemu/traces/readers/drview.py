@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 
 from vmemu.traces.opening import ByteStream
-from vmemu.traces.reader import HEAD_BYTES
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _SNIFF_SHARE = 2
 
@@ -35,7 +34,7 @@ class DrviewReader(TextReader):
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)
-        head = stream.head(HEAD_BYTES)
+        head = self._head()
         first = _ACCESS_LINE.search(head)
         if _TIMESTAMP not in (head[: first.start()] if first else head):
             self.missing = ("times", "modifies")
@@ -44,6 +43,6 @@ class DrviewReader(TextReader):
     def sniff(cls, head: bytes) -> bool:
         if _HEADING.search(head):
             return True
-        lines = [line for line in head.split(b"\n")[:-1] if line.strip(b"-\r ")]
+        lines = [line for line in whole_lines(head) if line.strip(b"-\r ")]
         entries = sum(1 for line in lines if _ENTRY_LINE.match(line))
         return entries > 0 and entries * _SNIFF_SHARE >= len(lines)

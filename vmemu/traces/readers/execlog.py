@@ -12,8 +12,7 @@ from typing import Any
 from vmemu.core import lib
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream
-from vmemu.traces.reader import HEAD_BYTES
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _LINE = re.compile(rb'[0-9]{1,10}, 0x[0-9a-f]{1,16}, 0x[0-9a-f]{1,16}, ".*"(?:,.*)?\r?')
 _ACCESS = re.compile(rb", (?:load|store), 0x[0-9a-f]+(, (?!(?:load|store), |[^,\n]* -> )[^\n])?")
@@ -28,11 +27,11 @@ class ExeclogReader(TextReader):
     address_kind = "virtual"
     missing = ("times", "sizes", "modifies")
     c_format = "VM_TEXT_EXECLOG"
-    drop_reasons = ("io", "no guest-physical address")
+    drop_reasons = ("io", "no_guest_physical_address")
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)
-        accesses = [bool(name) for name in _ACCESS.findall(stream.head(HEAD_BYTES))]
+        accesses = [bool(name) for name in _ACCESS.findall(self._head())]
         self._space = 0
         if accesses:
             self._space = lib.VM_EXECLOG_PHYSICAL if any(accesses) else lib.VM_EXECLOG_VIRTUAL
@@ -42,7 +41,7 @@ class ExeclogReader(TextReader):
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:
-        lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
+        lines = whole_lines(head)
         good = sum(1 for line in lines if _LINE.fullmatch(line))
         return good > 0 and good * _SNIFF_SHARE >= len(lines)
 
@@ -58,8 +57,7 @@ class ExeclogReader(TextReader):
                 " guest-physical ones: convert it without --fetches"
             )
         if self._left_out_fetches:
-            dropped = self.tally.dropped
-            dropped["fetches at virtual addresses"] = self.tally.instruction_fetches
+            self.tally.drop("fetches_at_virtual_addresses", self.tally.instruction_fetches)
 
     def _name_space(self) -> None:
         physical = self._space == lib.VM_EXECLOG_PHYSICAL

@@ -83,8 +83,7 @@ class GpaReader(Reader):
                 self.tally.first_unknown = f"record {before + int(bad[0]) + 1}: {raw}"
             self.tally.unknown_lines += len(bad)
         io = good & (records["io"] != 0)
-        dropped = self.tally.dropped
-        dropped["io"] = dropped.get("io", 0) + int(np.count_nonzero(io))
+        self.tally.drop("io", int(np.count_nonzero(io)))
         kept: _Records = records[good & ~io]
         return kept
 

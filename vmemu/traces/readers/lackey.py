@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _SNIFF_SHARE = 2
 
 _ACCESS_LINE = re.compile(rb"(?:I | [LSM]) [0-9a-fA-F]{1,16},[0-9]{1,4}\r?")
-_OWN_LINE = re.compile(rb"(==|--|\*\*)[0-9]+\1")
+_OWN_LINE = re.compile(rb"(==|--|\*\*)(?:[0-9:.]+ )?[0-9]+\1")
 
 
 class LackeyReader(TextReader):
@@ -26,7 +26,7 @@ class LackeyReader(TextReader):
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:
-        lines = head.split(b"\n")[:-1]
+        lines = whole_lines(head)
         if any(b"== Lackey, an example Valgrind tool" in line for line in lines[:100]):
             return True
         others = [line for line in lines if not _OWN_LINE.match(line)]

@@ -13,7 +13,7 @@ from typing import Any
 from vmemu.core import lib
 from vmemu.errors import TraceError
 from vmemu.traces.reader import Chunk
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _EVENT = re.compile(
     rb"(?:^|[ \t])(?:software/)?"
@@ -42,7 +42,7 @@ class PerfReader(TextReader):
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:
-        return head.startswith(_MAGICS) or any(map(_is_fault, head.split(b"\n")[:-1]))
+        return head.startswith(_MAGICS) or any(map(_is_fault, whole_lines(head)))
 
     def chunks(self) -> Iterator[Chunk]:
         if self.stream.head(8).startswith(_MAGICS):
@@ -55,15 +55,13 @@ class PerfReader(TextReader):
 
     def _take_counts(self, state: Any) -> None:
         super()._take_counts(state)
-        dropped = self.tally.dropped
-        if dropped["no_address"] and not state.memory[lib.VM_PERF_ADDRESSES]:
+        if "no_address" in self.tally.dropped and not state.memory[lib.VM_PERF_ADDRESSES]:
             raise TraceError(
                 f"{self.stream.name}: perf script printed no addresses: what was touched is not"
                 " in it",
                 f"record with {_RECORD}, and print with {_SCRIPT} (tracepoints: with the field"
                 " trace)",
             )
-        self.tally.dropped = {reason: count for reason, count in dropped.items() if count}
         if fields := int(state.memory[lib.VM_PERF_FIELDS]):
             self._learn(fields, int(state.memory[lib.VM_PERF_FAMILY]), state)
 

@@ -19,8 +19,8 @@ BLOCK_SHIFT: int = lib.VM_TEXT_BLOCK_SHIFT
 """Block i, in the order of first sight, is laid at i << BLOCK_SHIFT."""
 MAX_BLOCKS: int = lib.VM_TEXT_BLOCKS
 
-DROPPED_TWICE = "logged twice, as request and as blocktime"
-DROPPED_SHARED = "faults of other processes"
+DROPPED_TWICE = "logged_twice"
+DROPPED_SHARED = "other_processes"
 
 _RECORDED_BY = (
     f"the log of the destination has them, recorded with -trace {REQUEST} -msg timestamp=on"

@@ -13,9 +13,8 @@ from typing import Any
 from vmemu.core import lib
 from vmemu.eventtable import kinds
 from vmemu.traces.opening import ByteStream
-from vmemu.traces.reader import HEAD_BYTES
 from vmemu.traces.readers import qemu_faults
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _STAMP = rb"(?:[0-9]{1,10}@[0-9]{1,10}\.[0-9]{6}:|[0-9-]{10}T[0-9:]{8}(?:\.[0-9]{1,6})?Z )"
 _STAMPED = re.compile(rb"^" + _STAMP + rb"(?:.*[ :])?[a-zA-Z][a-zA-Z0-9]*_[a-zA-Z0-9_]*(?: |\r?$)")
@@ -43,7 +42,7 @@ class QemuLogReader(TextReader):
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)
-        head = stream.head(HEAD_BYTES)
+        head = self._head()
         faults = [(bool(stamp), name.decode()) for stamp, name in _OF_INTEREST.findall(head)]
         first = next((line for line in head.split(b"\n") if _names_event(line)), b"")
         self._timed = faults[0][0] if faults else _STAMPED.match(first) is not None
@@ -52,7 +51,7 @@ class QemuLogReader(TextReader):
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:
-        lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
+        lines = whole_lines(head)
         stamped = sum(1 for line in lines if _STAMPED.match(line))
         if stamped and stamped * _SNIFF_SHARE >= len(lines):
             return True

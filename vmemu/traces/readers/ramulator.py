@@ -12,8 +12,7 @@ import numpy as np
 
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream
-from vmemu.traces.reader import HEAD_BYTES
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _NUMBER = rb"(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})"
 _LOAD_STORE = re.compile(rb"(?:LD|ST) +" + _NUMBER + rb"((?: +[0-9]{1,3})*)\s*")
@@ -37,7 +36,7 @@ class RamulatorReader(TextReader):
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)
-        first = _lines(stream.head(HEAD_BYTES))[0]
+        first = whole_lines(self._head())[0]
         if _VECTOR.fullmatch(first):
             raise TraceError(
                 f"{stream.name}: a Ramulator trace of places in DRAM (channel, rank, ..., column),"
@@ -52,7 +51,7 @@ class RamulatorReader(TextReader):
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:
-        lines = _lines(head)
+        lines = whole_lines(head)
         return bool(lines) and (
             any(
                 all(form.fullmatch(line) for line in lines)
@@ -60,10 +59,6 @@ class RamulatorReader(TextReader):
             )
             or _are_instructions(lines)
         )
-
-
-def _lines(head: bytes) -> list[bytes]:
-    return [line for line in head.split(b"\n")[:-1] if line.strip()]
 
 
 def _are_instructions(lines: list[bytes]) -> bool:

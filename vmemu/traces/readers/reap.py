@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from vmemu.traces.text import TextReader
+from vmemu.traces.text import TextReader, whole_lines
 
 _LEAST_LINES = 2
 _LINE = re.compile(rb"(?:0|[1-9a-f][0-9a-f]{0,12}000)((?:,[0-9]{1,20}){2})?\r?")
@@ -35,7 +35,7 @@ class ReapReader(TextReader):
         # There is no header, so it is told by all lines being whole pages in Go's hex. Decimal
         # thousands look the same; so one line must be a number that is none in decimal, or zero,
         # which is where the first fault of a restored guest is.
-        lines = head.split(b"\n")[:-1]
+        lines = whole_lines(head)
         matches = [_LINE.fullmatch(line) for line in lines]
         return (
             len(lines) >= _LEAST_LINES

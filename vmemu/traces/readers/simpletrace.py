@@ -28,7 +28,7 @@ MAGIC = 0xF2B177CB0AA429B4
 VERSIONS = (2, 3, 4)
 
 _LOST = (Argument("lost", is_text=False),)
-_DROPPED_LOST = "records of any event that QEMU lost"
+_DROPPED_LOST = "lost_by_qemu"
 _BUFFER_BYTES = 1 << 22
 _RECORDS_A_CALL = 1 << 17
 _RECORD_HEAD = 24
@@ -153,14 +153,14 @@ class SimpletraceReader(Reader):
         self, raw: NDArray[np.uint8], of_kind: dict[str, _Places]
     ) -> Iterator[Chunk]:
         shared = of_kind.pop(qemu_faults.SHARED, ())
-        self._drop(qemu_faults.DROPPED_SHARED, len(shared))
+        self.tally.drop(qemu_faults.DROPPED_SHARED, len(shared))
         if of_kind and not self._used:
             self._used = min(of_kind, key=list(KNOWN).index)
         for name, places in of_kind.items():
             if name == self._used:
                 yield from self._faults_of(raw, name, places)
             else:
-                self._drop(qemu_faults.DROPPED_TWICE, len(places))
+                self.tally.drop(qemu_faults.DROPPED_TWICE, len(places))
 
     def _faults_of(self, raw: NDArray[np.uint8], name: str, places: _Places) -> Iterator[Chunk]:
         """The accesses of one kind of event."""
@@ -234,13 +234,9 @@ class SimpletraceReader(Reader):
         else:
             self.address_kind = "virtual"
 
-    def _drop(self, reason: str, count: int) -> None:
-        if count:
-            self.tally.dropped[reason] = self.tally.dropped.get(reason, 0) + count
-
     def _count_lost(self, raw: NDArray[np.uint8], places: _Places) -> None:
         fits, columns = _decoded(raw, places, _LOST)
-        self._drop(_DROPPED_LOST, int(columns["lost"][fits].sum()))
+        self.tally.drop(_DROPPED_LOST, int(columns["lost"][fits].sum()))
         self._count_unknown(raw, places[~fits])
 
     def _count_unknown(self, raw: NDArray[np.uint8], places: _Places) -> None:

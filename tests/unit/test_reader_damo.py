@@ -132,8 +132,8 @@ class TestJson:
     )
     def test_numbers_of_accesses(self, accesses: Any, touched: bool, tmp_path: Path) -> None:
         one = region(0x1000, 0x2000) | {"nr_accesses": accesses}
-        path = written(tmp_path, [record(("1 s", [one]))])
-        assert len(touches(path)) == touched
+        path = written(tmp_path, [record(("1 s", [one, region(0x5000, 0x6000)]))])
+        assert len(touches(path)) == 1 + touched
         assert stats.stats_of(path).unknown_lines == 0
 
     def test_a_record_that_is_no_list(self, tmp_path: Path) -> None:

@@ -215,6 +215,26 @@ class TestLackey:
         with pytest.raises(TraceError, match=r"1001 of 1002 lines .* line 2: 'what'"):
             stats.stats_of(path)
 
+    def test_a_short_one_that_is_mostly_unknown_is_refused(self, tmp_path: Path) -> None:
+        first = "==12== Lackey, an example Valgrind tool"
+        path = lines(tmp_path, first, "what", "what", " L 1000,8", "what", "what", "what")
+        with pytest.raises(TraceError, match=r"5 of 7 lines .* line 2: 'what'"):
+            stats.stats_of(path)
+
+    def test_one_without_any_access_is_refused(self, tmp_path: Path) -> None:
+        path = lines(tmp_path, "==12== Lackey, an example Valgrind tool", "==12== ")
+        with pytest.raises(TraceError, match="a valgrind lackey text without any access"):
+            stats.stats_of(path)
+
+    def test_one_of_fetches_alone_is_converted_with_them(self, tmp_path: Path) -> None:
+        path = lines(tmp_path, "I  1000,8", "I  1008,8")
+        assert stats.stats_of(path).instruction_fetches == 2
+        with pytest.raises(TraceError, match="2 instruction fetches and no other") as caught:
+            convert(path, tmp_path / "t.vmtrace")
+        assert "--fetches" in str(caught.value)
+        assert convert(path, tmp_path / "t.vmtrace", fetches=True).counts.instruction_fetches == 2
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["t.txt", "t.vmtrace"]
+
     def test_lines_longer_than_every_buffer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

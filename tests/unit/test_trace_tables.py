@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import HostError, TraceError
 from vmemu.traces import native, stats
 from vmemu.traces.convert import convert
@@ -210,18 +212,18 @@ class TestArrow:
 
     def test_a_column_without_any_value(self, tmp_path: Path) -> None:
         self.write(pa.table({"page": [1, 2], "kind": pa.nulls(2)}), tmp_path / "t", "parquet")
-        found = stats.stats_of(tmp_path / "t")
-        assert (found.accesses, found.unknown_lines) == (0, 2)
+        with pytest.raises(TraceError, match=r"2 of 2 lines .* the first is row 1"):
+            stats.stats_of(tmp_path / "t")
 
     def test_rows_that_mean_nothing(self, tmp_path: Path) -> None:
         made = arrow_table(
-            address=pa.array([1, None, 3, 4, 5, 6], pa.int64()),
-            size=pa.array([8, 8, 0, 4097, None, 8]),
-            is_write=pa.array([True, False, False, True, True, None]),
-            seconds=pa.array([0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+            address=pa.array([1, None, 3, 4, 5, 6] + [1] * 5, pa.int64()),
+            size=pa.array([8, 8, 0, 4097, None, 8] + [8] * 5),
+            is_write=pa.array([True, False, False, True, True, None] + [True] * 5),
+            seconds=pa.array([0.5, 1.0, 1.0, 1.0, 1.0, 1.0] + [0.5] * 5),
         )
         self.write(made, tmp_path / "t", "parquet")
-        assert rows(tmp_path / "t") == [(0, 1, STORE, 8, 500_000_000)]
+        assert rows(tmp_path / "t") == [(0, 1, STORE, 8, 500_000_000)] * 6
         got = stats.stats_of(tmp_path / "t")
         assert (got.unknown_lines, got.first_unknown) == (5, "row 2")
 
@@ -351,3 +353,11 @@ class TestRoundTrip:
         convert(path, tmp_path / "out.csv")
         assert (tmp_path / "out.csv").read_text() == "virtual_address\n0x1000\n0x2000\n"
         assert stats.stats_of(tmp_path / "out.csv").missing == stats.stats_of(path).missing
+
+    def test_what_csv_loses_is_said(self, tmp_path: Path) -> None:
+        faults = DATA / "perf-page-faults-excerpt.txt.zst"
+        arguments = ["convert", str(faults), str(tmp_path / "t.csv")]
+        said = CliRunner().invoke(trace_command, arguments)
+        assert "note: CSV can't tell what was not recorded: repeats" in said.stderr
+        arguments = ["convert", str(faults), str(tmp_path / "t.arrow")]
+        assert "CSV" not in CliRunner().invoke(trace_command, arguments).stderr

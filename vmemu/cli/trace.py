@@ -69,6 +69,9 @@ def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) 
     counts = meta.counts
     for note in notes(dropped, counts.unknown_lines, counts.first_unknown, meta.truncated):
         click.echo(f"note: {note}", err=True)
+    if out.endswith(".csv") and meta.lost_in_csv and not quiet:
+        lost = ", ".join(meta.lost_in_csv)
+        click.echo(f"note: CSV can't tell what was not recorded: {lost}", err=True)
 
 
 @trace.command()

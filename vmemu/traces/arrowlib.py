@@ -18,6 +18,6 @@ def pyarrow(what: str) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise HostError(
-            f"{what} needs pyarrow, which is not installed", "pip install 'vmemu[tables]'"
+            f"{what} needs pyarrow, which is not installed", "pip install pyarrow"
         ) from None
     return library

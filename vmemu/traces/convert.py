@@ -121,6 +121,8 @@ def _write(accesses: Input, directory: Path, options: Options, *, name: Path) ->
     ) as writer:
         for chunk in _watched(accesses, options):
             writer.append(*(collapse(chunk) if collapse else chunk))
+        if not writer.accesses:
+            raise _nothing_kept(accesses)
         writer.address_kind, writer.missing = accesses.address_kind, accesses.missing
         writer.blocks = accesses.blocks
         tally = accesses.tally
@@ -129,6 +131,17 @@ def _write(accesses: Input, directory: Path, options: Options, *, name: Path) ->
             tally.drop(DROPPED, collapse.dropped)
             writer.missing = tuple(dict.fromkeys((*writer.missing, DROPPED)))
         return writer.finish(tally, options.report)
+
+
+def _nothing_kept(accesses: Input) -> TraceError:
+    """A trace without accesses can't be replayed: why there are none."""
+    tally = accesses.tally
+    name = accesses.source.file or "standard input"
+    if tally.instruction_fetches and not accesses.fetches:
+        what = f"{tally.instruction_fetches:,} instruction fetches and no other access"
+        return TraceError(f"{name}: {what}", "keep them with --fetches")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
+    return TraceError(f"{name}: no access is left: {reasons or 'there was none'}")
 
 
 def write_packed(accesses: Input, out: Path, options: Options) -> Meta:

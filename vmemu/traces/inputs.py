@@ -95,7 +95,11 @@ class RecordingInput(Input):
         self.fetches = reader.fetches and "instruction_fetches" not in reader.missing
 
     def chunks(self) -> Iterator[Chunk]:
-        return self._reader.chunks()
+        accesses = 0
+        for chunk in self._reader.chunks():
+            accesses += len(chunk.addresses)
+            yield chunk
+        self._reader.check_end(accesses)
 
     def position(self) -> tuple[int, int | None]:
         return self._reader.stream.position()

@@ -62,6 +62,12 @@ class Meta:
     time_range_ns: tuple[int, int] | None = None
     blocks: tuple[BlockBase, ...] = ()
 
+    @property
+    def lost_in_csv(self) -> tuple[str, ...]:
+        """What is missing and can't be seen from the columns of a table."""
+        by_column = ("times", "threads", "sizes", "writes", "modifies", "instruction_fetches")
+        return tuple(key for key in self.missing if key not in by_column)
+
     def to_json(self) -> bytes:
         """The bytes of ``meta.json``, the same for the same values."""
         fixed = {"magic": MAGIC, "version": VERSION, "page_shift": PAGE_SHIFT}

@@ -100,6 +100,7 @@ class Reader(ABC):
         self.stream = stream
         self.fetches = fetches
         self.tally = Tally()
+        self._known = 0
 
     @classmethod
     @abstractmethod
@@ -116,12 +117,27 @@ class Reader(ABC):
 
     def _refuse_mostly_unknown(self, known: int) -> None:
         """Ends the reading when so much is unknown that this can't be the format it looked like."""
+        self._known = known
         unknown = self.tally.unknown_lines
         if unknown > _UNKNOWN_ALWAYS_ALLOWED and unknown > known // _UNKNOWN_SHARE:
-            raise TraceError(
-                f"{self.stream.name}: not a whole {self.title}: {unknown} of {unknown + known}"
-                f" lines or records mean nothing in it, the first is {self.tally.first_unknown}"
-            )
+            raise self._mostly_unknown()
+
+    def _mostly_unknown(self) -> TraceError:
+        unknown = self.tally.unknown_lines
+        return TraceError(
+            f"{self.stream.name}: not a whole {self.title}: {unknown} of {unknown + self._known}"
+            f" lines or records mean nothing in it, the first is {self.tally.first_unknown}"
+        )
+
+    def check_end(self, accesses: int) -> None:
+        """Called at the end of the chunks, with their accesses. Raises ``TraceError`` when most of
+        the recording means nothing, however short it is, or when nothing at all is in it."""
+        tally = self.tally
+        if tally.unknown_lines > self._known:
+            raise self._mostly_unknown()
+        if not accesses and not tally.instruction_fetches and not any(tally.dropped.values()):
+            cut = ", and it is cut off" if tally.truncated else ""
+            raise TraceError(f"{self.stream.name}: a {self.title} without any access{cut}")
 
     def close(self) -> None:
         """Closes what it reads from."""

@@ -128,6 +128,11 @@ class TraceWriter:
             raise placing.cant_write(self._name, error) from None
         return meta
 
+    @property
+    def accesses(self) -> int:
+        """Appended so far, to all streams."""
+        return sum(self._lengths.values())
+
     def abandon(self) -> None:
         """Removes what was written, unless it is finished. May be called at any time."""
         shutil.rmtree(self._partial, ignore_errors=True)

@@ -52,7 +52,7 @@ class TestRealRecording:
         assert reader.tally.instruction_fetches == text.count("\n") == 2200
         assert reader.tally.unknown_lines == 0
         assert reader.address_kind == "guest-physical"
-        assert reader.missing == ("times", "sizes", "modifies")
+        assert reader.missing == ("times", "sizes", "modifies", "rom_places")
 
     def test_no_other_reader_takes_it(self) -> None:
         head = zstd.decompress(EXCERPT.read_bytes())[: 1 << 16]

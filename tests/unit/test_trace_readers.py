@@ -70,7 +70,7 @@ GPA_COUNTS = {
     "threads": 2,
     "time_range_ns": None,
     "unknown_lines": 0,
-    "missing": ["times", "modifies", "instruction_fetches"],
+    "missing": ["times", "modifies", "rom_places", "instruction_fetches"],
     "address_kind": "guest-physical",
     "dropped": {"io": 199},
     "recorded_format": "tcg-gpa",

@@ -14,6 +14,7 @@ MEANING = {
     "every_access": "accesses were sampled, one in several: most of them are not in it",
     "pages": "which pages of an accessed region were touched is not known: all of them are",
     "cached": "only accesses that missed in the recorder's filter cache are recorded",
+    "rom_places": "QEMU 7.2 tells a ROM's address by its block, above 4 GiB: it needs a region",
     "instruction_fetches": "no instruction fetches: code pages are touched as data only",
 }
 """By key of ``missing``, in the order in which they are told."""

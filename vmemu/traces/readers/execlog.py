@@ -25,7 +25,7 @@ class ExeclogReader(TextReader):
     format = "qemu-execlog"
     title = "QEMU execlog text"
     address_kind = "virtual"
-    missing = ("times", "sizes", "modifies")
+    missing: tuple[str, ...] = ("times", "sizes", "modifies")
     c_format = "VM_TEXT_EXECLOG"
     drop_reasons = ("io", "no_guest_physical_address")
 
@@ -62,3 +62,4 @@ class ExeclogReader(TextReader):
     def _name_space(self) -> None:
         physical = self._space == lib.VM_EXECLOG_PHYSICAL
         self.address_kind = "guest-physical" if physical else "virtual"
+        self.missing = (*type(self).missing, "rom_places") if physical else type(self).missing

@@ -46,7 +46,7 @@ class GpaReader(Reader):
     format = "tcg-gpa"
     title = "QEMU TCG plugin records"
     address_kind = "guest-physical"
-    missing = ("times", "modifies", "instruction_fetches")
+    missing = ("times", "modifies", "rom_places", "instruction_fetches")
 
     @classmethod
     def sniff(cls, head: bytes) -> bool:

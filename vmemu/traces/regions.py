@@ -20,6 +20,9 @@ MOST_PAGES = 1 << 24
 MOST_TOUCHES = 1 << 30
 """Touches of pages in a recording: a few bytes of it can stand for any number of them."""
 
+MISSING = ("threads", "order", "sizes", "writes", "repeats", "pages", "instruction_fetches")
+"""What no recorder of regions can say."""
+
 _CHUNK = 1 << 18
 _REMEDY = "record smaller regions, with damo's --monitoring_nr_regions_range or --regions"
 

@@ -27,7 +27,7 @@ import numpy as np
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import Chunk, Reader
-from vmemu.traces.regions import RegionTouches, StreamNumbers, address_kind_of
+from vmemu.traces.regions import MISSING, RegionTouches, StreamNumbers, address_kind_of
 
 _ZLIB_MAGICS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _OLD_BINARY = b"damon_recfmt_ver"
@@ -50,15 +50,7 @@ class DamoReader(Reader):
     format = "damo"
     title = "damo record in JSON"
     address_kind = "unknown"
-    missing: tuple[str, ...] = (
-        "threads",
-        "order",
-        "sizes",
-        "writes",
-        "repeats",
-        "pages",
-        "instruction_fetches",
-    )
+    missing: tuple[str, ...] = MISSING
 
     def __init__(self, stream: ByteStream, *, fetches: bool = False) -> None:
         super().__init__(stream, fetches=fetches)

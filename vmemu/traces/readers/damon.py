@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmemu.core import lib
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import Chunk
-from vmemu.traces.regions import RegionTouches, StreamNumbers, address_kind_of
+from vmemu.traces.regions import MISSING, RegionTouches, StreamNumbers, address_kind_of
 from vmemu.traces.text import TextReader
 
 _REGION_LINE = re.compile(
@@ -31,15 +31,7 @@ class DamonReader(TextReader):
     format = "damon"
     title = "DAMON tracepoints as text"
     address_kind = "unknown"
-    missing: tuple[str, ...] = (
-        "threads",
-        "order",
-        "sizes",
-        "writes",
-        "repeats",
-        "pages",
-        "instruction_fetches",
-    )
+    missing: tuple[str, ...] = MISSING
     c_format = "VM_TEXT_DAMON"
     drop_reasons = ("other_event",)
 

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """A context in which SIGINT and SIGTERM strike only inside ``allowed``.
+    """A context in which SIGINT, SIGTERM and SIGHUP strike only inside ``allowed``.
 
     What they do then is what they did before; a signal that was ignored, or that ends the process
     without Python, stays as it is. Outside the main thread, where no signal ever strikes, it does

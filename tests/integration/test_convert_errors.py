@@ -71,15 +71,18 @@ def test_directory_that_not_even_root_may_write(name: str) -> None:
     assert error.startswith(f"/sys/{name}: can't be written: ")
 
 
-@pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst"])
-def test_interrupted_while_it_waits_for_input(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst", "t.csv"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_while_it_waits_for_input(
+    name: str, number: signal.Signals, tmp_path: Path
+) -> None:
     process = converting("-", tmp_path / name, stdin=subprocess.PIPE)
     assert process.stdin is not None
     for _ in range(20_000):
         process.stdin.write(" L 1000,8\n")
     process.stdin.flush()
     wait_until(lambda: os.listdir(tmp_path) != [], process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     code, error = ended(process)
     assert (code, error.strip()) == (130, "vmemu: interrupted")
     assert os.listdir(tmp_path) == []
@@ -94,11 +97,100 @@ def test_interrupted_before_there_is_any_input(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = converting("-", tmp_path / "t.vmtrace", stdin=subprocess.PIPE, preexec_fn=ignore)
+    wait_until(lambda: catches_sigint(process.pid), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(" L 1000,8\n" * 10, timeout=60)[1] == ""
+    assert (process.returncode, os.listdir(tmp_path)) == (0, ["t.vmtrace"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_the_start_is_no_traceback(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    for step in range(12):
+        process = converting(GPA, tmp_path / "t.vmtrace", "--force")
+        wait_until(lambda pid=process.pid: catches(pid, number), process)
+        time.sleep(step * 0.02)
+        process.send_signal(number)
+        code, error = ended(process)
+        assert (code, error) in ((130, "vmemu: interrupted\n"), (0, ""), (-number, ""))
+        assert set(os.listdir(tmp_path)) <= {"t.vmtrace"}
+
+
+@pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst", "t.csv"])
+def test_of_two_conversions_to_one_name_the_late_one_is_refused(name: str, tmp_path: Path) -> None:
+    late = converting("-", tmp_path / name, stdin=subprocess.PIPE)
+    wait_until(lambda: os.listdir(tmp_path) != [], late)
+    assert ended(converting(GPA, tmp_path / name))[0] == 0
+    there = (tmp_path / name).stat()
+    _, error = late.communicate(" L 1000,8\n" * 10, timeout=60)
+    assert (late.returncode, error.count("\n")) == (2, 1)
+    assert f"{name}: exists already; name another" in error
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).stat().st_ino == there.st_ino
+
+
+def test_quiet_tells_what_could_not_be_read_and_not_what_was_left_out(tmp_path: Path) -> None:
+    recording = tmp_path / "r.csv"
+    recording.write_text("address,kind\n" + "4096,load\n" * 50 + "nonsense,load\n")
+    code, error = ended(converting(GPA, tmp_path / "a.vmtrace"))
+    assert (code, "accesses left out: io" in error) == (0, True)
+    assert ended(converting(GPA, tmp_path / "b.vmtrace", "-q")) == (0, "")
+    code, error = ended(converting(recording, tmp_path / "c.vmtrace", "-q"))
+    assert (code, error) == (0, "note: 1 lines or records mean nothing\n")
+
+
+# ---- standard streams ----
+
+STREAMS = {"full": "exec {0} > /dev/full", "closed": "exec {0} >&-"}
+
+
+@pytest.mark.parametrize("how", STREAMS.values(), ids=STREAMS)
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_what_can_not_be_printed_is_told_in_one_line(
+    how: str, unbuffered: str, tmp_path: Path
+) -> None:
+    trace = tmp_path / "t.vmtrace"
+    assert ended(converting(GPA, trace))[0] == 0
+    scenario = Path(__file__).parents[2] / "configs/quickstart.yaml"
+    for verb in (
+        f"trace info {trace}",
+        f"trace info {trace} --json -",
+        f"trace convert {trace} {tmp_path / 'u.csv'} --force",
+        f"trace map {trace} --block ram=256MiB",
+        f"config show {scenario}",
+        "--version",
+        "trace --help",
+    ):
+        done = subprocess.run(
+            ["sh", "-c", how.format(f"{sys.executable} -m vmemu {verb}")],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            check=False,
+            timeout=60,
+        )
+        said = done.stderr.replace("note: 16,555 accesses left out: io\n", "")
+        assert (done.returncode, said.count("\n")) == (1, 1), (verb, done.stderr)
+        assert said.startswith("standard output can't be written: ")
+
+
 def catches_sigint(pid: int) -> bool:
+    waiting = Path(f"/proc/{pid}/wchan").read_text()
+    return catches(pid, signal.SIGINT) and "pipe" in waiting
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-    waiting = Path(f"/proc/{pid}/wchan").read_text()
-    return bool(caught >> (signal.SIGINT - 1) & 1) and "pipe" in waiting
+    return bool(caught >> (number - 1) & 1)
 
 
 def wait_until(condition: object, process: subprocess.Popen[str]) -> None:

@@ -218,6 +218,30 @@ def test_a_full_disk_is_no_bug_of_ours(small: Path) -> None:
 
 
 @pytest.mark.usefixtures("hugetlb")
+@pytest.mark.parametrize(("json_file", "events"), [("-", "-"), ("zz", "zz"), ("zz", "there/../zz")])
+def test_the_result_and_the_events_are_not_put_in_one_place(
+    small: Path, tmp_path: Path, json_file: str, events: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    done = subprocess.run(
+        command(small, "--json", json_file, "--events", events),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "--json and --events can't both be there" in done.stderr
+    assert not (tmp_path / "zz").exists()
+
+
+def test_events_on_standard_output_leave_the_table_to_standard_error(small: Path) -> None:
+    done = vmemu_run(small, "--events", "-")
+    assert done.returncode == 0
+    assert all(isinstance(json.loads(line), dict) for line in done.stdout.splitlines())
+    assert "completed" in done.stderr
+
+
 def test_more_hugepages_than_there_are(small: Path, tmp_path: Path) -> None:
     kept = tmp_path / "result.json"
     size = (hugepages.pool(HUGE).total + 1) * HUGE
@@ -257,7 +281,7 @@ def endless(small: Path, vcpus: int, *arguments: object) -> Iterator[subprocess.
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("times", [1, 3])
 def test_an_interrupted_run_keeps_its_result(
     small: Path, tmp_path: Path, number: signal.Signals, times: int

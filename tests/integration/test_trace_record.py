@@ -406,6 +406,71 @@ def test_perf_keeps_the_trace_of_a_failed_command(out: Path) -> None:
     assert native.open(out).meta.counts.accesses > 0
 
 
+@pytest.mark.usefixtures("perf")
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_is_for_the_command_and_not_for_perf(out: Path, times: int) -> None:
+    script = 'trap "" INT; echo ready; read line; echo end'
+    with subprocess.Popen(
+        command_line(*PERF, "-o", out, "sh", "-c", script),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        said = process.communicate("\n", timeout=TIMEOUT_S)
+    assert (process.returncode, said[0]) == (130, "end\n"), said
+    assert native.open(out).meta.counts.accesses > 0
+    assert os.listdir(out.parent) == [out.name]
+
+
+@pytest.mark.usefixtures("perf", "valgrind")
+@pytest.mark.parametrize("tool", [PERF, LACKEY], ids=["perf", "lackey"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_moment_leaves_nothing_but_a_trace(
+    out: Path, tmp_path: Path, tool: Sequence[str], number: signal.Signals
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    mark = f"8{os.getpid()}.5"
+    for delay in (0.05, 0.2, 0.4, 0.6, 0.9, 1.3):
+        with subprocess.Popen(
+            command_line(*tool, "--force", "-o", out, "sleep", mark),
+            env=os.environ | {"TMPDIR": str(temporary)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            time.sleep(delay)
+            process.send_signal(number)
+            said = process.communicate(timeout=TIMEOUT_S)[1]
+        # Before our first line runs, the signal does what it does to any program.
+        assert process.returncode in (130, -number), said
+        assert "Traceback" not in said
+        assert os.listdir(temporary) == []
+        assert set(os.listdir(out.parent)) <= {out.name}
+        assert subprocess.run(["pgrep", "-f", mark], check=False, timeout=9).returncode == 1
+
+
+@pytest.mark.usefixtures("perf")
+def test_perf_does_not_wait_for_a_child_that_stays(out: Path, touch: Path) -> None:
+    done = record(*PERF, "-o", out, "--", touch, "fork")
+    assert done.returncode == 0, done.stderr
+    os.kill(int(done.stdout.split()[2]), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("perf")
+def test_perf_gives_the_command_our_environment_and_no_descriptors(out: Path) -> None:
+    script = "import os; print(sorted(os.listdir('/proc/self/fd')), os.environ['HOME'])"
+    done = record(*PERF, "-o", out, "--", sys.executable, "-c", script)
+    assert done.stdout == f"{['0', '1', '2', '3']} {os.environ['HOME']}\n", done.stderr
+
+
 def _script_of(shell: str, directory: Path, running: Running) -> bytes:
     with (
         (directory / "errors").open("w+b") as errors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from vmemu.errors import TraceError
 from vmemu.traces import native, stats
 from vmemu.traces.convert import convert
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, BlockBase
+from vmemu.traces.recordings import open_recording
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -312,7 +314,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (_change("pages.npy", lambda v: v[:-1]), "meta.json says 4"),
     (_cut, r"0\.where\.npy: is cut off: 3 values promised \(12 bytes\), 2 there \(11 bytes\)"),
     (lambda p: (p / "0.what.npy").write_bytes(b""), r"0\.what\.npy: not a \.npy"),
-    (lambda p: (p / "0.what.npy").unlink(), r"0\.what\.npy: can't be opened"),
+    (lambda p: (p / "0.what.npy").unlink(), r"0\.what\.npy: is missing"),
     (lambda p: (p / "meta.json").unlink(), "not a native trace"),
     (lambda p: (p / "meta.json").write_bytes(b"\xff{"), "meta.json: not JSON"),
     (lambda p: (p / "meta.json").write_bytes(b"[" * 100_000), "meta.json: not JSON"),
@@ -458,6 +460,10 @@ def open_or_refuse(path: Path) -> None:
     assert refusal.startswith(str(path))
 
 
+def _no_links(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 class TestConvert:
     @pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst"])
     def test_a_trace_is_replaced_only_when_asked_for(self, name: str, tmp_path: Path) -> None:
@@ -480,16 +486,77 @@ class TestConvert:
         convert(DATA / "gpa-boot-excerpt.bin.zst", tmp_path / "t.vmtrace.zst")
         assert os.listdir(tmp_path) == ["t.vmtrace.zst"]
 
+    @pytest.mark.parametrize(
+        ("name", "held"),
+        [("t.csv", b"customer,balance\n1,2\n"), ("t.parquet", b"x"), ("t.arrow", b"PAR1")],
+    )
+    def test_what_is_no_table_of_a_trace_is_not_replaced_by_one(
+        self, some: Path, tmp_path: Path, name: str, held: bytes
+    ) -> None:
+        out = tmp_path / name
+        out.write_bytes(held)
+        with pytest.raises(TraceError, match="exists and is no table of a trace"):
+            convert(some, out, replace=True)
+        assert out.read_bytes() == held
+        assert sorted(os.listdir(tmp_path)) == ["some.vmtrace", name]
+        out.write_bytes(b"")
+        convert(some, out)
+        with pytest.raises(TraceError, match="exists already"):
+            convert(some, out)
+        convert(some, out, replace=True)
+
+    @pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst", "t.csv"])
+    @pytest.mark.parametrize("linked", [True, False], ids=["links", "no-links"])
+    def test_what_comes_while_it_is_made_is_kept(
+        self, some: Path, tmp_path: Path, name: str, linked: bool, monkeypatch: Any
+    ) -> None:
+        """Another conversion to the same name ends in the middle of this one."""
+        if not linked:
+            monkeypatch.setattr(os, "link", _no_links)
+        out = tmp_path / name
+        other = DATA / "lackey-sort-excerpt.txt.zst"
+
+        def come(*_: object) -> None:
+            if not out.exists():
+                convert(other, out)
+
+        with pytest.raises(TraceError, match="exists already; name another"):
+            convert(some, out, collapse=True, report=come)
+        assert sorted(os.listdir(tmp_path)) == sorted(["some.vmtrace", name])
+        assert open_recording(out).format == "csv" if name == "t.csv" else native.open(out)
+
+    def test_what_is_not_ours_and_comes_meanwhile_is_kept_with_force(
+        self, some: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "t.vmtrace"
+        with pytest.raises(TraceError, match="is no native trace"):
+            convert(some, out, replace=True, collapse=True, report=lambda *_: out.write_text("x"))
+        assert out.read_text() == "x"
+        assert sorted(os.listdir(tmp_path)) == ["some.vmtrace", "t.vmtrace"]
+
+    def test_a_damaged_packed_trace_is_called_by_its_name(self, tmp_path: Path) -> None:
+        packed = tmp_path / "m.tar"
+        with tarfile.open(packed, "w", format=tarfile.GNU_FORMAT) as tar:
+            tar.addfile(tarfile.TarInfo("m/other"))
+        with pytest.raises(TraceError) as caught:
+            convert(packed, tmp_path / "t.vmtrace")
+        assert str(caught.value) == f"{packed}: not a native trace: it has no meta.json"
+        assert os.listdir(tmp_path) == ["m.tar"]
+
     def test_refused_output(self, some: Path, tmp_path: Path) -> None:
         for out, message in (
-            (tmp_path / "t.txt", r"must end in \.vmtrace"),
+            (tmp_path / "t.txt", r"must be NAME\.vmtrace, NAME\.vmtrace\.zst, NAME\.csv"),
+            *(
+                (tmp_path / name, "must be")
+                for name in ("-", "x", "x.parquet.zst", ".csv", "x.zst")
+            ),
             (some, "are the same"),
             (tmp_path / "other.vmtrace", "copy it"),
         ):
             with pytest.raises(TraceError, match=message):
                 convert(some, out)
-        recording = tmp_path / "r.zst"
+        recording = tmp_path / "r.vmtrace.zst"
         recording.write_bytes((DATA / "gpa-boot-excerpt.bin.zst").read_bytes())
         with pytest.raises(TraceError, match="is not replaced"):
             convert(DATA / "lackey-sort-excerpt.txt.zst", recording)
-        assert sorted(os.listdir(tmp_path)) == ["r.zst", "some.vmtrace"]
+        assert sorted(os.listdir(tmp_path)) == ["r.vmtrace.zst", "some.vmtrace"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vmemu.errors import HostError, VmemuError
+from vmemu.cli.signals import EXIT_INTERRUPTED, ending_at_once
 
 VERBS = {
     "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
@@ -15,16 +15,22 @@ VERBS = {
 }
 """Verb: (module that has a click command of that name, what it does)."""
 
-EXIT_FAILED, EXIT_HOST, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_FAILED, EXIT_HOST = 1, 3
 
 
 def main() -> None:
     """Run a verb and end with its exit code: 0 done, 1 failed, 2 wrong input, 3 not on this host,
     130 interrupted. No traceback reaches a user, unless VMEMU_DEBUG is set."""
-    sys.exit(_guarded())
+    with ending_at_once():
+        code = _guarded()
+    sys.exit(code)
 
 
 def _guarded() -> int:
+    from vmemu.cli.streams import open_missing
+    from vmemu.errors import HostError, VmemuError
+
+    open_missing()
     try:
         if sys.platform != "linux":
             raise HostError(f"vmemu needs Linux and its userfaultfd; this is {sys.platform}")

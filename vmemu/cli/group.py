@@ -7,6 +7,9 @@ import sys
 
 import click
 
+from vmemu.cli.streams import CANT_WRITE
+from vmemu.errors import OutputError
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called; ``--help`` imports none."""
@@ -48,9 +51,21 @@ def _root(version: bool) -> None:
 
 
 def invoke(verbs: dict[str, tuple[str, str]]) -> int:
-    """Run the command line; its exit code. Usage errors are 2."""
+    """Run the command line; its exit code. Usage errors are 2. Raises ``OutputError`` when what it
+    prints can't be written."""
     try:
         result = LazyGroup(verbs).main(prog_name="vmemu", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Files have a name in their errors, or raise ours.
+        if error.filename is not None or error.errno not in CANT_WRITE:
+            raise
+        from vmemu.results.document import silence
+
+        silence(sys.stdout)
+        raise OutputError(f"standard output can't be written: {error.strerror}") from None
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.Abort:

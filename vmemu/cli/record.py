@@ -36,8 +36,10 @@ def record(command: tuple[str, ...], tool: str | None, out: str | None, force: b
     with 0, with 1 when the command failed, with 130 when it was interrupted; all three leave the
     trace.
     """
+    from vmemu.cli.signals import strike
     from vmemu.traces.record.recorder import record as record_command
 
+    strike()
     out = out or f"{Path(command[0]).name}.vmtrace"
     recorded = record_command(command, out, tool=tool, replace=force)
     _say(out, recorded)

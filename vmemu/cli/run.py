@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
+from vmemu.cli.signals import SIGNALS
+
 if TYPE_CHECKING:
     from vmemu.config import Scenario
     from vmemu.migration import Migration
@@ -70,7 +72,7 @@ def run(
             events=events,
             show_progress=not quiet,
         )
-        stream = sys.stderr if json_file == "-" else sys.stdout
+        stream = sys.stderr if "-" in (json_file, events) else sys.stdout
         _show(result, stream, quiet)
     return EXIT_CODES[result["status"]]
 
@@ -90,6 +92,7 @@ def _run_and_keep(
     for file in (json_file, events):
         if file is not None:
             document.check_place(file)
+    _refuse_one_place(json_file, events)
     with _progress(scenario, show_progress) as callback:
         migration = Migration(scenario, progress=callback, flips=flips, events=events)
         interrupts.run_begins(migration.run_state)
@@ -99,6 +102,18 @@ def _run_and_keep(
         document.write(result, json_file)
     interrupts.run_is_kept()
     return result
+
+
+def _refuse_one_place(json_file: str | None, events: str | None) -> None:
+    """The result would replace the events, or stand in the middle of them."""
+    if json_file is None or events is None:
+        return
+    place = os.path.realpath(json_file)
+    if place == os.path.realpath(events) and place != os.devnull:
+        from vmemu.errors import InputError
+
+        shown = "standard output" if events == "-" else events
+        raise InputError(f"{shown}: --json and --events can't both be there; name another for one")
 
 
 def _flips(scenario: Scenario, inject: tuple[str, ...]) -> Flips:
@@ -149,7 +164,7 @@ def _show(result: dict[str, Any], stream: TextIO, quiet: bool) -> None:
 
 
 class _VerbSignals:
-    """What Ctrl-C and SIGTERM do, which differs from one part of the verb to the next.
+    """What Ctrl-C, SIGTERM and SIGHUP do, which differs from one part of the verb to the next.
 
     Before the run nothing is there to give back, and an exception in the middle of an import would
     be taken for that import's failure: the process ends at once. While it runs they raise
@@ -167,7 +182,7 @@ class _VerbSignals:
         self._before: list[tuple[signal.Signals, Any]] = []
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before.append((number, signal.signal(number, self._handle)))
         return self

@@ -53,21 +53,23 @@ def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) 
     """Convert a recording to a native trace, or to a table.
 
     INPUT is a recording of any known format, compressed or not (- for standard input), or a native
-    trace. OUTPUT is a directory NAME.vmtrace, one packed file if it ends in .zst, or a table if it
-    ends in .csv, .parquet or .arrow. Nothing that is there is replaced without --force, and only
-    native traces and tables with it.
+    trace. OUTPUT is a directory NAME.vmtrace, one packed file NAME.vmtrace.zst, or a table
+    NAME.csv, NAME.parquet or NAME.arrow. Nothing that is there is replaced without --force, and
+    only native traces and tables of traces with it.
     """
+    from vmemu.cli.signals import strike
     from vmemu.cli.traceinfo import converted, notes
     from vmemu.cli.traceprogress import progress
     from vmemu.traces.convert import convert as convert_trace
 
+    strike()
     with progress(not quiet) as report:
         meta = convert_trace(source, out, replace=force, report=report, **options)
     if not quiet:
         click.echo(f"{out}: {converted(meta)}")
     dropped = {key: count for key, count in meta.counts.dropped.items() if key != "repeats"}
-    counts = meta.counts
-    for note in notes(dropped, counts.unknown_lines, counts.first_unknown, meta.truncated):
+    shown, counts = {} if quiet else dropped, meta.counts
+    for note in notes(shown, counts.unknown_lines, counts.first_unknown, meta.truncated):
         click.echo(f"note: {note}", err=True)
     if out.endswith(".csv") and meta.lost_in_csv and not quiet:
         lost = ", ".join(meta.lost_in_csv)
@@ -82,9 +84,11 @@ def convert(source: str, out: str, *, quiet: bool, force: bool, **options: Any) 
 def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None) -> None:
     """Say what a native trace or a recording holds."""
     from vmemu.cli import traceinfo
+    from vmemu.cli.signals import strike
     from vmemu.cli.traceprogress import progress
     from vmemu.traces.stats import stats_of
 
+    strike()
     with progress(not quiet) as report:
         stats = stats_of(path, report, trace_events=trace_events)
     if json_file is not None:
@@ -108,4 +112,6 @@ def _write_json(stats: TraceStats, file: str) -> None:
         with click.open_file(file, "w", encoding="utf-8") as out:
             out.write(text + "\n")
     except OSError as error:
+        if file == "-":
+            raise
         raise InputError(f"{file}: can't be written: {error.strerror}") from None

@@ -58,9 +58,11 @@ def map_command(
     on blocks given with --block. Nothing is mapped; what a run would refuse is refused here with
     the same words.
     """
+    from vmemu.cli.signals import strike
     from vmemu.plan import blocks_of, entries_of
     from vmemu.trace_plan import lay_traces
 
+    strike()
     mapping = _mapping(**options)
     if blocks:
         scenario = _scenario_of(source, blocks, mapping)

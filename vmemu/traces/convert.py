@@ -20,7 +20,7 @@ from vmemu.traces.collapse import DROPPED, Collapse
 from vmemu.traces.inputs import Input, file_of, open_input
 from vmemu.traces.meta import Meta
 from vmemu.traces.pageset import GROUPS
-from vmemu.traces.placing import hidden_sibling, refuse_to_replace
+from vmemu.traces.placing import NATIVE, hidden_sibling, refuse_to_take
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import Chunk
 from vmemu.traces.recordings import Recording
@@ -33,6 +33,7 @@ class Options:
     level: int = native.DEFAULT_LEVEL
     """Of zstd, 1 to 22."""
     collapse: bool = False
+    replace: bool = False
     report: Report = silent
     interrupts: Interrupts = field(default_factory=Interrupts)
     """A signal strikes while a chunk is waited for and when something is reported."""
@@ -60,13 +61,13 @@ def convert(
     """Converts a recording (``-``: standard input) or a native trace; returns its ``meta.json``.
 
     A recording that is a stream is read as it comes, and closed at the end.
-    ``out``: packed if it ends in ``.zst``, a table if in ``.csv``, ``.parquet`` or ``.arrow``, else
-    a directory; it appears when it is whole, in the place of a native trace of that name only with
-    ``replace``. ``fetches``: keep instruction fetches as accesses. ``collapse``: leave out the
-    accesses that can't fault. ``level``: of zstd, 1 to 22. ``trace_events``: as in
-    ``open_recording``. A native trace is packed or unpacked as it is, unless it is collapsed.
-    Raises ``TraceError``, or ``OutputError`` when the disk is full; then nothing is left behind,
-    nor is after a KeyboardInterrupt.
+    ``out``: ``NAME.vmtrace``, a directory; ``NAME.vmtrace.zst``, packed; or ``.csv``, ``.parquet``,
+    ``.arrow``, a table. It appears when it is whole, in the place of a native trace or table of a
+    trace of that name only with ``replace``. ``fetches``: keep instruction fetches as accesses.
+    ``collapse``: leave out the accesses that can't fault. ``level``: of zstd, 1 to 22.
+    ``trace_events``: as in ``open_recording``. A native trace is packed or unpacked as it
+    is, unless it is collapsed. Raises ``TraceError``, or ``OutputError`` when the disk is full;
+    then nothing is left behind, nor is after a KeyboardInterrupt.
     """
     out = Path(out)
     file = file_of(source)
@@ -79,7 +80,7 @@ def convert(
             with interrupts.allowed():
                 report(what, done, total)
 
-        options = Options(level, collapse, report_and_strike, interrupts)
+        options = Options(level, collapse, replace, report_and_strike, interrupts)
         if not collapse and file and native.is_native(file):
             return _convert_native(file, out, options)
         with ExitStack() as stack:
@@ -92,25 +93,23 @@ def convert(
 
 def checked_output(out: Path, *, replace: bool) -> Write:
     """How ``out`` is written. Raises ``TraceError`` unless it may be."""
-    write = OUTPUTS.get(out.suffix)
-    if write is None:
-        kinds = ", ".join([*list(OUTPUTS)[1:-1], f"or {list(OUTPUTS)[-1]}"])
-        raise TraceError(f"{out}: the output must end in {kinds}")
-    is_table = out.suffix in export.SUFFIXES
-    if not is_table:
-        refuse_to_replace(out)
-    taken = out.exists() or out.is_symlink() if is_table else native.is_native(out)
-    if taken and not (replace and (out.is_file() or not is_table)):
-        raise TraceError(f"{out}: exists already", "name another, or replace it with --force")
-    return write
+    for suffix, write in OUTPUTS.items():
+        if out.name.removesuffix(suffix) not in ("", out.name):
+            kind = export.TABLE if suffix in export.SUFFIXES else NATIVE
+            refuse_to_take(out, kind, replace=replace)
+            return write
+    names = [f"NAME{suffix}" for suffix in OUTPUTS]
+    raise TraceError(f"{out}: the output must be {', '.join(names[:-1])}, or {names[-1]}")
 
 
 def write_directory(accesses: Input, out: Path, options: Options) -> Meta:
     """A native trace as a directory."""
-    return _write(accesses, out, options, name=out)
+    return _write(accesses, out, options, name=out, replace=options.replace)
 
 
-def _write(accesses: Input, directory: Path, options: Options, *, name: Path) -> Meta:
+def _write(
+    accesses: Input, directory: Path, options: Options, *, name: Path, replace: bool = False
+) -> Meta:
     collapse = Collapse(options.groups) if options.collapse else None
     with native.TraceWriter(
         directory,
@@ -118,6 +117,7 @@ def _write(accesses: Input, directory: Path, options: Options, *, name: Path) ->
         fetches=accesses.fetches,
         groups=options.groups,
         name=name,
+        replace=replace,
     ) as writer:
         for chunk in _watched(accesses, options):
             writer.append(*(collapse(chunk) if collapse else chunk))
@@ -151,7 +151,14 @@ def write_packed(accesses: Input, out: Path, options: Options) -> Meta:
         meta = _write(accesses, partial, options, name=out)
         accesses.close()
         names = native.file_names(meta)
-        native.pack_files(partial, names, out, level=options.level, report=options.report)
+        native.pack_files(
+            partial,
+            names,
+            out,
+            level=options.level,
+            replace=options.replace,
+            report=options.report,
+        )
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return meta
@@ -164,19 +171,18 @@ def write_table(accesses: Input, out: Path, options: Options) -> Meta:
         meta = _write(accesses, partial, options, name=out)
         accesses.close()
         with native.looking_into(partial) as trace:
-            export.export(trace, out, options.report)
+            export.export(trace, out, options.report, replace=options.replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return meta
 
 
 OUTPUTS: dict[str, Write] = {
-    "": write_directory,
     ".vmtrace": write_directory,
-    ".zst": write_packed,
+    ".vmtrace.zst": write_packed,
     **dict.fromkeys(export.SUFFIXES, write_table),
 }
-"""By suffix of the output's name."""
+"""By how the output's name ends."""
 
 
 def _watched(accesses: Input, options: Options) -> Iterator[Chunk]:
@@ -195,12 +201,13 @@ def _convert_native(source: Path, out: Path, options: Options) -> Meta:
     """A native trace as it is: packed, unpacked, or as a table."""
     if out.suffix in export.SUFFIXES:
         with native.looking_into(source) as trace:
-            export.export(trace, out, options.report)
+            export.export(trace, out, options.report, replace=options.replace)
             return trace.meta
     packing = out.suffix == ".zst"
     if source.is_dir() == packing:
+        replace, report = options.replace, options.report
         if packing:
-            return native.pack(source, out, level=options.level, report=options.report)
-        return native.unpack(source, out, report=options.report)
+            return native.pack(source, out, level=options.level, replace=replace, report=report)
+        return native.unpack(source, out, replace=replace, report=report)
     state = "packed" if packing else "unpacked"
     raise TraceError(f"{source}: a native trace, {state} already; copy it")

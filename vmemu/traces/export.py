@@ -17,11 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.core import ffi, lib
+from vmemu.errors import TraceError
 from vmemu.traces.arrowlib import META_KEY, pyarrow
 from vmemu.traces.columns import ADDRESS_NAMES
-from vmemu.traces.placing import cant_write, hidden_sibling
+from vmemu.traces.placing import Kind, cant_write, hidden_sibling, move_into_place
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import Chunk
+from vmemu.traces.readers.arrow import ArrowReader, ParquetReader
+from vmemu.traces.readers.csv import CsvReader
+from vmemu.traces.recordings import open_recording
 from vmemu.traces.trace import Trace
 
 SUFFIXES = (".csv", ".parquet", ".arrow")
@@ -29,8 +33,24 @@ _LINES = 1 << 15
 _KINDS = ("load", "store", "modify", "fetch")
 
 
-def export(trace: Trace, out: Path, report: Report = silent) -> None:
-    """Writes ``out``, in the format that its suffix says; it appears when it is whole.
+def is_table(path: Path) -> bool:
+    """Whether ``path`` is a table of a trace, by what it holds."""
+    if not path.is_file():
+        return False
+    try:
+        reader = open_recording(path)
+    except TraceError:
+        return False
+    reader.close()
+    return isinstance(reader, (CsvReader, ParquetReader, ArrowReader))
+
+
+TABLE = Kind("table of a trace", is_table)
+
+
+def export(trace: Trace, out: Path, report: Report = silent, *, replace: bool = True) -> None:
+    """Writes ``out``, in the format that its suffix says; it appears when it is whole, in the place
+    of a table of a trace if it may replace one.
 
     Raises ``TraceError`` or ``OutputError``, and ``HostError`` without pyarrow where it is needed.
     """
@@ -39,7 +59,7 @@ def export(trace: Trace, out: Path, report: Report = silent) -> None:
     try:
         with partial.open("xb") as file:
             writers[out.suffix](trace, file, report)
-        partial.rename(out)
+        move_into_place(partial, out, TABLE, replace=replace)
     except OSError as error:
         raise cant_write(out, error) from None
     finally:

@@ -68,11 +68,12 @@ from vmemu.traces.check import check_columns
 from vmemu.traces.meta import MAX_SIZES, META_NAME, Meta, parse_meta
 from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.placing import (
+    NATIVE,
     cant_write,
     hidden_sibling,
     is_native,
     move_into_place,
-    refuse_to_replace,
+    refuse_to_take,
 )
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.trace import Stream, Trace
@@ -121,6 +122,7 @@ def looking_into(path: str | os.PathLike[str]) -> Iterator[Trace]:
         return
     with tempfile.TemporaryDirectory(prefix="vmemu-") as directory:
         _extract(path, Path(directory))
+        _meta_of(Path(directory), path)
         yield open(directory)
 
 
@@ -191,29 +193,37 @@ def pack(
     out: str | os.PathLike[str],
     *,
     level: int = DEFAULT_LEVEL,
+    replace: bool = True,
     report: Report = silent,
 ) -> Meta:
-    """Packs a trace directory into one file, ``out``, which replaces a packed trace of that name.
+    """Packs a trace directory into one file, ``out``.
 
-    ``level``: of zstd, 1 to 22. In the tar the directory has the name of ``out``, so that the bytes
-    do not depend on where it was made. Raises ``TraceError``, or ``OutputError`` when the disk is
-    full; then ``out`` is as it was.
+    ``level``: of zstd, 1 to 22. ``replace``: whether it may replace a native trace of that name. In
+    the tar the directory has the name of ``out``, so that the bytes do not depend on where it was
+    made. Raises ``TraceError``, or ``OutputError`` when the disk is full; then ``out`` is as it
+    was.
     """
     directory, out = Path(directory), Path(out)
     meta = open(directory).meta
-    refuse_to_replace(out)
-    pack_files(directory, file_names(meta), out, level=level, report=report)
+    refuse_to_take(out, NATIVE, replace=replace)
+    pack_files(directory, file_names(meta), out, level=level, replace=replace, report=report)
     return meta
 
 
 def pack_files(
-    directory: Path, names: list[str], out: Path, *, level: int, report: Report = silent
+    directory: Path,
+    names: list[str],
+    out: Path,
+    *,
+    level: int,
+    replace: bool,
+    report: Report = silent,
 ) -> None:
     """Packs files of a directory that is known to be sound; see ``pack``."""
     partial = hidden_sibling(out)
     try:
         tarball.write(directory, names, inside_name(out), partial, level, report=report)
-        partial.replace(out)
+        move_into_place(partial, out, NATIVE, replace=replace)
     except OSError as error:
         raise cant_write(out, error) from None
     finally:
@@ -221,26 +231,38 @@ def pack_files(
 
 
 def unpack(
-    packed: str | os.PathLike[str], directory: str | os.PathLike[str], *, report: Report = silent
+    packed: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    replace: bool = True,
+    report: Report = silent,
 ) -> Meta:
-    """Unpacks into ``directory``, which replaces a trace of that name.
+    """Unpacks into ``directory``; ``replace``: whether it may replace a native trace of that name.
 
     Raises ``TraceError``, also when what was packed is no sound trace, or ``OutputError`` when the
     disk is full; then ``directory`` is as it was.
     """
     packed, directory = Path(packed), Path(directory)
-    refuse_to_replace(directory)
+    refuse_to_take(directory, NATIVE, replace=replace)
     partial = hidden_sibling(directory)
     try:
         partial.mkdir()
         _extract(packed, partial, report)
-        meta = open(partial).meta
-        move_into_place(partial, directory)
+        meta = _meta_of(partial, packed)
+        move_into_place(partial, directory, NATIVE, replace=replace)
         return meta
     except OSError as error:
         raise cant_write(directory, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _meta_of(unpacked: Path, packed: Path) -> Meta:
+    """Of what was just unpacked; errors are about what it was unpacked from."""
+    try:
+        return open(unpacked).meta
+    except TraceError as error:
+        raise TraceError(error.what.replace(str(unpacked), str(packed)), error.remedy) from None
 
 
 def _extract(packed: Path, directory: Path, report: Report = silent) -> None:

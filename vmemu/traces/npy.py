@@ -52,8 +52,11 @@ def map_column(path: Path, dtypes: tuple[str, ...]) -> Column:
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             raw = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    except FileNotFoundError:
+        raise TraceError(f"{path}: is missing") from None
     except (OSError, ValueError) as error:
-        raise TraceError(f"{path}: can't be opened: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise TraceError(f"{path}: can't be opened: {reason or error}") from None
     return parse_column(str(path), raw, dtypes)
 
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Protocol, cast
 
 from vmemu.errors import TraceError
+from vmemu.traces.unzip import EMPTY_MAGIC as EMPTY_ZIP_MAGIC
 from vmemu.traces.unzip import MAGIC as ZIP_MAGIC
 from vmemu.traces.unzip import ZipStream
 
@@ -186,6 +187,8 @@ def _decompressing(name: str, file: io.BufferedReader, *, owned: bool) -> ByteSt
         magic = file.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
     except OSError as error:
         raise TraceError(f"{name}: can't be read: {error.strerror}") from None
+    if magic.startswith(EMPTY_ZIP_MAGIC):
+        raise TraceError(f"{name}: an empty zip archive")
     for begin, kind, command in _UNPACKERS:
         if magic.startswith(begin):
             raise TraceError(

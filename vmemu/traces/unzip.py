@@ -30,6 +30,8 @@ from vmemu.errors import TraceError
 MAGIC = b"PK\x03\x04"
 _DIRECTORY_MAGICS = (b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x08")
 _END = b"PK\x05\x06"
+EMPTY_MAGIC = _END
+"""An archive without members begins with its end."""
 _END_BYTES = 22
 _DESCRIPTOR = b"PK\x07\x08"
 _HEADER = struct.Struct("<HHHIIIIHH")

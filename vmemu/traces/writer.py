@@ -43,9 +43,9 @@ class TraceWriter:
     """Writes a trace directory from chunks of accesses, in memory bounded by the pages they touch.
 
     Use it as a context manager and end with ``finish``; left without it, nothing stays behind. The
-    directory appears when it is whole and replaces a native trace of that name. While it is
-    written, it takes 14 bytes an access in a hidden directory next to it, 22 with times. The same
-    accesses give the same bytes, however they are cut into chunks.
+    directory appears when it is whole, in the place of a native trace of that name if it may. While
+    it is written, it takes 14 bytes an access in a hidden directory next to it, 22 with times. The
+    same accesses give the same bytes, however they are cut into chunks.
     """
 
     def __init__(
@@ -58,11 +58,14 @@ class TraceWriter:
         fetches: bool = False,
         groups: int = GROUPS,
         name: str | os.PathLike[str] = "",
+        replace: bool = True,
     ) -> None:
         """``fetches``: instruction fetches will be appended too. ``groups``: of ``PageSet``, which
-        bounds memory. ``name``: what errors call it, if not ``path``. Raises ``TraceError``."""
+        bounds memory. ``name``: what errors call it, if not ``path``. ``replace``: whether it may
+        replace a native trace. Raises ``TraceError``."""
         self.path = Path(path)
         self._name = Path(name or path)
+        self._replace = replace
         self._source = source or Source()
         self.address_kind = address_kind
         self.missing = tuple(missing)
@@ -79,7 +82,7 @@ class TraceWriter:
         self._sizes: list[int] = []
         self._waiting: dict[tuple[int, str], list[bytes]] = {}
         self._waiting_bytes = 0
-        placing.refuse_to_replace(self.path)
+        placing.refuse_to_take(self.path, placing.NATIVE, replace=replace)
         self._partial = placing.hidden_sibling(self.path)
         try:
             self._partial.mkdir()
@@ -123,7 +126,7 @@ class TraceWriter:
             self._write_column("pages.npy", np.dtype("<u8"), meta.pages, self._pages.pages())
             self._pages.rank()
             self._write_streams(meta, report)
-            placing.move_into_place(self._partial, self.path)
+            placing.move_into_place(self._partial, self.path, placing.NATIVE, replace=self._replace)
         except OSError as error:
             raise placing.cant_write(self._name, error) from None
         return meta

@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 from vmemu.errors import InputError
+from vmemu.interrupts import SIGNALS
 
 PATIENCE_S = 5.0
 """How long a command that was told to end may take before it is killed."""
@@ -36,13 +39,24 @@ def how_it_ended(status: int) -> str:
     return f"failed with exit code {status}" if status else ""
 
 
+@contextmanager
+def fifo(path: Path) -> Iterator[int]:
+    """A new FIFO, open for both directions: neither opening nor writing waits for anybody."""
+    os.mkfifo(path, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Running:
     """A tool with the command in it, and the signals that are meant for them.
 
-    Used as a context manager it never leaves the process behind. While the process runs, SIGINT and
-    SIGTERM are passed on to it and don't end vmemu, so that what was recorded is kept; when it has
-    ended, a first one is noted and a second one interrupts vmemu. A signal that is ignored stays
-    so.
+    Used as a context manager it never leaves the process behind. While the process runs, SIGINT,
+    SIGTERM and SIGHUP are passed on to it and don't end vmemu, so that what was recorded is kept;
+    when it has ended, a first one is noted and a second one interrupts vmemu. A signal that is
+    ignored stays so.
     """
 
     def __init__(self) -> None:
@@ -52,13 +66,16 @@ class Running:
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def start(self, arguments: Sequence[str]) -> int:
+    def start(self, arguments: Sequence[str], *, executable: Path | None = None) -> int:
         """Starts it with standard input, output and error of this process; its process id.
 
-        Raises ``InputError``.
+        ``executable``: the program, if not the first of the arguments. Raises ``InputError``, and
+        ``KeyboardInterrupt`` if there was a signal before.
         """
+        if self.interrupted:
+            raise KeyboardInterrupt
         try:
-            self._process = subprocess.Popen(arguments)
+            self._process = subprocess.Popen(arguments, executable=executable)
         except OSError as error:
             raise InputError(f"{arguments[0]}: can't be started: {error.strerror}") from None
         if self.interrupted:
@@ -71,7 +88,7 @@ class Running:
         return self._process.wait()
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
         return self

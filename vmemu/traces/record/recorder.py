@@ -48,7 +48,7 @@ class Recorded:
     status: int
     """Of the command, as ``Popen.returncode``: negative when a signal ended it."""
     interrupted: bool
-    """Whether it was this process that was told to end (SIGINT, SIGTERM)."""
+    """Whether it was this process that was told to end (SIGINT, SIGTERM, SIGHUP)."""
 
 
 def record(
@@ -72,8 +72,8 @@ def record(
         raise TraceError(f"{out}: can't be written: {out.parent} is no directory we may write to")
     found = _find(tool)
     with (
-        TemporaryDirectory(prefix="vmemu-record-") as directory,
         Running() as running,
+        TemporaryDirectory(prefix="vmemu-record-") as directory,
         found.recording(command, running, Path(directory)) as stream,
     ):
         meta = convert(stream, out, replace=replace)

@@ -1,0 +1,32 @@
+"""Standard streams that are closed, or that can't be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TextIO
+
+CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""Errors of writing to a stream; EPIPE, as whoever read it has gone, is none of them."""
+
+
+def open_missing() -> None:
+    """Opens the standard streams that are closed, so that no file of ours gets their numbers.
+
+    Standard output is one that can't be written: whoever prints there is told so. Nothing can be
+    said on a standard error that is closed, so that one takes all.
+    """
+    for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = _writer(1)
+    if sys.stderr is None:
+        sys.stderr = _writer(2)
+
+
+def _writer(number: int) -> TextIO:
+    return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)

@@ -116,17 +116,21 @@ def test_a_signal_at_any_moment_of_the_start_is_no_traceback(
 ) -> None:
     for step in range(12):
         process = converting(GPA, tmp_path / "t.vmtrace", "--force")
-        wait_until(lambda pid=process.pid: catches(pid, number), process)
+        # Python catches SIGINT before any line of ours has run, but not SIGTERM.
+        wait_until(lambda pid=process.pid: catches(pid, signal.SIGTERM), process)
         time.sleep(step * 0.02)
         process.send_signal(number)
         code, error = ended(process)
-        assert (code, error) in ((130, "vmemu: interrupted\n"), (0, ""), (-number, ""))
+        assert (code, error.strip()) in ((130, "vmemu: interrupted"), (0, ""), (-number, ""))
         assert set(os.listdir(tmp_path)) <= {"t.vmtrace"}
 
 
 @pytest.mark.parametrize("name", ["t.vmtrace", "t.vmtrace.zst", "t.csv"])
 def test_of_two_conversions_to_one_name_the_late_one_is_refused(name: str, tmp_path: Path) -> None:
     late = converting("-", tmp_path / name, stdin=subprocess.PIPE)
+    assert late.stdin is not None
+    late.stdin.write(" L 1000,8\n" * 20_000)
+    late.stdin.flush()
     wait_until(lambda: os.listdir(tmp_path) != [], late)
     assert ended(converting(GPA, tmp_path / name))[0] == 0
     there = (tmp_path / name).stat()

@@ -333,13 +333,16 @@ class TestOpening:
             open_recording(tmp_path / "x")
         assert "\n" not in str(e.value)
 
+    def test_an_empty_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_bytes(b"PK\x05\x06" + bytes(18))
+        with pytest.raises(TraceError, match=r"x: an empty zip archive$"):
+            open_recording(tmp_path / "x")
+
     def test_nothing_to_read(self, tmp_path: Path) -> None:
         (tmp_path / "empty").touch()
-        (tmp_path / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
         (tmp_path / "cut.zst").write_bytes(LACKEY.read_bytes()[:8])
         for name, message in (
             ("empty", "it is empty"),
-            ("empty.zip", "an empty zip archive"),
             ("cut.zst", "is cut off"),
             ("none", "No such file"),
             (".", "Is a directory"),

@@ -10,6 +10,7 @@ from vmemu.errors import ProtocolError
 from vmemu.guest_worker import Mismatch
 from vmemu.protocol import load_object
 from vmemu.source_precopy import VCPU_FIGURES
+from vmemu.units import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def unpack_flip(payload: bytes, vcpus: int) -> Flip:
     except (KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"FLIP is not well formed: {error!r}") from None
     if len(flip.vcpus) not in (0, vcpus):
-        raise ProtocolError(f"FLIP has {len(flip.vcpus)} vCPUs, the guest has {vcpus}")
+        raise ProtocolError(f"FLIP has {counted(len(flip.vcpus), 'vCPU')}, the guest has {vcpus}")
     return flip
 
 

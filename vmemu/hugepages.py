@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmemu.errors import HostError, HugepageShortage
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 
 SYSFS = Path("/sys/kernel/mm/hugepages")
 
@@ -128,7 +128,7 @@ def shortage(what: str, page_size: int, pages: int) -> HugepageShortage:
     missing = max(pages - figures.available, 1)
     size = format_size(page_size)
     return HugepageShortage(
-        f"{what} needs {pages} hugepages of {size}, and the pool can't reserve them: "
+        f"{what} needs {counted(pages, 'hugepage')} of {size}, and the pool can't reserve them: "
         f"{figures.total} in all, {figures.free} free, {figures.reserved} of these reserved",
         resize_command(page_size, figures.total + missing),
     )

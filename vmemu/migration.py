@@ -50,6 +50,7 @@ from vmemu.recipe import Recipe
 from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
+from vmemu.units import counted
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -336,7 +337,6 @@ class Migration:
             for index in range(self.scenario.guest.vcpus)
         ]
         self._start_balloon()
-        run.guest_started_ns = time.monotonic_ns()
         for worker in run.workers:
             worker.start()
         run.clients.go()
@@ -413,9 +413,9 @@ class Migration:
         found += run.verification.mismatches() if run.verification else []
         if not found:
             return
-        first = found[0]
+        first, reads = found[0], counted(wrong_reads, "read")
         raise VerificationError(
-            f"{wrong_bytes} bytes of memory and {wrong_reads} reads of the guest are wrong; first "
+            f"{counted(wrong_bytes, 'byte')} of memory and {reads} of the guest are wrong; first "
             f"{first.block}+{first.offset:#x}: {first.found:#04x} instead of {first.expected:#04x}"
         )
 

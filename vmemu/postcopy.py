@@ -42,7 +42,7 @@ from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
 from vmemu.protocol import BlockEntry, Header, Message, Summary
 from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 from vmemu.userfault import Feature, Userfaultfd
 
 LAST_WORDS_S = 0.5
@@ -307,8 +307,8 @@ class IncomingPostcopy:
             partial = core.lib.vm_precopy_settle(self.ram, index)
             if partial:
                 raise ProtocolError(
-                    f"block {block.name}: {partial} pages of {format_size(block.page_size)} were "
-                    "pre-copied in part and not discarded"
+                    f"block {block.name}: {counted(partial, 'page')} of"
+                    f" {format_size(block.page_size)} pre-copied in part and not discarded"
                 )
 
     def run(self) -> None:
@@ -369,7 +369,7 @@ class IncomingPostcopy:
         if listened and not self.complete and self._ends.urgent is None:
             missing = self.ram.pages_total - self.ram.pages_received
             raise ProtocolError(
-                f"the source says that all is sent, and {missing} pages are missing"
+                f"the source says that all is sent, with {counted(missing, 'page')} missing"
             )
 
     def vcpu_slots(self, index: int) -> tuple[Any, Any]:
@@ -525,7 +525,9 @@ def _differences(ours: Summary, theirs: Summary) -> list[str]:
         return [*found, f"blocks {there} at the source, {here} here"]
     for our, their in zip(ours.blocks, theirs.blocks, strict=True):
         if our.size != their.size:
-            found.append(f"block {our.name}: {their.size} bytes at the source, {our.size} here")
+            found.append(
+                f"block {our.name}: {counted(their.size, 'byte')} at the source, {our.size} here"
+            )
         if our.page_size != their.page_size:
             there, here = format_size(their.page_size), format_size(our.page_size)
             found.append(f"block {our.name}: pages of {there} at the source, {here} here")

@@ -26,6 +26,7 @@ import struct
 from typing import Any, NamedTuple
 
 from vmemu.errors import ProtocolError
+from vmemu.units import counted
 
 VERSION = 2
 HEADER = struct.Struct("<HHIQIIQQ")
@@ -147,11 +148,11 @@ def unpack_discard(payload: bytes) -> tuple[str, list[tuple[int, int]]]:
     size = payload[0] if payload else 0
     name, ranges = payload[1 : 1 + size], payload[1 + size :]
     if len(name) != size or not size or len(ranges) % _RANGE.size:
-        raise ProtocolError(f"a discard of {len(payload)} bytes is not well formed")
+        raise ProtocolError(f"a discard of {counted(len(payload), 'byte')} is not well formed")
     count = len(ranges) // _RANGE.size
     if not 1 <= count <= MAX_DISCARDS_PER_COMMAND:
         raise ProtocolError(
-            f"a discard has {count} ranges; 1 to {MAX_DISCARDS_PER_COMMAND} are allowed"
+            f"a discard has {counted(count, 'range')}; 1 to {MAX_DISCARDS_PER_COMMAND} are allowed"
         )
     found = [_RANGE.unpack_from(ranges, at * _RANGE.size) for at in range(count)]
     return name.decode(errors="replace"), [(offset, length) for offset, length in found]

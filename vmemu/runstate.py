@@ -13,6 +13,7 @@ from vmemu.flip import Flip
 from vmemu.guest_worker import GuestWorker, Waiting
 from vmemu.manager import MemoryManager
 from vmemu.postcopy import IncomingPostcopy
+from vmemu.units import counted
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -25,7 +26,9 @@ class StallError(MigrationError):
     def __init__(self, seconds: float, waiting: list[Waiting], missing: int) -> None:
         self.waiting = waiting
         who = "; ".join(str(one) for one in waiting) or "no vCPU waits"
-        super().__init__(f"no page came for {seconds:.1f} s, {missing} pages are missing: {who}")
+        super().__init__(
+            f"no page came for {seconds:.1f} s, {counted(missing, 'page')} missing: {who}"
+        )
 
 
 class VerificationError(MigrationError):
@@ -78,6 +81,10 @@ class Run:
     balloon: Balloon | None = None
     warnings: list[str] = field(default_factory=list)
     flip: Flip | None = None
-    guest_started_ns: int = 0
     postcopy_started_ns: int = 0
     postcopy_ended_ns: int = 0
+
+    @property
+    def ended_in_precopy(self) -> bool:
+        """Whether it ended before FLIP told what the source and the guest there had done."""
+        return self.flip is None and any(phase.name == "precopy" for phase in self.phases)

@@ -40,17 +40,21 @@ def _precopy(scenario: Scenario) -> PrecopySpec:
 
 def _guest(scenario: Scenario, workload: Workload, recipe: Recipe) -> SourceGuestSpec | None:
     """The part of the guest's life before the flip; None when it has none."""
-    flip = scenario.migration.flip_at
-    ends = flip_positions(scenario, workload)
-    if flip.after_ns is None and not any(ends):
+    if not runs_at_source(scenario, workload):
         return None
     return SourceGuestSpec(
         recipe=recipe,
-        ends=ends,
-        after_ns=flip.after_ns,
+        ends=flip_positions(scenario, workload),
+        after_ns=scenario.migration.flip_at.after_ns,
         check_reads=scenario.verify.reads,
         dirty_tracking=scenario.migration.precopy.dirty_tracking,
     )
+
+
+def runs_at_source(scenario: Scenario, workload: Workload) -> bool:
+    """Whether the guest makes any of its accesses before the flip. Raises as flip_positions."""
+    after_ns = scenario.migration.flip_at.after_ns
+    return after_ns is not None or any(flip_positions(scenario, workload))
 
 
 def flip_positions(scenario: Scenario, workload: Workload) -> tuple[int, ...]:

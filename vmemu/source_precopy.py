@@ -54,7 +54,8 @@ class PrecopySpec:
 class SourceGuestSpec:
     """The part of the guest's life that happens at the source.
 
-    vCPU i replays ``ends[i]`` accesses of its share, or what it gets done in ``after_ns``.
+    vCPU i replays ``ends[i]`` accesses of its share, or what of them it gets done in
+    ``after_ns``.
     ``dirty_tracking`` is ``auto``, ``kernel`` or ``replay``.
     """
 
@@ -118,6 +119,11 @@ class SourceGuest:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until every vCPU is where it flips; False when the time is over."""
         return all(worker.join(timeout_s) for worker in self.workers)
+
+    @property
+    def done(self) -> bool:
+        """Whether every vCPU is where it flips, or has failed."""
+        return all(worker.done for worker in self.workers)
 
     def stop(self) -> None:
         """Stop the vCPUs where they are. Raises what ended one before its time."""
@@ -192,7 +198,8 @@ class Precopy:
         if self._guest is None or self._source.stop:
             return True
         if self._after_ns is not None:
-            return self._flip.wait(ALIVE_S)
+            # A guest that has done all it does would be waited for in vain.
+            return self._flip.wait(ALIVE_S) or self._guest.done
         return self._guest.wait(ALIVE_S)
 
     def _say_alive(self) -> None:

@@ -29,7 +29,7 @@ from vmemu.recipe import Recipe, RecordedRecipe, SyntheticRecipe
 from vmemu.synthetic_plan import synthetic_recipe
 from vmemu.traces import mapping, native
 from vmemu.traces.trace import Trace
-from vmemu.units import format_duration
+from vmemu.units import counted, format_duration
 from vmemu.workload import ASAP, Pace, Workload, together
 
 LONGEST_NS = 1 << 62
@@ -105,7 +105,12 @@ class _Replay:
             trace = native.open(config.file)
         except TraceError as error:
             remedy = "name a native trace; `vmemu trace convert` makes one from a recording"
-            raise scenario.error(f"{self.field}.file", str(error), remedy) from None
+            field = f"{self.field}.file"
+            raise scenario.error(field, error.what, error.remedy or remedy) from None
+        if not trace.accesses:
+            what = f"{config.file} holds no accesses"
+            remedy = "name a trace that has some; `vmemu trace info` tells what a recording holds"
+            raise scenario.error(f"{self.field}.file", what, remedy)
         low, high = _window(scenario, f"{self.field}.window", config.window, trace.accesses)
         if self.owner.pace.kind == "recorded":
             self._check_times(scenario, trace, config)
@@ -136,8 +141,9 @@ class _Replay:
             raise scenario.error("guest.pace.kind", what, remedy)
         first, last = trace.meta.time_range_ns
         if config.loops * (last - first) >= LONGEST_NS:
-            what = f"{config.loops} loops of a trace of {format_duration(last - first)} take ages"
-            remedy = f"use at most {(LONGEST_NS - 1) // (last - first)} loops"
+            loops, span = counted(config.loops, "loop"), format_duration(last - first)
+            what = f"{loops} of a trace of {span} take ages"
+            remedy = f"use at most {counted((LONGEST_NS - 1) // (last - first), 'loop')}"
             raise scenario.error(f"{self.field}.loops", what, remedy)
 
 
@@ -213,6 +219,6 @@ def _window(scenario: Scenario, field: str, window: Window, total: int) -> tuple
             raise scenario.error(f"{field}.{name}", what, remedy) from None
     low, high = resolved
     if low >= high:
-        what = f"the window from access {low} to {high} of {total} holds nothing"
+        what = f"the window from access {low:,} to {high:,} of {total:,} holds nothing"
         raise scenario.error(f"{field}.stop", what, "give a stop above the start")
     return low, high

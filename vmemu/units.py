@@ -1,4 +1,4 @@
-"""Sizes, durations, rates and shares as people write them; strict both ways.
+"""Sizes, durations, rates, shares and counts as people write them; strict both ways.
 
 Every parser raises :class:`UnitError` (a ``ValueError``) that says what is wrong and what would do.
 A value formatted without ``digits`` parses back to exactly the same number.
@@ -50,6 +50,13 @@ def printable(text: str, longest: int = _LONGEST_SHOWN) -> str:
     """``text`` fit for one line of a message: cut when long, unprintable characters escaped."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 page``, ``1,024 pages``, ``0 accesses``: the number, and the noun as it is with it."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}{'es' if noun.endswith(('s', 'ch')) else 's'}"
 
 
 def parse_size(value: str | int) -> int:

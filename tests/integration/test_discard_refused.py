@@ -175,7 +175,7 @@ def test_a_hugepage_that_came_in_part_must_be_discarded(lied_to):
     page = Header(Message.PRECOPY_PAGES, 0, 1, HUGE + PAGE, 1, PAGE).pack() + b"x" * PAGE
     run = lied_to(Lies(page + FLIP + WHOLE + LISTEN + RUN), [RAM, HUGEPAGES])
     assert isinstance(run.error, ProtocolError)
-    assert "block huge: 1 pages of 2MiB were pre-copied in part and not discarded" in str(run.error)
+    assert "block huge: 1 page of 2MiB pre-copied in part and not discarded" in str(run.error)
 
 
 @pytest.mark.parametrize("key", ["vcpus", "stopped_ns", "dirty_tracking"])

@@ -107,7 +107,7 @@ def test_what_is_merged_or_outside_is_told(tmp_path: Path) -> None:
     modulo = migrate(file, {"kind": "modulo"})
     merged = len(pages) - len(np.unique(pages % 24))
     assert modulo["map"] == {"pages": len(pages), "outside": 0, "merged": merged}
-    assert f"{merged} of {len(pages)} recorded pages lie on memory" in terminal.plain(modulo)
+    assert f"{merged} of {len(pages)} recorded pages on memory" in terminal.plain(modulo)
 
     dropped = migrate(file, {"kind": "regions", "regions": ["0-64KiB=ram"], "outside": "drop"})
     outside = int(np.count_nonzero(pages >= 16))
@@ -119,7 +119,7 @@ def test_what_is_merged_or_outside_is_told(tmp_path: Path) -> None:
     assert sum(vcpu["dropped"] for vcpu in dropped["vcpus"]) == lost
     text = terminal.plain(dropped)
     assert f"{lost:,} accesses outside every block" in text
-    assert f"{outside} of {len(pages)} recorded pages lie in no block" in text
+    assert f"{outside} of {len(pages)} recorded pages in no block" in text
 
 
 def test_a_client_on_merged_pages(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_client_on_merged_pages(tmp_path: Path) -> None:
     pages = native.open(file).pages
     assert one["map"]["merged"] == len(pages) - len(np.unique(pages % 8))
     assert one["reads_wrong"] == 0
-    assert " of a lie on memory" in terminal.plain(result)
+    assert " of a on memory" in terminal.plain(result)
 
 
 def test_first_touch_puts_the_first_faults_first(tmp_path: Path) -> None:

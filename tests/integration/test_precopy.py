@@ -12,6 +12,7 @@ from support import HUGE, Footprint, scenario, synthetic
 
 from vmemu.config import Scenario
 from vmemu.migration import Migration, Run
+from vmemu.results.document import build
 from vmemu.userfault import Feature, Userfaultfd
 
 pytestmark = pytest.mark.usefixtures("userfault")
@@ -158,6 +159,23 @@ def test_either_way_to_track_dirty_pages(layout, method, vcpus):
 def test_a_pre_copy_with_a_limit(flip_at):
     wanted = migration(flip_at, 1, precopy={"bandwidth": "8MiB/s"})
     completed(scenario([ANONYMOUS, SHARED], guest=guest(), migration=wanted))
+
+
+def test_a_guest_that_is_done_does_not_wait_for_the_time_of_the_flip():
+    run = completed(scenario([ANONYMOUS], guest=guest(), migration=migration("10min", 1)))
+    assert run.flip is not None
+    assert run.flip.total("accesses") == 20_000
+
+
+def test_the_way_back_to_the_place_of_the_flip_is_downtime():
+    """The destination makes the synthetic accesses before the flip again."""
+    wanted = guest(vcpus=1, accesses=20_000_000)
+    run = completed(scenario([ANONYMOUS], guest=wanted, migration=migration("100%", 0)))
+    assert run.flip is not None
+    (worker,) = run.workers
+    (guest_phase,) = (phase for phase in run.phases if phase.name == "guest")
+    assert worker.figures.started_ns > run.started_ns + guest_phase.start_ns
+    assert build(run)["downtime_ns"] == worker.figures.started_ns - run.flip.stopped_ns
 
 
 def test_a_pre_copy_too_slow_for_the_time_is_no_stall():

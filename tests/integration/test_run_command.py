@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,44 @@ def endless(small: Path, vcpus: int, *arguments: object) -> Iterator[subprocess.
     finally:
         process.kill()
         process.communicate()
+
+
+def threads_of_children(pid: int) -> int:
+    """The most threads that a child of a process has."""
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return max((len(os.listdir(f"/proc/{child}/task")) for child in children), default=0)
+    return 0
+
+
+def test_a_run_interrupted_before_the_flip_says_what_it_does_not_know(
+    small: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "result.json"
+    small.write_text(SMALL.replace("permutation", f"uniform, accesses: {1 << 50}"))
+    settings = ("guest.vcpus=8", "migration.flip_at=10min", "migration.precopy.rounds=1")
+    words = [word for one in settings for word in ("--set", one)]
+    with subprocess.Popen(
+        command(small, *words, "--json", kept),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    ) as process:
+        while threads_of_children(process.pid) < 1 + 8:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (130, "")
+    assert out.startswith("interrupted in phase precopy")
+    assert "not over: what was done at the source is not known" in out
+    result = result_of(kept)
+    assert result["precopy"]["rounds"] is result["precopy"]["bytes_sent"] is None
+    for vcpu in result["vcpus"]:
+        for name in ("accesses", "accesses_at_source", "reads", "writes", "dropped"):
+            assert vcpu[name] is None
+        assert vcpu["faults"] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

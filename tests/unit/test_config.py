@@ -296,7 +296,11 @@ WRONG_MAPS = [
     ("{kind: blocks, rename: {a: 5}}", "rename", "'a' is renamed to 5", "name of one of the"),
     ("{kind: blocks, rename: {a: pc.rma}}", "rename.a", "no block is named 'pc.rma'", "'pc.ram'?"),
     ("{kind: modulo, block: vga}", "block", "no block is named 'vga'", "pc.ram"),
-    ("{kind: auto, block: pc.ram}", "block", "unknown key", "kind"),
+    ("{kind: auto, block: pc.ram}", "block", "'kind: modulo', not for 'kind: auto'", "kind"),
+    ("{rename: {a: pc.ram}}", "rename", "is for 'kind: blocks'", "add it"),
+    ("{outside: drop}", "outside", "is for 'kind: regions' or 'kind: blocks'", "add the one that"),
+    ("{regions: [0-4KiB=pc.ram]}", "regions", "is for 'kind: regions'", "add it"),
+    ("{kind: modulo, outsde: drop}", "outsde", "unknown key", "use one of kind, block"),
     ("{kind: firsttouch}", "kind", "is not known here", "did you mean 'first_touch'"),
 ]
 
@@ -520,7 +524,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (BLOCK_LINE, BLOCK_LINE + "    content: {zero_share: 1.5}\n", 5, 27,
      "blocks[0].content.zero_share", "outside 0 to 1", "0.0 to 1.0"),
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: seeded, path: x}\n", 5, 29,
-     "blocks[0].content.path", "unknown key", "kind, zero_share"),
+     "blocks[0].content.path", "is for 'kind: file', not for", "kind, zero_share"),
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: file}\n", 5, 14, "blocks[0].content.path",
      "is missing", "path: dump.raw"),
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: file, path: nix}\n", 5, 33,
@@ -530,7 +534,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: file, path: boot.vmtrace}\n", 5, 33,
      "blocks[0].content.path", "no ordinary file", "the bytes"),
     (BLOCK_LINE, "    size: 4KiB\n    content: {kind: file, path: dump.raw}\n", 5, 33,
-     "blocks[0].content.path", "has 8192 bytes, more than the block's 4096", "larger block"),
+     "blocks[0].content.path", "has 8,192 bytes, more than the block's 4,096", "larger block"),
     ("anonymous", "anonymus", 3, 14, "blocks[0].backing", "'anonymus' is not known",
      "'anonymous'?"),
     ("name: pc.ram", "name: ''", 2, 11, "blocks[0].name", "is empty", "1 to 255 bytes"),
@@ -555,7 +559,8 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (TRACE_LINE, "  trace: {synthetic: {kind: uniform, accesses: 0}}\n", 6, 48,
      "guest.trace.synthetic.accesses", "0 is out of range", "from 1 to"),
     (TRACE_LINE, "  trace: {synthetic: {kind: uniform, accesses: 1, stride: 1}}\n", 6, 51,
-     "guest.trace.synthetic.stride", "unknown key", "kind, accesses, write_share"),
+     "guest.trace.synthetic.stride", "'kind: strided', not for 'kind: uniform'",
+     "kind, accesses, write_share"),
     (TRACE_LINE, "  trace: {synthetic: {kind: sequential, accesses: 1, stride: 0}}\n", 6, 62,
      "guest.trace.synthetic.stride", "0 is out of range", "from 1 to"),
     *(
@@ -793,7 +798,7 @@ def test_a_misspelt_kind_hides_nothing_next_to_it(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backing", "page_size", "size"),
-    [("anonymous", "3KiB", "5000"), ("hugetlbfs", "2MB", "3MiB"), ("shared", "no", "4097")],
+    [("anonymous", "3KiB", "5000"), ("hugetlbfs", "2MB", "100KiB"), ("shared", "no", "4097")],
 )
 def test_a_wrong_page_size_hides_no_wrong_size(
     directory: Path, backing: str, page_size: str, size: str
@@ -801,7 +806,7 @@ def test_a_wrong_page_size_hides_no_wrong_size(
     block = f"{{name: b, backing: {backing}, size: {size}, page_size: {page_size}}}"
     some = problems(write(directory, SMALL), ("blocks.0", block))
     assert sorted(p.field for p in some) == ["blocks[0].page_size", "blocks[0].size"]
-    assert any("by default" in p.what for p in some)
+    assert any("smallest" in p.what for p in some)
 
 
 def test_an_override_without_an_equals_sign_hides_no_other(directory: Path) -> None:

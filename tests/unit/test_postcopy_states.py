@@ -94,7 +94,7 @@ def test_advise_accepts_what_both_ends_agree_on(side):
         ([BlockEntry("rom", 65536, 4096)], 4096, "blocks rom at the source, ram here"),
         ([], 4096, "blocks .*ram here"),
         ([BlockEntry("ram", 65536, 4096)] * 2, 4096, "blocks ram, ram at the source, ram here"),
-        ([BlockEntry("ram", 4096, 4096)], 4096, "block ram: 4096 bytes at the source, 65536 here"),
+        ([BlockEntry("ram", 4096, 4096)], 4096, "block ram: 4,096 bytes at the source, 65536 here"),
         ([BlockEntry("ram", 65536, 2 << 20)], 4096, "pages of 2MiB at the source, 4KiB here"),
         (
             [BlockEntry("ram", 65536, 4096)],
@@ -104,7 +104,7 @@ def test_advise_accepts_what_both_ends_agree_on(side):
         (
             [BlockEntry("ram", 1, 2)],
             3,
-            "target page size 3 .*; block ram: 1 bytes .*; block ram: pages of 2B",
+            "target page size 3 .*; block ram: 1 byte .*; block ram: pages of 2B",
         ),
     ],
 )

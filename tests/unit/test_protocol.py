@@ -195,7 +195,7 @@ def test_a_discard_has_one_to_twelve_ranges(count):
     [b"", b"\0", b"\0" + bytes(16), b"\4ram", b"\3ram" + bytes(15), b"\3ram" + bytes(17)],
 )
 def test_a_discard_cut_short_or_without_a_name_is_refused(payload):
-    with pytest.raises(ProtocolError, match=f"a discard of {len(payload)} bytes"):
+    with pytest.raises(ProtocolError, match=rf"a discard of {len(payload)} bytes? is"):
         unpack_discard(payload)
 
 

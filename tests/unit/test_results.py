@@ -343,6 +343,8 @@ def test_a_missing_key_is_refused(example: dict[str, Any], path: tuple[Any, ...]
         (lambda d: d["blocks"][0].update(size=4096), "32768 pages of 4096 are not 4096"),
         (lambda d: d.update(status="failed"), "have an error"),
         (lambda d: d["verify"].update(ok=False), "wrong bytes"),
+        (lambda d: d["vcpus"][0].update(accesses=None), "only unknown of a run that ended in pre"),
+        (lambda d: d["precopy"].update(rounds=None), "knows what the source did"),
     ],
 )
 def test_what_a_document_may_not_say(example: dict[str, Any], change: Any, message: str) -> None:

@@ -21,6 +21,7 @@ from vmemu.traces.reader import BlockBase
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATA = Path(__file__).parents[1] / "data"
 BOOT = CONFIGS / "traces" / "linux-boot.vmtrace.zst"
+TRACES = CONFIGS / "traces"
 SORT = CONFIGS / "traces" / "sort.vmtrace.zst"
 PAGE = 4096
 
@@ -112,9 +113,9 @@ def test_a_window_counts_what_is_replayed(tmp_path: Path, sparse: Path) -> None:
 def test_what_is_outside_or_merged_is_told(sparse: Path) -> None:
     one = ("--block", "ram=64KiB")
     text = shown(sparse, *one, "--region", "0-64KiB=ram", "--drop")
-    assert "outside: 93 accesses touch 94 pages that lie in no block" in text
+    assert "outside: 93 accesses to 94 pages in no block" in text
     text = shown(sparse, *one, "--kind", "modulo")
-    assert "merged: 93 of 102 recorded pages lie on memory" in text
+    assert "merged: 93 of 102 recorded pages, on memory" in text
     assert "outside:" not in text
     assert row(text, "ram", "64KiB", "36KiB", "56.2%", "16", "of", "4KiB", "9", "101")
 
@@ -146,6 +147,75 @@ def test_recorded_blocks(tmp_path: Path) -> None:
         shown(scenario)
 
 
+def test_a_trace_alone_shows_its_addresses(sparse: Path) -> None:
+    text = shown(BOOT)
+    assert row(text, "0x107fd2000-0x108000000", "46", "46")
+    assert "1,594,333 accesses, 23,674 pages" in text
+    assert "guest.trace" not in text
+    (found,) = mapped(BOOT)
+    assert sum(one["pages"] for one in found["ranges"]) == found["pages"] == 23674
+    gaps = [
+        after["start"] - before["end"]
+        for before, after in zip(found["ranges"], found["ranges"][1:], strict=False)
+    ]
+    assert min(gaps) > 2 << 20
+    assert row(shown(sparse), "0x0-0x12d000", "102", "101")
+    exact = mapped(sparse, "--all")[0]["ranges"]
+    assert len(exact) == 101
+    assert exact[1] == {
+        "start": 2 * PAGE,
+        "end": 3 * PAGE,
+        "block": None,
+        "offset": None,
+        "pages": 1,
+        "accesses": 1,
+    }
+
+
+def test_a_region_written_from_the_ranges_covers_them() -> None:
+    ranges = mapped(BOOT)[0]["ranges"]
+    blocks = [f"b{n}={one['end'] - one['start']}" for n, one in enumerate(ranges)]
+    regions = [f"{one['start']}-{one['end']}=b{n}" for n, one in enumerate(ranges)]
+    words = [*(w for b in blocks for w in ("--block", b))]
+    words += [*(w for r in regions for w in ("--region", r))]
+    (found,) = mapped(BOOT, *words)
+    assert found["field"] is None
+    assert found["outside"]["pages"] == 0
+
+
+def test_recorded_blocks_are_named_and_apart(tmp_path: Path) -> None:
+    path = tmp_path / "log.vmtrace"
+    with native.TraceWriter(path, address_kind="ram-block") as writer:
+        at = np.array([0x3000, 0x5000, 0x9000], np.uint64)
+        writer.append(0, at, np.zeros(3, np.uint8), np.ones(3, np.uint16))
+        writer.blocks = (BlockBase("pc.ram", 0x4000), BlockBase("vram", 0x8000))
+        writer.finish()
+    text = shown(path)
+    assert row(text, "0x3000-0x4000", "no", "block", "1", "1")
+    assert row(text, "0x5000-0x6000", "pc.ram+0x1000", "1", "1")
+    assert row(text, "0x9000-0xa000", "vram+0x1000", "1", "1")
+
+
+def test_a_trace_without_accesses(tmp_path: Path) -> None:
+    path = tmp_path / "empty.vmtrace"
+    with native.TraceWriter(path) as writer:
+        writer.finish()
+    assert shown(path) == f"{path} (virtual addresses): 0 accesses, 0 pages\n"
+    with pytest.raises(ConfigError, match="holds no accesses; name a trace that has some"):
+        shown(write(tmp_path, path, {}))
+
+
+def test_pages_outside_are_told_by_their_ranges(tmp_path: Path) -> None:
+    path = write(tmp_path, BOOT, {"kind": "regions", "regions": ["0-1MiB=ram"]})
+    with pytest.raises(ConfigError) as caught:
+        shown(path)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith("1,")
+    assert "0x5000000-0x5608000 (1,544 pages)" in problem.what
+    assert "map: " not in problem.what
+    assert f"`vmemu trace map {BOOT}` shows the ranges" in problem.remedy
+
+
 def test_what_a_run_refuses_is_refused_in_the_same_words(tmp_path: Path) -> None:
     for mapping in ({"kind": "compact", "align": "16MiB"}, {"kind": "blocks"}):
         path = write(tmp_path, BOOT, mapping)
@@ -167,15 +237,26 @@ def test_synthetic_accesses_need_no_map() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((BOOT,), "add --block NAME=SIZE"),
         ((DATA / "lackey-sort-excerpt.txt.zst",), "vmemu trace convert .*NAME.vmtrace"),
         ((DATA / "lackey-sort-excerpt.txt.zst", "--block", "a=1MiB"), "vmemu trace convert"),
         ((BOOT, "--block", "a=1MB"), "'1MB'"),
         ((BOOT, "--block", "a=1MiB", "--kind", "compact", "--align", "5KiB"), "power of two.*8KiB"),
-        ((BOOT, "--block", "a=1MiB", "--kind", "modulo", "--align", "2MiB"), "align: unknown key"),
+        (
+            (BOOT, "--block", "a=1MiB", "--kind", "modulo", "--align", "2MiB"),
+            "--align: is for --kind compact, not for --kind modulo",
+        ),
         ((BOOT, "--block", "a=1MiB", "--into", "b"), "no block is named 'b'"),
         ((BOOT, "--block", "a=1MiB"), "a size of 94696KiB for a would do"),
         (("no-such.yaml",), "no-such.yaml"),
+        (("nofile", "--block", "a=1MiB"), "^nofile: does not exist; name a native trace$"),
+        ((CONFIGS / "quickstart.yaml", "--block", "a=1MiB"), "leave out --block"),
+        ((BOOT, "--block", "a=1MiB/3KiB"), "^[^\n]*--block: 3KiB is no power of two[^\n]*$"),
+        (
+            (BOOT, "--block", "a=1MiB", "--region", "0-1MiB=a"),
+            "^vmemu trace map: [0-9,]+ accesses .*, or drop them with --drop$",
+        ),
+        ((BOOT, "--block", "a=1MiB", "--kind", "blocks"), "use --region START-END"),
+        ((TRACES / "qemu-faults.vmtrace.zst", "--block", "a=1MiB"), "--rename RECORDED=NAME, or"),
     ],
 )
 def test_wrong_input_says_what_would_do(arguments: tuple[object, ...], said: str) -> None:
@@ -184,7 +265,14 @@ def test_wrong_input_says_what_would_do(arguments: tuple[object, ...], said: str
 
 
 @pytest.mark.parametrize(
-    "arguments", [("x.yaml", "--kind", "modulo"), (BOOT, "--block", "a"), (BOOT, "--kind", "no")]
+    "arguments",
+    [
+        ("x.yaml", "--kind", "modulo"),
+        (BOOT, "--block", "a"),
+        (BOOT, "--kind", "no"),
+        (BOOT, "--block", "a=1MiB", "--kind", "regions"),
+        (BOOT, "--set", "seed=1"),
+    ],
 )
 def test_wrong_usage(arguments: tuple[object, ...]) -> None:
     words = ["map", *(str(one) for one in arguments)]

@@ -156,10 +156,10 @@ class TestRegions:
         with pytest.raises(TraceError) as caught:
             lay(regions((0, 3 * GIB, "pc.ram", 0)), numbers, [ram, BIOS])
         line = "0x100000000-0x180000000=pc.ram+0xc0000000"
-        assert f"; add the region {line}, which covers them, or drop" in str(caught.value)
+        assert f"; add the region {line}, which covers them (`vmemu trace map" in str(caught.value)
         told = regions((0, 3 * GIB, "pc.ram", 0), (0x100000000, 0x180000000, "pc.ram", 0xC0000000))
         assert not lay(told, numbers, [ram, BIOS]).outside.any()
-        with pytest.raises(TraceError, match="; map them with a region, or drop"):
+        with pytest.raises(TraceError, match="; map them with a region \\("):
             lay(regions((0, 3 * GIB, "pc.ram", 0)), numbers, [Block("pc.ram", 5 * GIB - PAGE)])
 
     def test_the_longer_region_is_told(self) -> None:
@@ -185,12 +185,13 @@ class TestRegions:
         with pytest.raises(TraceError) as caught:
             lay(regions(BOOT_REGIONS[0]), [0, 0x8003, 0x107FD2], [RAM])
         assert str(caught.value) == (
-            "map: 0 accesses to 2 of 3 pages are in no region, the first at 0x8003000 (12KiB behind"
-            " the nearest region, 0x0-0x8000000=pc.ram+0x0); map them with a region, or drop them"
-            " with outside: drop"
+            "0 accesses to 2 of 3 pages are in no region: 0x8003000-0x8004000 (1 page),"
+            " 0x107fd2000-0x107fd3000 (1 page), the lowest 12KiB behind the nearest region,"
+            " 0x0-0x8000000=pc.ram+0x0; map them with a region (`vmemu trace map test` shows the"
+            " ranges), or drop them with outside: drop"
         )
         for page, place in ((3, "4KiB before"), (4, "right before"), (6, "right behind")):
-            with pytest.raises(TraceError, match=rf"\({place} the nearest region"):
+            with pytest.raises(TraceError, match=rf"lowest {place} the nearest region"):
                 lay(regions((0x5000, 0x6000, "b", 0)), [page], [Block("b", PAGE)])
         with pytest.raises(TraceError, match="there are no regions"):
             lay(regions(), [4], [RAM])
@@ -210,7 +211,7 @@ class TestRegions:
             for chunk in trace.chunks()
         )
         assert count_accesses_on(trace, outside) == expected
-        with pytest.raises(TraceError, match=f"map: {expected} accesses to 46 of 8435 pages"):
+        with pytest.raises(TraceError, match=f"{expected} accesses to 46 of 8,435 pages"):
             regions(BOOT_REGIONS[0]).lay(trace, [RAM])
 
     @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ class TestCompact:
         with pytest.raises(TraceError) as caught:
             lay(Compact(), numbers, blocks)
         assert str(caught.value) == (
-            "map: the trace has 515 pages of 4 KiB (2060KiB), a, huge only 2056KiB;"
+            "the trace has 515 pages of 4 KiB (2060KiB), a, huge only 2056KiB;"
             " a size of 4MiB for huge would do"
         )
         lay(Compact(), numbers, [blocks[0], Block("huge", 4 * MIB, 2 * MIB)])
@@ -304,7 +305,7 @@ class TestCompact:
         with pytest.raises(TraceError) as caught:
             lay(Compact(align=2 * MIB), [0, 512, 5120], [Block("a", 5 * MIB)])
         assert str(caught.value) == (
-            "map: the trace has pages in 3 regions of 2MiB (6MiB), a only 5MiB, where 2 fit;"
+            "the trace has pages in 3 regions of 2MiB (6MiB), a only 5MiB, where 2 fit;"
             " a size of 6MiB for a would do"
         )
         with pytest.raises(ValueError, match="power of two"):
@@ -343,7 +344,7 @@ class TestByBlock:
         with pytest.raises(TraceError) as caught:
             ByBlock().lay(trace, [RAM])
         assert str(caught.value) == (
-            "map: 2 accesses to 3 of 4 pages are in recorded RAM blocks that there are not:"
+            "2 accesses to 3 of 4 pages are in recorded RAM blocks that there are not:"
             " 'vga.vram' (2 pages), before the first recorded block (1 page); there are pc.ram;"
             " add such blocks, lay them on another with map: {kind: blocks, rename: {RECORDED:"
             " NAME}}, or drop them with outside: drop"
@@ -357,7 +358,7 @@ class TestByBlock:
         with pytest.raises(TraceError) as caught:
             ByBlock(outside=outside).lay(trace, [Block("pc.ram", 2 * PAGE, 2 * PAGE)])
         assert str(caught.value) == (
-            "map: block pc.ram of 8KiB ends before 1 of the 2 pages recorded of 'pc.ram';"
+            "block pc.ram of 8KiB ends before 1 of 2 pages recorded of 'pc.ram';"
             " a size of 24KiB for pc.ram would do"
         )
         ByBlock(outside=outside).lay(trace, [Block("pc.ram", 6 * PAGE, 2 * PAGE)])

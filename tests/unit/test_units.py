@@ -216,3 +216,19 @@ def test_a_negative_number_has_no_format() -> None:
 def test_printable_text_stays_on_one_line_and_short() -> None:
     assert units.printable("a\nb\x1b") == r"a\nb\x1b"
     assert len(units.printable("x" * 1000)) == 60
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "page", "0 pages"),
+        (1, "page", "1 page"),
+        (1234, "page", "1,234 pages"),
+        (1, "access", "1 access"),
+        (2, "access", "2 accesses"),
+        (2, "instruction fetch", "2 instruction fetches"),
+        (1, "vCPU", "1 vCPU"),
+    ],
+)
+def test_counts_of_things(count: int, noun: str, text: str) -> None:
+    assert units.counted(count, noun) == text

@@ -80,6 +80,10 @@ def smallest_hugepage_size() -> int:
     return min(hugepages.page_sizes(), default=2 * units.MIB)
 
 
+def _smallest_page_size(data: dict[str, Any]) -> int:
+    return SMALLEST_HUGEPAGE if data.get("backing") == "hugetlbfs" else base_page_size()
+
+
 def _default_page_size(data: dict[str, Any]) -> int:
     return smallest_hugepage_size() if data.get("backing") == "hugetlbfs" else base_page_size()
 
@@ -142,9 +146,9 @@ class Block(Section):
                 f"{format_size(value)} is more than a block can have",
                 f"use at most {format_size(LARGEST_BLOCK)}",
             )
-        # Where the page size is wrong itself, the size must at least fit the one by default.
+        # Where the page size is wrong itself, the size must at least fit the smallest of all.
         given: int | None = info.data.get("page_size")
-        page = given or _default_page_size(info.data)
+        page = given or _smallest_page_size(info.data)
         if value == 0:
             raise refuse("a block can't be empty", f"use {format_size(max(page, 4096))} or more")
         if value % page:
@@ -152,7 +156,7 @@ class Block(Section):
             fitting = [format_size(size) for size in (low, low + page) if size]
             raise refuse(
                 f"{format_size(value)} is no multiple of its page size, {format_size(page)}"
-                + ("" if given else " by default"),
+                + ("" if given else ", the smallest there is"),
                 f"use {' or '.join(fitting)}",
             )
         return value
@@ -192,7 +196,8 @@ def _check_content_file(path: Path, block_size: int | None) -> None:
         raise refuse(f"{shown} may not be read", f"make it readable: chmod u+r {shown}", "path")
     if block_size is not None and status.st_size > block_size:
         raise refuse(
-            f"{shown} has {status.st_size} bytes, more than the block's {block_size}",
+            f"{shown} has {units.counted(status.st_size, 'byte')},"
+            f" more than the block's {block_size:,}",
             "use a larger block, or cut the file",
             "path",
         )
@@ -312,7 +317,7 @@ class Migration(Section):
     flip_at: FlipAt = Field(
         default=FlipPoint(position=Position(share=Fraction(0))),
         description="How much of the trace runs on the source before the guest moves: a share,"
-        " a number of accesses, or a time such as 2s.",
+        " a number of accesses, or a time such as 2s (or its end, if that comes earlier).",
     )
     postcopy: Postcopy = Field(default=Postcopy(), description="The post-copy phase.")
 

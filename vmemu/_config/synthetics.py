@@ -25,7 +25,7 @@ from vmemu._config.ranges import Bound, MemoryBound
 from vmemu._config.section import Section
 from vmemu._config.types import MOST_ACCESSES, Flag, Means, Name, Share, Size, Whole, by_kind
 from vmemu._config.wording import refuse
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 
 LARGEST_STRIDE = 1 << 46
 LARGEST_ACCESS = 4096
@@ -386,7 +386,8 @@ class Phases(Section):
         once = sum(phase.accesses for phase in info.data.get("phases", ()))
         if once * value > MOST_ACCESSES:
             raise refuse(
-                f"{value} times {once} accesses are more than a trace can have, {MOST_ACCESSES}",
+                f"{value} times {counted(once, 'access')} are more than a trace can have,"
+                f" {MOST_ACCESSES}",
                 f"use {MOST_ACCESSES // once} at most"
                 if once <= MOST_ACCESSES
                 else "give the phases fewer accesses",

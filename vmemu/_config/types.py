@@ -67,7 +67,9 @@ def _name(value: Any) -> Any:
         )
     length = len(value.encode())
     if length > LONGEST_NAME:
-        raise refuse(f"is {length} bytes long", f"use at most {LONGEST_NAME} bytes")
+        raise refuse(
+            f"is {units.counted(length, 'byte')} long", f"use at most {LONGEST_NAME} bytes"
+        )
     return value
 
 
@@ -164,8 +166,8 @@ class Position:
         accesses = self.accesses or 0
         if accesses > total:
             raise ValueError(
-                f"access {accesses} is beyond the end of the trace;"
-                f" it has {total} accesses: give that at most, or 100%"
+                f"access {accesses:,} is beyond the end of the trace;"
+                f" it has {units.counted(total, 'access')}: give that at most, or 100%"
             )
         return accesses
 

@@ -88,7 +88,7 @@ def problems(error: ValidationError, model: type[BaseModel], document: Document)
     for details, spot in spotted:
         misspelt = details["type"] == "missing" and spot.path in meant
         if not misspelt and not _follows(details, value_at(document.data, spot.path)):
-            path, what, remedy = _words(details, spot)
+            path, what, remedy = _words(details, spot, document)
             key = details["type"] == "extra_forbidden"
             found[document.problem(path, what, remedy, key=key)] = None
     return list(found)
@@ -137,6 +137,8 @@ class _Spot(NamedTuple):
     parent: type[BaseModel] | None
     field: FieldInfo | None
     annotation: Any
+    union: dict[str, Any]
+    """The members by their tags, if the model around it is one of a union."""
 
 
 def _spot(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Spot:
@@ -144,19 +146,23 @@ def _spot(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Spot:
     parent: type[BaseModel] | None = None
     field: FieldInfo | None = None
     annotation: Any = model
+    union: dict[str, Any] = {}
+    chosen_from: dict[str, Any] = {}
     for item in loc:
         annotation = bare(annotation)
         if is_model(annotation):
             path, parent = (*path, item), annotation
+            union, chosen_from = chosen_from, {}
             field = annotation.model_fields.get(str(item))
             annotation = field.annotation if field else None
         elif get_origin(annotation) is tuple:
             path, annotation = (*path, item), get_args(annotation)[0]
         elif (member := members(annotation).get(str(item))) is not None:
+            chosen_from = members(annotation)
             annotation = member
         else:
             path, annotation = (*path, item), None
-    return _Spot(path, parent, field, bare(annotation))
+    return _Spot(path, parent, field, bare(annotation), union)
 
 
 def is_model(annotation: Any) -> bool:
@@ -186,7 +192,7 @@ def members(annotation: Any) -> dict[str, Any]:
     }
 
 
-def _words(details: ErrorDetails, spot: _Spot) -> tuple[Path, str, str]:
+def _words(details: ErrorDetails, spot: _Spot, document: Document) -> tuple[Path, str, str]:
     """Where, what and the remedy of one of pydantic's errors."""
     kind, value = details["type"], details["input"]
     if kind == _REFUSED:
@@ -194,14 +200,36 @@ def _words(details: ErrorDetails, spot: _Spot) -> tuple[Path, str, str]:
         return (*spot.path, *context.get("below", ())), context["what"], context["remedy"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _union(spot, value)
+    if kind == "extra_forbidden" and (kinds := _kinds_with(spot)):
+        around = value_at(document.data, spot.path[:-1])
+        return spot.path, *_of_another_kind(kinds, around.get("kind"), spot)
     return spot.path, *_what(kind, spot, value, details["msg"])
+
+
+def _kinds_with(spot: _Spot) -> list[str]:
+    """The kinds that know a key which the one that was chosen does not."""
+    return [
+        kind
+        for kind, member in spot.union.items()
+        if is_model(bare(member)) and str(spot.path[-1]) in bare(member).model_fields
+    ]
+
+
+def _of_another_kind(kinds: list[str], given: Any, spot: _Spot) -> tuple[str, str]:
+    named = " or ".join(f"'kind: {kind}'" for kind in kinds)
+    if given is None:
+        return f"is for {named}", f"add {'it' if len(kinds) == 1 else 'the one that is meant'}"
+    return f"is for {named}, not for 'kind: {given}'", _nearest_field(spot)
+
+
+def _nearest_field(spot: _Spot) -> str:
+    return nearest(str(spot.path[-1]), spot.parent.model_fields if spot.parent else {})
 
 
 def _what(kind: str, spot: _Spot, value: Any, message: str) -> tuple[str, str]:
     """What and the remedy of the errors that are about the value itself."""
     if kind == "extra_forbidden":
-        fields = spot.parent.model_fields if spot.parent else {}
-        words = "unknown key", nearest(str(spot.path[-1]), fields)
+        words = "unknown key", _nearest_field(spot)
     elif kind == "missing":
         words = MISSING, _add(spot)
     elif kind == "literal_error":

@@ -302,6 +302,7 @@ int vm_for_each_slice(struct vm_vcpu *v, uint64_t begin, uint64_t end,
     }
     vm_set(&v->position, begin);
     seek(o, begin, &v->stop);
+    vm_set(&v->started_ns, vm_now_ns());
     for (uint64_t at = begin; at < end && !vm_get(&v->stop) && next_slice(o, end - at, &slice);
          at += slice.count) {
         vm_add(&v->position, use(context, &slice));

@@ -77,7 +77,8 @@ struct vm_vcpu {
     uint32_t *tid;        /* where the fault thread looks for this thread's id */
     const uint64_t *seen; /* faults of this thread that the fault thread has read */
     /* Figures; read by others while it runs. */
-    uint64_t position; /* in its share: the first access that is not done */
+    uint64_t started_ns; /* when it stood at its first access; 0: it does not yet */
+    uint64_t position;   /* in its share: the first access that is not done */
     uint64_t accesses, reads, writes, dropped;
     uint64_t faults, blocktime_ns;
     uint64_t reads_checked, reads_wrong;

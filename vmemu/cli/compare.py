@@ -190,14 +190,16 @@ _PARTS: tuple[tuple[str, Callable[[list[Document]], Iterator[Row]]], ...] = (
 
 
 def _notes(runs: list[Document]) -> Iterator[str]:
+    from vmemu.units import counted
+
     for run in runs:
         events, name = run["events"], run["name"]
         if events["lost"]:
-            yield f"{name}: {events['lost']:,} events were lost, the figures are too low"
+            yield f"{name}: {counted(events['lost'], 'event')} lost, the figures are too low"
         for key, what in (("unknown", "is not known"), ("unlike", "is written in another way")):
             for event, count in events[key].items():
                 yield f"{name}: {event} {what}: {count:,} left out"
         if events["unknown_lines"]:
-            yield f"{name}: {events['unknown_lines']:,} lines mean nothing"
+            yield f"{name}: {counted(events['unknown_lines'], 'line')} without a meaning"
         if events["truncated"]:
             yield f"{name}: ends in the middle of something"

@@ -239,12 +239,16 @@ def _progress(scenario: Scenario, wanted: bool) -> Iterator[Callable[[Progress],
 
 def _draw(bar: Any, task: Any, now: Progress, size: int) -> None:
     """Each phase has its own measure: accesses of the guest, pages, bytes compared."""
+    from vmemu.units import counted
+
     if now.phase == "verify":
-        done, total, detail = now.bytes_checked, size, f"{now.bytes_checked:,} bytes compared"
+        done, total = now.bytes_checked, size
+        detail = f"{counted(done, 'byte')} compared"
     elif now.phase == "drain":
-        done, total, detail = now.pages, now.pages_total, f"{now.pages:,} pages"
+        done, total, detail = now.pages, now.pages_total, counted(now.pages, "page")
     else:
         done, total = now.accesses, now.accesses_total
-        detail = f"{now.accesses:,} accesses, {now.pages:,} of {now.pages_total:,} pages"
+        pages = f"{now.pages:,} of {counted(now.pages_total, 'page')}"
+        detail = f"{counted(done, 'access')}, {pages}"
     bar.update(task, description=now.phase, completed=done, total=total, detail=detail)
     bar.refresh()

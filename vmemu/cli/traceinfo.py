@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 
 if TYPE_CHECKING:
     from vmemu.traces.meta import Meta
@@ -39,11 +39,12 @@ def notes(dropped: dict[str, int], unknown: int, first: str, truncated: bool) ->
     from vmemu.traces.missing import LEFT_OUT
 
     found = [
-        f"{count:,} accesses left out: {LEFT_OUT.get(reason, reason)}"
+        f"{counted(count, 'access')} left out: {LEFT_OUT.get(reason, reason)}"
         for reason, count in dropped.items()
     ]
     if unknown:
-        found.append(f"{unknown:,} lines or records mean nothing" + (f"; {first}" if first else ""))
+        what = "1 line or record means" if unknown == 1 else f"{unknown:,} lines or records mean"
+        found.append(f"{what} nothing" + (f"; {first}" if first else ""))
     if truncated:
         found.append("the recording ends in the middle of something; what was whole is here")
     return found
@@ -74,7 +75,7 @@ def _facts(stats: TraceStats) -> list[tuple[str, str]]:
         ("pages of 4 KiB", f"{stats.pages_4k:,} ({_size(stats.pages_4k << 12)})"),
         ("  written", _unless("writes", _share(stats.pages_written, stats.pages_4k), missing)),
         ("pages of 2 MiB", f"{stats.pages_2m:,} ({_size(stats.pages_2m << 21)})"),
-        ("span", f"{_size(stats.span_bytes)} ({stats.span_bytes:,} bytes)"),
+        ("span", f"{_size(stats.span_bytes)} ({counted(stats.span_bytes, 'byte')})"),
         ("threads or vCPUs", _unless("threads", f"{stats.threads:,}", missing)),
         ("time", _time(stats)),
         ("left out", _dropped(stats.dropped)),
@@ -116,7 +117,7 @@ def _reuse(stats: TraceStats) -> list[tuple[str, str]]:
 def _windows(stats: TraceStats) -> list[tuple[str, str]]:
     return [
         (
-            f"  last {window.accesses:,} accesses",
+            f"  last {counted(window.accesses, 'access')}",
             f"{window.mean_pages:,.1f} pages ({_size(round(window.mean_pages * 4096))})",
         )
         for window in stats.windows
@@ -139,7 +140,7 @@ def _streams(stats: TraceStats) -> list[tuple[str, str]]:
     rest = busiest[_STREAMS_SHOWN:]
     if rest:
         others = sum(stream.accesses for stream in rest)
-        rows.append((f"  {len(rest):,} others", _share(others, stats.accesses)))
+        rows.append((f"  {counted(len(rest), 'other')}", _share(others, stats.accesses)))
     return rows
 
 
@@ -148,7 +149,7 @@ def _blocks(stats: TraceStats) -> list[tuple[str, str]]:
     return [
         (
             f"  {block.name}",
-            f"{block.pages_4k:,} pages"
+            counted(block.pages_4k, "page")
             + (f", {block.pages_written:,} written" if known else "")
             + f", span {_size(block.span_bytes)}",
         )
@@ -176,7 +177,7 @@ def _unless(key: str, value: str, missing: tuple[str, ...]) -> str:
 
 def _dropped(dropped: dict[str, int]) -> str:
     """Accesses left out on purpose, by reason."""
-    reasons = [f"{count:,} accesses ({reason})" for reason, count in dropped.items()]
+    reasons = [f"{counted(count, 'access')} ({reason})" for reason, count in dropped.items()]
     return ", ".join(reasons) or "-"
 
 
@@ -192,12 +193,13 @@ def converted(meta: Meta) -> str:
     """What a trace that was just made holds, in a line."""
     counts = meta.counts
     held = sum(stream.accesses for stream in meta.streams)
-    fetches = f", {held - counts.accesses:,} instruction fetches" if held > counts.accesses else ""
-    streams = f"{len(meta.streams)} stream" + ("" if len(meta.streams) == 1 else "s")
-    text = f"{counts.accesses:,} accesses{fetches}, {meta.pages:,} pages, {streams}"
+    fetches = held - counts.accesses
+    fetched = f", {counted(fetches, 'instruction fetch')}" if fetches > 0 else ""
+    pages, streams = counted(meta.pages, "page"), counted(len(meta.streams), "stream")
+    text = f"{counted(counts.accesses, 'access')}{fetched}, {pages}, {streams}"
     repeats = counts.dropped.get("repeats", 0)
     if not repeats:
         return text
     factor = (held + repeats) / held
     times = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
-    return f"{text}; {repeats:,} repeats left out: {times} times fewer accesses"
+    return f"{text}; {counted(repeats, 'repeat')} left out: {times} times fewer accesses"

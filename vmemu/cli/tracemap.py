@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmemu.cli import tracealone as alone
+from vmemu.units import counted
+
 if TYPE_CHECKING:
     from vmemu.config import Scenario
     from vmemu.trace_plan import LaidTrace
+    from vmemu.traces.mapping.recorded import RecordedRange
     from vmemu.traces.mapping.summary import Range, Summary
 
 ROWS = 40
@@ -22,7 +27,12 @@ KINDS = ("auto", "compact", "regions", "blocks", "first_touch", "modulo")
 @click.command("map")
 @click.argument("source", metavar="SCENARIO.yaml|TRACE")
 @click.option("--json", "json_file", metavar="FILE", help="Write it as JSON; - for stdout.")
-@click.option("--all", "show_all", is_flag=True, help=f"Show more than {ROWS} ranges.")
+@click.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help=f"Show more than {ROWS} ranges, and exact ones of a TRACE alone.",
+)
 @click.option(
     "--set",
     "overrides",
@@ -55,115 +65,116 @@ def map_command(
     """Show where recorded pages lie in the RAM blocks.
 
     Of a scenario: its trace and those of its clients, as a run would lay them. Of a native trace:
-    on blocks given with --block. Nothing is mapped; what a run would refuse is refused here with
-    the same words.
+    on blocks given with --block; without any, the ranges of its addresses, for regions to be
+    written from. Nothing is mapped; what a run would refuse is refused here with the same words.
     """
     from vmemu.cli.signals import strike
-    from vmemu.plan import blocks_of, entries_of
-    from vmemu.trace_plan import lay_traces
 
     strike()
-    mapping = _mapping(**options)
-    if blocks:
-        scenario = _scenario_of(source, blocks, mapping)
-    elif mapping:
+    mapping = alone.mapping_of(**options)
+    on_its_own = bool(blocks) or alone.is_native(source)
+    if on_its_own and overrides:
+        raise click.UsageError("--set is for a scenario; a TRACE has --kind, --region and so on")
+    if mapping and not blocks:
         raise click.UsageError("how to map stands in the scenario; a TRACE needs --block NAME=SIZE")
+    gap = 0 if show_all else None
+    if blocks:
+        with alone.in_options():
+            laid = _laid(alone.scenario_of(source, blocks, mapping))
+        document, lines = _mapped(laid, show_all, with_field=False)
+    elif on_its_own:
+        document, lines = _recorded(source, gap)
     else:
-        scenario = _load(source, overrides)
-    laid = [(one, _summary(one)) for one in lay_traces(scenario, entries_of(blocks_of(scenario)))]
+        document, lines = _mapped(_laid(_load(source, overrides)), show_all, with_field=True)
     if json_file is not None:
-        document = {"traces": [_head(one) | summary.to_json() for one, summary in laid]}
         _write_json(document, json_file)
     if json_file != "-":
-        for line in _shown(laid, None if show_all else ROWS):
+        for line in lines:
             click.echo(line)
 
 
 def _load(source: str, overrides: tuple[str, ...]) -> Scenario:
     from vmemu.config import load, split_override
-    from vmemu.errors import ConfigError, InputError, TraceError
-    from vmemu.traces import native
+    from vmemu.errors import ConfigError, InputError
 
     try:
         return load(source, map(split_override, overrides))
     except ConfigError:
-        # A trace is no YAML: its own words help more than what a reader of YAML makes of it.
-        try:
-            if native.is_native(source):
-                what = "a trace alone does not say what it is laid on"
-                raise InputError(f"{source}: {what}; add --block NAME=SIZE") from None
-            is_recording = _is_recording(source)
-        except (TraceError, OSError):
-            is_recording = False
-        if is_recording:
-            raise InputError(
-                f"{source}: a recording has to be converted first: vmemu trace convert {source}"
-                " NAME.vmtrace"
-            ) from None
+        # A recording is no YAML: its own words help more than what a reader of YAML makes of it.
+        if alone.is_recording(source):
+            raise InputError(alone.convert_first(source)) from None
         raise
 
 
-def _is_recording(source: str) -> bool:
-    from vmemu.errors import TraceError
-    from vmemu.traces.recordings import open_recording
+def _laid(scenario: Scenario) -> list[tuple[LaidTrace, Summary]]:
+    from vmemu.plan import blocks_of, entries_of
+    from vmemu.trace_plan import lay_traces
 
-    try:
-        open_recording(source).stream.close()
-    except TraceError:
-        return False
-    return True
-
-
-# ---- a trace without a scenario ----
-
-
-def _mapping(
-    *,
-    kind: str | None,
-    regions: tuple[str, ...],
-    renames: tuple[str, ...],
-    into: str | None,
-    align: str | None,
-    drop: bool,
-) -> dict[str, Any]:
-    """The options as the ``map`` of a scenario."""
-    implied = "regions" if regions else "blocks" if renames else None
-    fields = {
-        "kind": kind or implied,
-        "regions": list(regions) or None,
-        "rename": dict(_pair("--rename", one, "RECORDED=BLOCK") for one in renames) or None,
-        "block": into,
-        "align": align,
-        "outside": "drop" if drop else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _scenario_of(source: str, blocks: tuple[str, ...], mapping: dict[str, Any]) -> Scenario:
-    """A scenario that has nothing but the trace on these blocks."""
-    from vmemu.config import make
-
-    trace = {"file": source, "map": mapping}
-    data = {"blocks": [_block(text) for text in blocks], "guest": {"trace": trace}}
-    return make(data, "vmemu trace map")
-
-
-def _block(text: str) -> dict[str, str]:
-    name, size = _pair("--block", text, "NAME=SIZE")
-    size, slash, page_size = size.partition("/")
-    if not slash or page_size == "4KiB":
-        return {"name": name, "backing": "anonymous", "size": size}
-    return {"name": name, "backing": "hugetlbfs", "size": size, "page_size": page_size}
-
-
-def _pair(option: str, text: str, form: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")
-    if not (name and equals and value):
-        raise click.BadParameter(f"{text!r} is not {form}", param_hint=option)
-    return name, value
+    laid = lay_traces(scenario, entries_of(blocks_of(scenario)))
+    return [(one, _summary(one)) for one in laid]
 
 
 # ---- what is shown ----
+
+
+def _mapped(
+    laid: Sequence[tuple[LaidTrace, Summary]], show_all: bool, *, with_field: bool
+) -> tuple[dict[str, Any], Iterator[str]]:
+    """Mappings as a document and for people; without a scenario there is no field to name."""
+    heads = [_head(one) if with_field else _head(one) | {"field": None} for one, _ in laid]
+    summaries = [summary for _, summary in laid]
+    document = {
+        "traces": [head | one.to_json() for head, one in zip(heads, summaries, strict=True)]
+    }
+    return document, _shown(heads, summaries, None if show_all else ROWS)
+
+
+def _recorded(source: str, gap: int | None) -> tuple[dict[str, Any], Iterator[str]]:
+    """The ranges of a trace's addresses as a document and for people."""
+    from vmemu.traces import native
+    from vmemu.traces.mapping.recorded import GAP, recorded_ranges
+
+    with native.looking_into(source) as trace:
+        ranges = recorded_ranges(trace, GAP if gap is None else gap)
+        head = {
+            "field": None,
+            "file": source,
+            "address_kind": trace.meta.address_kind,
+            "kind": None,
+            "accesses": trace.accesses,
+            "pages": len(trace.pages),
+        }
+    return (
+        {"traces": [head | {"ranges": [asdict(one) for one in ranges]}]},
+        _recorded_lines(head, ranges, exact=gap == 0),
+    )
+
+
+def _recorded_lines(
+    head: dict[str, Any], ranges: Sequence[RecordedRange], *, exact: bool
+) -> Iterator[str]:
+    yield (
+        f"{head['file']} ({head['address_kind']} addresses):"
+        f" {counted(head['accesses'], 'access')}, {counted(head['pages'], 'page')}"
+    )
+    if not ranges:
+        return
+    yield ""
+    of_blocks = any(one.block for one in ranges)
+    rows = [
+        (
+            f"{one.start:#x}-{one.end:#x}",
+            *((f"{one.block}+{one.offset:#x}" if one.block else "no block",) if of_blocks else ()),
+            f"{one.pages:,}",
+            f"{one.accesses:,}",
+        )
+        for one in ranges
+    ]
+    columns = ("recorded", *(("recorded block",) if of_blocks else ()), "pages", "accesses")
+    yield from _table(columns, rows, left=len(columns) - 2)
+    if not exact:
+        yield ""
+        yield "gaps of up to 2 MiB are within a range; --all shows the exact ones"
 
 
 def _summary(laid: LaidTrace) -> Summary:
@@ -185,25 +196,29 @@ def _head(laid: LaidTrace) -> dict[str, Any]:
     }
 
 
-def _shown(laid: Sequence[tuple[LaidTrace, Summary]], most: int | None) -> Iterator[str]:
-    if not laid:
+def _shown(
+    heads: Sequence[dict[str, Any]], summaries: Sequence[Summary], most: int | None
+) -> Iterator[str]:
+    if not heads:
         yield "no trace is recorded: synthetic accesses are made on the blocks themselves"
-    for number, (one, summary) in enumerate(laid):
+    for number, (head, summary) in enumerate(zip(heads, summaries, strict=True)):
         if number:
             yield ""
-        yield from _lines(_head(one), summary, most)
+        yield from _lines(head, summary, most)
 
 
 def _lines(head: dict[str, Any], summary: Summary, most: int | None) -> Iterator[str]:
     yield (
-        f"{head['field']}: {head['file']} ({head['address_kind']} addresses), by {head['kind']}:"
-        f" {head['accesses']:,} accesses, {summary.pages_touched:,} pages"
+        f"{head['field']}: "
+        * (head["field"] is not None)
+        + f"{head['file']} ({head['address_kind']} addresses), by {head['kind']}:"
+        f" {counted(head['accesses'], 'access')}, {counted(summary.pages_touched, 'page')}"
     )
     yield ""
     rows = [_range_row(one) for one in summary.ranges(most)]
     yield from _table(("recorded", "lies in", "pages", "accesses"), rows, left=2)
     if (more := len(summary) - len(rows)) > 0:
-        yield f"and {more:,} ranges more; --all shows them"
+        yield f"and {counted(more, 'range')} more; --all shows {'it' if more == 1 else 'them'}"
     yield ""
     yield from _table(
         ("block", "size", "touched", "share", "host pages", "touched", "accesses"),
@@ -236,15 +251,16 @@ def _block_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
 def _notes(summary: Summary) -> Iterator[str]:
     if summary.pages_outside:
         yield ""
+        accesses, pages = summary.accesses_outside, summary.pages_outside
         yield (
-            f"outside: {summary.accesses_outside:,} accesses touch {summary.pages_outside:,} pages"
-            " that lie in no block; they are dropped, and counted"
+            f"outside: {counted(accesses, 'access')} to {counted(pages, 'page')} in no block;"
+            " dropped, and counted"
         )
     if summary.merged:
         yield ""
         yield (
-            f"merged: {summary.merged:,} of {summary.pages:,} recorded pages lie on memory that"
-            " another one has"
+            f"merged: {summary.merged:,} of {counted(summary.pages, 'recorded page')}, on memory"
+            " that another one has"
         )
 
 

@@ -37,7 +37,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def build(run: Run) -> Document:
-    """The document of a run that has ended, however it ended: what was not reached is 0 or empty.
+    """The document of a run that has ended, however it ended: what was not reached is 0 or empty,
+    what only the source knew is None.
 
     Only figures are read, which the run keeps; its memory is unmapped by now.
     """
@@ -187,10 +188,11 @@ def _blocks(run: Run) -> list[Document]:
 
 def _precopy(run: Run) -> Document:
     flip = run.flip
+    none = None if run.ended_in_precopy else 0
     return {
-        "rounds": flip.rounds if flip else 0,
-        "pages_sent": flip.precopy_pages if flip else 0,
-        "bytes_sent": flip.precopy_bytes if flip else 0,
+        "rounds": flip.rounds if flip else none,
+        "pages_sent": flip.precopy_pages if flip else none,
+        "bytes_sent": flip.precopy_bytes if flip else none,
         "dirty_tracking": asdict(flip.dirty_tracking) if flip and flip.dirty_tracking else None,
     }
 
@@ -213,10 +215,11 @@ def _balloon(run: Run) -> Document | None:
 
 
 def _downtime_ns(run: Run) -> int:
-    """From the last vCPU's stop at the source to the first one's start here."""
-    if run.flip is None or not run.guest_started_ns:
+    """From the last vCPU's stop at the source until the first one could go on here."""
+    started = [int(worker.figures.started_ns) for worker in run.workers]
+    if run.flip is None or not any(started):
         return 0
-    return max(run.guest_started_ns - run.flip.stopped_ns, 0)
+    return max(min(filter(None, started)) - run.flip.stopped_ns, 0)
 
 
 def _states(run: Run) -> list[Document]:
@@ -245,17 +248,32 @@ def _vcpu(
     from vmemu import blocktime
 
     before = run.flip.vcpus[index] if run.flip and run.flip.vcpus else {}
+    unknown = _lost_at_source(run)
     vcpu: Document = {"id": index}
     for name in ("accesses", "reads", "writes", "dropped", "faults", "blocktime_ns"):
         here = int(getattr(worker.figures, name)) if worker else 0
         vcpu[name] = here + before.get(name, 0)
     vcpu["accesses_at_source"] = before.get("accesses", 0)
-    vcpu["lag_ns"] = None if run.scenario.guest.pace.kind == "asap" else _lag(before, worker)
+    if unknown:
+        vcpu |= dict.fromkeys(("accesses", "reads", "writes", "dropped", "accesses_at_source"))
+    timeless = unknown or run.scenario.guest.pace.kind == "asap"
+    vcpu["lag_ns"] = None if timeless else _lag(before, worker)
     latency = blocktime.latencies(faults) if faults is not None else np.empty(0, np.uint64)
     summary = blocktime.summary(latency)
     vcpu["latency_ns"] = {name: summary[name] for name in _VCPU_QUANTILES}
     vcpu["qemu_buckets"] = blocktime.qemu_buckets(latency)
     return vcpu
+
+
+def _lost_at_source(run: Run) -> bool:
+    """Whether the guest ran at the source and never came to tell what it did there."""
+    from vmemu.source_plan import runs_at_source
+
+    return (
+        run.ended_in_precopy
+        and run.workload is not None
+        and runs_at_source(run.scenario, run.workload)
+    )
 
 
 def _lag(before: Mapping[str, int], worker: GuestWorker | None) -> Document:

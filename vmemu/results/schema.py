@@ -140,13 +140,13 @@ class Vcpu(_Model):
     """What a vCPU did and what it suffered."""
 
     id: Count
-    accesses: Count
-    reads: Count
-    writes: Count
-    dropped: Count
+    accesses: Count | None
+    reads: Count | None
+    writes: Count | None
+    dropped: Count | None
     faults: Count
     blocktime_ns: Nanoseconds
-    accesses_at_source: Count
+    accesses_at_source: Count | None
     lag_ns: Lag | None
     latency_ns: VcpuLatency
     qemu_buckets: QemuBuckets
@@ -276,9 +276,9 @@ class Precopy(_Model):
     ``dirty_tracking`` is None when the guest did not run at the source.
     """
 
-    rounds: Count
-    pages_sent: Count
-    bytes_sent: Bytes
+    rounds: Count | None
+    pages_sent: Count | None
+    bytes_sent: Bytes | None
     dirty_tracking: DirtyTracking | None
 
 
@@ -354,8 +354,14 @@ class Result(_Model):
                     raise ValueError(f"block {block.name} is not complete, but the run is")
             if self.verify.ok is False:
                 raise ValueError("a run with wrong bytes is not completed")
-        if any((vcpu.lag_ns is None) != (self.pace.kind == "asap") for vcpu in self.vcpus):
-            raise ValueError("exactly the vCPUs of a guest with a pace have a lag")
+        unknown = self.precopy.rounds is None
+        if unknown and self.status == "completed":
+            raise ValueError("a completed run knows what the source did")
+        for vcpu in self.vcpus:
+            if vcpu.accesses is None and not unknown:
+                raise ValueError("accesses are only unknown of a run that ended in pre-copy")
+            if (vcpu.lag_ns is None) != (self.pace.kind == "asap" or vcpu.accesses is None):
+                raise ValueError("exactly the vCPUs of a guest with a pace have a lag")
         return self
 
 

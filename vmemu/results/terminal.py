@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from vmemu.units import format_duration, format_rate, format_size
+from vmemu.units import counted, format_duration, format_rate, format_size
 
 Document = dict[str, Any]
 
 _STYLES = {"completed": "green", "failed": "red", "interrupted": "yellow", "skipped": "yellow"}
 _GAP = "  "
+_UNKNOWN = "?"
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ def write_text(text: str, stream: TextIO) -> None:
 def _verified(verify: Document) -> str:
     compared, reads = verify["bytes_checked"], verify["reads_checked"]
     if compared:
-        also = f"; {reads:,} reads checked as well" if reads else ""
-        return f"all {compared:,} bytes right{also}"
+        also = f"; {counted(reads, 'read')} checked as well" if reads else ""
+        return f"all {counted(compared, 'byte')} right{also}"
     if reads:
-        return f"all {reads:,} reads right; memory was not compared at the end"
+        return f"all {counted(reads, 'read')} right; memory was not compared at the end"
     return "nothing was verified"
 
 
@@ -137,28 +138,36 @@ def _blocks(blocks: list[Document]) -> Table:
 
 def _vcpus(document: Document) -> Table:
     guest_ns = sum(p["duration_ns"] for p in document["phases"] if p["name"] == "guest")
+    paced = document["pace"]["kind"] != "asap"
     rows = []
     for vcpu in document["vcpus"]:
         latency = vcpu["latency_ns"]
         rows.append(
             (
                 str(vcpu["id"]),
-                f"{vcpu['accesses']:,}",
+                _known(vcpu["accesses"]),
                 f"{vcpu['faults']:,}",
                 *(_time(latency[name]) for name in ("p50", "p99", "max")),
                 _time(vcpu["blocktime_ns"]),
                 f"{vcpu['blocktime_ns'] / guest_ns:.1%}" if guest_ns else "-",
-                *((_time(vcpu["lag_ns"][name]) for name in _LAGS) if vcpu["lag_ns"] else ()),
+                *(_lags(vcpu["lag_ns"]) if paced else ()),
             )
         )
     columns = ("vCPU", "accesses", "faults", "p50", "p99", "max", "blocked", "of guest time")
-    paced = document["pace"]["kind"] != "asap"
     return Table((*columns, *(f"lag {name}" for name in _LAGS if paced)), rows)
+
+
+def _lags(lag: Document | None) -> Iterator[str]:
+    return (_time(lag[name]) if lag else _UNKNOWN for name in _LAGS)
+
+
+def _known(count: int | None) -> str:
+    return _UNKNOWN if count is None else f"{count:,}"
 
 
 def _pace(pace: Document) -> str:
     if pace["kind"] == "rate":
-        return f"{pace['accesses_per_second']:,} accesses a second of each vCPU"
+        return f"{counted(pace['accesses_per_second'], 'access')} a second of each vCPU"
     factor = "" if pace["factor"] == 1 else f", {pace['factor']:g} times as fast"
     return f"at recorded times{factor}"
 
@@ -189,7 +198,9 @@ def _figures(document: Document) -> Table:
         ("phases", _phases(document["phases"])),
         ("userfaultfd", _userfault(document["host"]["userfault"])),
     ]
-    if document["precopy"]["rounds"] or any(v["accesses_at_source"] for v in document["vcpus"]):
+    if document["precopy"]["rounds"] is None:
+        rows.insert(0, ("pre-copy", "not over: what was done at the source is not known"))
+    elif document["precopy"]["rounds"] or any(v["accesses_at_source"] for v in document["vcpus"]):
         rows.insert(0, ("pre-copy", _precopy(document)))
     if document["downtime_ns"]:
         rows.insert(1, ("downtime", _time(document["downtime_ns"])))
@@ -202,19 +213,19 @@ def _figures(document: Document) -> Table:
 def _map_notes(document: Document) -> list[tuple[str, str]]:
     """What did not find a place of its own in the blocks, of the guest and of each client."""
     guest = {"name": "", "map": document["map"]}
-    guest["dropped"] = sum(vcpu["dropped"] for vcpu in document["vcpus"])
+    guest["dropped"] = sum(vcpu["dropped"] or 0 for vcpu in document["vcpus"])
     rows = []
     for one in (guest, *document["clients"]):
         of, pages = (f" of {one['name']}" if one["name"] else ""), one["map"]
         if one["dropped"]:
-            what = f"{one['dropped']:,} accesses{of} outside every block, in part at least"
+            what = f"{counted(one['dropped'], 'access')}{of} outside every block, in part at least"
             rows.append(("dropped", what))
         if pages["outside"]:
-            what = f"{pages['outside']:,} of {pages['pages']:,} recorded pages{of}"
-            rows.append(("outside", f"{what} lie in no block"))
+            what = f"{pages['outside']:,} of {counted(pages['pages'], 'recorded page')}{of}"
+            rows.append(("outside", f"{what} in no block"))
         if pages["merged"]:
-            what = f"{pages['merged']:,} of {pages['pages']:,} recorded pages{of}"
-            rows.append(("merged", f"{what} lie on memory that another one has"))
+            what = f"{pages['merged']:,} of {counted(pages['pages'], 'recorded page')}{of}"
+            rows.append(("merged", f"{what} on memory that another one has"))
     return rows
 
 
@@ -247,11 +258,10 @@ def _stages(stages: Document) -> str:
 def _precopy(document: Document) -> str:
     sent, discards = document["precopy"], document["discards"]
     at_source = sum(vcpu["accesses_at_source"] for vcpu in document["vcpus"])
-    rounds = f"{sent['rounds']} round{'s' * (sent['rounds'] != 1)}"
     return (
-        f"{rounds}, {format_size(sent['bytes_sent'], digits=4)} sent; "
-        f"{at_source:,} accesses at the source; {discards['commands']} discards of "
-        f"{discards['ranges']} ranges"
+        f"{counted(sent['rounds'], 'round')}, {format_size(sent['bytes_sent'], digits=4)} sent; "
+        f"{counted(at_source, 'access')} at the source; "
+        f"{counted(discards['commands'], 'discard')} of {counted(discards['ranges'], 'range')}"
     )
 
 

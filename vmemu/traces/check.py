@@ -9,6 +9,7 @@ from vmemu.errors import TraceError
 from vmemu.traces import npy
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
 from vmemu.traces.trace import Stream, Trace
+from vmemu.units import counted
 
 SMALL_DICTIONARY = 1 << 20
 """Pages; up to so many, an index and an offset fit into 32 bits."""
@@ -51,7 +52,9 @@ def check_columns(trace: Trace) -> None:
 def _check_dictionary(trace: Trace) -> None:
     pages = trace.pages
     if len(pages) != trace.meta.pages:
-        raise _wrong(trace, f"pages.npy has {len(pages)} pages, meta.json says {trace.meta.pages}")
+        raise _wrong(
+            trace, f"pages.npy has {counted(len(pages), 'page')}, meta.json says {trace.meta.pages}"
+        )
     for start in range(0, len(pages), _CHUNK):
         piece = pages[start : start + _CHUNK + 1]
         if not bool((piece[1:] > piece[:-1]).all()):
@@ -66,7 +69,9 @@ def _check_times(trace: Trace, stream: Stream) -> None:
     assert times is not None
     assert trace.meta.time_range_ns is not None
     if len(times) != len(stream.what):
-        raise _wrong(trace, f"{stream.id}.time.npy has {len(times)} values, not one an access")
+        raise _wrong(
+            trace, f"{stream.id}.time.npy has {counted(len(times), 'value')}, not one an access"
+        )
     first, last = trace.meta.time_range_ns
     for start in range(0, len(times), _CHUNK):
         piece = times[start : start + _CHUNK]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
+from vmemu.units import counted
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _ALIGNMENT = 64
@@ -84,8 +85,8 @@ def parse_column(name: str, raw: mmap.mmap | memoryview | bytes, dtypes: tuple[s
     if size != promised:
         state = "is cut off" if size < promised else "has bytes too many"
         raise TraceError(
-            f"{name}: {state}: {count} values promised ({promised} bytes),"
-            f" {size // dtype.itemsize} there ({size} bytes)"
+            f"{name}: {state}: {counted(count, 'value')} promised ({counted(promised, 'byte')}),"
+            f" {size // dtype.itemsize} there ({counted(size, 'byte')})"
         )
     values = np.frombuffer(raw, dtype, count, start)
     values.flags.writeable = False

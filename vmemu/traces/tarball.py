@@ -14,6 +14,7 @@ import numpy as np
 from vmemu.errors import TraceError
 from vmemu.traces.opening import ZSTD_WINDOW_LOG, ByteStream
 from vmemu.traces.progress import Report, silent
+from vmemu.units import counted
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -151,7 +152,9 @@ def _parts(stream: ByteStream, name: str, size: int) -> Iterator[bytes]:
 
 
 def _cut_off(stream: ByteStream, name: str, promised: int, there: int) -> TraceError:
-    return TraceError(f"{stream.name}: {name} is cut off: {promised} bytes promised, {there} there")
+    return TraceError(
+        f"{stream.name}: {name} is cut off: {counted(promised, 'byte')} promised, {there} there"
+    )
 
 
 # tarfile could read this too, but it holds whatever an extended header claims to be long in memory.

@@ -22,7 +22,7 @@ from vmemu.traces.mapping.pagemap import (
 )
 from vmemu.traces.mapping.touched import count_accesses_on
 from vmemu.traces.trace import Trace
-from vmemu.units import format_size, printable
+from vmemu.units import counted, format_size, printable
 
 _SHOWN = 8
 
@@ -63,7 +63,7 @@ class ByBlock:
             check_name(target, known)
             if name not in recorded:
                 raise TraceError(
-                    f"map: rename names {_quoted(name)}, a RAM block that was not recorded",
+                    f"rename names {_quoted(name)}, a RAM block that was not recorded",
                     f"recorded are {_listed(recorded)}",
                 )
 
@@ -77,17 +77,18 @@ class ByBlock:
         outside = block < 0
         pages = np.bincount(recorded.nth[outside] + 1, minlength=len(recorded.names) + 1)
         lost = [
-            f"{_quoted(name)} ({_pages(count)})"
+            f"{_quoted(name)} ({counted(count, 'page')})"
             for name, count in zip(recorded.names, pages[1:].tolist(), strict=True)
             if count
         ]
         if pages[0]:
-            lost.append(f"before the first recorded block ({_pages(int(pages[0]))})")
+            lost.append(f"before the first recorded block ({counted(int(pages[0]), 'page')})")
         shown = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" * (len(lost) > 8))
         number = int(np.count_nonzero(outside))
+        accesses = counted(count_accesses_on(trace, outside), "access")
         return TraceError(
-            f"map: {count_accesses_on(trace, outside)} accesses to {number} of {len(block)} pages"
-            f" are in recorded RAM blocks that there are not: {shown}; there are"
+            f"{accesses} to {number:,} of {counted(len(block), 'page')} are in recorded RAM blocks"
+            f" that there are not: {shown}; there are"
             f" {', '.join(one.name for one in blocks) or 'none'}",
             "add such blocks, lay them on another with map: {kind: blocks, rename: {RECORDED:"
             " NAME}}, or drop them with outside: drop",
@@ -115,7 +116,7 @@ def _recorded(trace: Trace) -> _Recorded:
     if not bases:
         kind = trace.meta.address_kind
         raise TraceError(
-            f"map: the trace names no RAM blocks: its addresses are {kind}",
+            f"the trace names no RAM blocks: its addresses are {kind}",
             "use map: {kind: regions}" if kind == "guest-physical" else "use map: {kind: compact}",
         )
     starts = np.array([base.start >> PAGE_SHIFT for base in bases], np.uint64)
@@ -133,15 +134,11 @@ def _check_sizes(recorded: _Recorded, block: NDArray[np.int32], blocks: Sequence
             beyond = here & (recorded.offset >= np.uint64(one.size & -PAGE))
             names = [recorded.names[nth] for nth in np.unique(recorded.nth[beyond])]
             raise TraceError(
-                f"map: block {one.name} of {format_size(one.size)} ends before"
-                f" {np.count_nonzero(beyond)} of the {np.count_nonzero(here)} pages recorded of"
-                f" {_listed(names)}",
+                f"block {one.name} of {format_size(one.size)} ends before"
+                f" {np.count_nonzero(beyond):,} of"
+                f" {counted(int(np.count_nonzero(here)), 'page')} recorded of {_listed(names)}",
                 f"a size of {rounded(need, one)} for {one.name} would do",
             )
-
-
-def _pages(count: int) -> str:
-    return f"{count} page{'s' * (count != 1)}"
 
 
 def _quoted(name: str) -> str:

@@ -19,7 +19,7 @@ from vmemu.traces.mapping.pagemap import (
     fill,
 )
 from vmemu.traces.trace import Trace
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Compact:
 
     def _wanted(self, pages: int, regions: int) -> str:
         if self.align == PAGE:
-            return f"the trace has {pages} pages of 4 KiB ({format_size(pages << PAGE_SHIFT)})"
-        need = format_size(regions * self.align)
-        return f"the trace has pages in {regions} regions of {format_size(self.align)} ({need})"
+            need = format_size(pages << PAGE_SHIFT)
+            return f"the trace has {counted(pages, 'page')} of 4 KiB ({need})"
+        need, each = format_size(regions * self.align), format_size(self.align)
+        return f"the trace has pages in {counted(regions, 'region')} of {each} ({need})"

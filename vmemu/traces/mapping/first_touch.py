@@ -20,7 +20,7 @@ from vmemu.traces.mapping.pagemap import (
 )
 from vmemu.traces.mapping.touched import beyond_page
 from vmemu.traces.trace import CHUNK, Stream, Trace
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class FirstTouch:
         """Reads all accesses of the trace. Raises ``TraceError`` when the blocks are too small."""
         chosen = chosen_blocks(blocks, self.block)
         count = len(trace.pages)
-        wanted = f"the trace has {count} pages of 4 KiB ({format_size(count << PAGE_SHIFT)})"
+        wanted = (
+            f"the trace has {counted(count, 'page')} of 4 KiB ({format_size(count << PAGE_SHIFT)})"
+        )
         check_room(wanted, blocks, chosen, count)
         if not count:
             return PageMap(np.empty(0, np.int32), np.empty(0, np.uint64))

@@ -18,6 +18,7 @@ from vmemu.traces.mapping.pagemap import (
     same_memory,
 )
 from vmemu.traces.trace import Trace
+from vmemu.units import counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Modulo:
         chosen = chosen_blocks(blocks, self.block)
         if not len(trace.pages):
             return PageMap(np.empty(0, np.int32), np.empty(0, np.uint64))
-        check_room(f"the trace has {len(trace.pages)} pages", blocks, chosen, 1)
+        check_room(f"the trace has {counted(len(trace.pages), 'page')}", blocks, chosen, 1)
         slots = sum(blocks[index].size >> PAGE_SHIFT for index in chosen)
         block, offset = fill(blocks, chosen, trace.pages % np.uint64(slots))
         return PageMap(block, offset, same_memory(block, offset))

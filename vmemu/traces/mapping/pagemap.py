@@ -100,7 +100,7 @@ def chosen_blocks(blocks: Sequence[Block], target: str | None) -> list[int]:
 def check_name(name: str, known: Sequence[str]) -> None:
     """Raises ``TraceError`` unless there is such a block."""
     if name not in known:
-        raise TraceError(f"map: there is no block {name!r}; there are {', '.join(known) or 'none'}")
+        raise TraceError(f"there is no block {name!r}; there are {', '.join(known) or 'none'}")
 
 
 def check_outside(outside: str) -> None:
@@ -118,14 +118,14 @@ def check_room(
     if have >= slots:
         return
     if not chosen:
-        raise TraceError(f"map: {wanted}, and there is no block for them")
+        raise TraceError(f"{wanted}, and there is no block for them")
     last = blocks[chosen[-1]]
     enough = (last.size // slot_size + slots - have) * slot_size
     names = ", ".join(blocks[index].name for index in chosen)
     room = format_size(sum(blocks[index].size for index in chosen))
     fit = "" if slot_size == PAGE else f", where {have:,} fit"
     raise TraceError(
-        f"map: {wanted}, {names} only {room}{fit}",
+        f"{wanted}, {names} only {room}{fit}",
         f"a size of {rounded(enough, last)} for {last.name} would do",
     )
 

@@ -21,9 +21,10 @@ from vmemu.traces.mapping.pagemap import (
     rounded,
     same_memory,
 )
+from vmemu.traces.mapping.recorded import told
 from vmemu.traces.mapping.touched import count_accesses_on
 from vmemu.traces.trace import Trace
-from vmemu.units import format_size
+from vmemu.units import counted, format_size
 
 _ADDRESS_END = 1 << 64
 _4GIB = 1 << 32
@@ -92,19 +93,18 @@ def _check_regions(ordered: list[Region], blocks: Sequence[Block]) -> None:
     for region in ordered:
         check_name(region.block, list(index))
         if not 0 <= region.start < region.end <= _ADDRESS_END or region.offset < 0:
-            raise TraceError(f"map: region {region} is empty or not in 0 to 2^64")
+            raise TraceError(f"region {region} is empty or not in 0 to 2^64")
         if region.start % PAGE or region.end % PAGE or region.offset % PAGE:
-            raise TraceError(f"map: region {region} is not aligned to 4 KiB")
+            raise TraceError(f"region {region} is not aligned to 4 KiB")
         block = blocks[index[region.block]]
         if region.stop > block.size:
             raise TraceError(
-                f"map: region {region} does not fit: block {block.name} has"
-                f" {format_size(block.size)}",
+                f"region {region} does not fit: block {block.name} has {format_size(block.size)}",
                 f"a size of {rounded(region.stop, block)} would do",
             )
     for one, other in pairwise(ordered):
         if other.start < one.end:
-            raise TraceError(f"map: regions {one} and {other} overlap")
+            raise TraceError(f"regions {one} and {other} overlap")
 
 
 def _share(regions: list[Region]) -> bool:
@@ -123,25 +123,28 @@ def _outside_error(
     trace: Trace, outside: NDArray[np.bool_], ordered: list[Region], blocks: Sequence[Block]
 ) -> TraceError:
     pages = trace.pages[outside]
+    accesses = counted(count_accesses_on(trace, outside), "access")
     first = int(pages[0]) << PAGE_SHIFT
+    ranges = told(pages, [region.start for region in ordered])
     return TraceError(
-        f"map: {count_accesses_on(trace, outside)} accesses to {len(pages)} of {len(outside)} pages"
-        f" are in no region, the first at {first:#x} ({_nearest(first, ordered)})",
-        f"{_remedy(pages, ordered, blocks)}, or drop them with outside: drop",
+        f"{accesses} to {len(pages):,} of {counted(len(outside), 'page')} are in no region:"
+        f" {ranges}, the lowest {_nearest(first, ordered)}",
+        f"{_remedy(pages, ordered, blocks)} (`vmemu trace map {trace.name}` shows the ranges),"
+        " or drop them with outside: drop",
     )
 
 
 def _nearest(page: int, ordered: list[Region]) -> str:
     """Where the page at that address lies, told by the nearest region."""
     if not ordered:
-        return "there are no regions"
+        return "where there are no regions"
 
     def gap(region: Region) -> int:
         return region.start - (page + PAGE) if page < region.start else page - region.end
 
     region = min(ordered, key=gap)
     side = "before" if page < region.start else "behind"
-    distance = format_size(gap(region)) if gap(region) else "right"
+    distance = format_size(gap(region), digits=4) if gap(region) else "right"
     return f"{distance} {side} the nearest region, {region}"
 
 
@@ -152,14 +155,14 @@ def _remedy(pages: NDArray[np.uint64], ordered: list[Region], blocks: Sequence[B
     limit = min((r.start for r in ordered if r.start > first), default=_ADDRESS_END)
     region = _above_4gib(pages, before, limit, ordered, blocks)
     if region is not None:
-        told = f"add the region {region}"
+        advice = f"add the region {region}"
     elif (region := _longer(first, before, limit, ordered, blocks)) is not None:
-        told = f"lengthen {before} to {region}"
+        advice = f"lengthen {before} to {region}"
     else:
         return "map them with a region"
     low, high = region.start >> PAGE_SHIFT, region.end >> PAGE_SHIFT
     covered = int(np.count_nonzero((pages >= np.uint64(low)) & (pages < np.uint64(high))))
-    return f"{told}, which covers {'them' if covered == len(pages) else f'{covered} of them'}"
+    return f"{advice}, which covers {'them' if covered == len(pages) else f'{covered:,} of them'}"
 
 
 def _longer(

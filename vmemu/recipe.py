@@ -17,7 +17,7 @@ from vmemu.protocol import BlockEntry
 from vmemu.synthetic import Phase, access_sizes, identity_map, shares_of
 from vmemu.traces import native
 from vmemu.traces.mapping import Layout
-from vmemu.traces.trace import Stream, Trace
+from vmemu.traces.native.trace import Stream, Trace
 from vmemu.workload import (
     Lane,
     Pace,

@@ -28,7 +28,7 @@ from vmemu.protocol import BlockEntry
 from vmemu.recipe import Recipe, RecordedRecipe, SyntheticRecipe
 from vmemu.synthetic_plan import synthetic_recipe
 from vmemu.traces import mapping, native
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 from vmemu.units import counted, format_duration
 from vmemu.workload import ASAP, Pace, Workload, together
 

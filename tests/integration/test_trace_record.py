@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from vmemu.errors import InputError, TraceError
 from vmemu.traces import native
+from vmemu.traces.native.trace import Trace
 from vmemu.traces.reader import LOAD, STORE
 from vmemu.traces.record import perf as perf_tool
 from vmemu.traces.record.command import Running, check_command, how_it_ended
-from vmemu.traces.trace import Trace
 
 PAGE, PAGES = 4096, 64
 TIMEOUT_S = 90

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.collapse import Collapse
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
+from vmemu.traces.native.trace import Trace
 from vmemu.traces.reader import LOAD, MODIFY, STORE, Chunk
-from vmemu.traces.trace import Trace
 
 DATA = Path(__file__).parent.parent / "data"
 CONFIGS = Path(__file__).parents[2] / "configs/traces"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vmemu.traces.missing import MEANING
+from vmemu.traces.figures.missing import MEANING
 from vmemu.traces.recordings import known_readers
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmemu.errors import TraceError
-from vmemu.traces import native, regions, stats
+from vmemu.traces import native, regions
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.readers.damo import _nanoseconds, _number
 from vmemu.traces.recordings import open_recording
 

@@ -18,8 +18,9 @@ from test_trace_readers import read_or_refuse
 
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.reader import FETCH, LOAD, STORE
 from vmemu.traces.readers import drmemtrace
 from vmemu.traces.recordings import open_recording

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.reader import FETCH, LOAD, STORE, Reader
 from vmemu.traces.readers.execlog import ExeclogReader
 from vmemu.traces.recordings import known_readers, open_recording

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.reader import LOAD, STORE
 from vmemu.traces.recordings import open_recording
 

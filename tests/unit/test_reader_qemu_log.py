@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.reader import LOAD, BlockBase, Reader
 from vmemu.traces.readers.qemu_log import QemuLogReader
 from vmemu.traces.recordings import known_readers, open_recording

@@ -13,7 +13,7 @@ from test_reader_drmemtrace import accesses
 from test_trace_readers import read_or_refuse
 
 from vmemu.errors import TraceError
-from vmemu.traces import stats
+from vmemu.traces.figures import stats
 from vmemu.traces.reader import FETCH, LOAD, STORE
 from vmemu.traces.recordings import open_recording
 

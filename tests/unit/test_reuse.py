@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from vmemu.core import lib
 from vmemu.errors import TraceError
-from vmemu.traces import reuse
+from vmemu.traces.figures import reuse
+from vmemu.traces.figures.reuse import ReuseCollector
 from vmemu.traces.reader import MAX_STREAMS
-from vmemu.traces.reuse import ReuseCollector
 
 Streams = dict[int, list[int]]
 """Pages in order, by stream."""

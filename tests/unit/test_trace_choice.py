@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import TraceError
-from vmemu.traces import missing, stats
+from vmemu.traces.figures import missing, stats
 from vmemu.traces.reader import HEAD_BYTES
 from vmemu.traces.readers.qemu_faults import DROPPED_SHARED, DROPPED_TWICE
 from vmemu.traces.recordings import known_readers, open_recording

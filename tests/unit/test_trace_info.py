@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from vmemu.cli.trace import trace as trace_command
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
-from vmemu.traces.missing import MEANING
+from vmemu.traces.figures import stats
+from vmemu.traces.figures.missing import MEANING
 from vmemu.traces.reader import LOAD, STORE, BlockBase
 
 DATA = Path(__file__).parent.parent / "data"
@@ -151,6 +152,6 @@ def test_a_large_packed_trace_is_unpacked_on_disk_meanwhile(
     whole = stats.stats_of(tmp_path / "t.vmtrace.zst").to_json()
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-    monkeypatch.setattr(native, "_SMALL", 1000)
+    monkeypatch.setattr(native.format, "_SMALL", 1000)
     assert stats.stats_of(tmp_path / "t.vmtrace.zst").to_json() == whole
     assert list((tmp_path / "scratch").iterdir()) == []

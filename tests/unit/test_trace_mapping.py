@@ -33,9 +33,9 @@ from vmemu.traces.mapping import (
     touched,
 )
 from vmemu.traces.mapping.summary import Summary
-from vmemu.traces.meta import Counts, Meta, Source, StreamMeta
+from vmemu.traces.native.meta import Counts, Meta, Source, StreamMeta
+from vmemu.traces.native.trace import Stream, Trace
 from vmemu.traces.reader import BlockBase
-from vmemu.traces.trace import Stream, Trace
 
 DATA = Path(__file__).parent.parent / "data"
 PAGE = 4096

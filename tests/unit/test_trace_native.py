@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.inputs import open_input
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, BlockBase
 
@@ -264,7 +265,7 @@ class TestPacked:
         self, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         native.pack(some, tmp_path / "p.vmtrace.zst")
-        monkeypatch.setattr(native, "PACKED_LIMIT", 1000)
+        monkeypatch.setattr(native.format, "PACKED_LIMIT", 1000)
         with pytest.raises(TraceError, match="tar --zstd -xf"):
             native.open(tmp_path / "p.vmtrace.zst")
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import TraceError
-from vmemu.traces import native, stats, text
+from vmemu.traces import native, text
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.opening import open_stream
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
 from vmemu.traces.recordings import open_recording

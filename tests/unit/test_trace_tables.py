@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from vmemu.cli.trace import trace as trace_command
 from vmemu.errors import HostError, TraceError
-from vmemu.traces import native, stats
+from vmemu.traces import native
 from vmemu.traces.convert import convert
+from vmemu.traces.figures import stats
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, BlockBase
 from vmemu.traces.recordings import open_recording
 

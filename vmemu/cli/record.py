@@ -54,7 +54,7 @@ def _say(out: str, recorded: Recorded) -> None:
 
     from vmemu.cli.traceinfo import converted
     from vmemu.cli.traceinfo import notes as notes_of
-    from vmemu.traces.missing import MEANING
+    from vmemu.traces.figures.missing import MEANING
     from vmemu.traces.record.command import how_it_ended
 
     meta = recorded.meta

@@ -10,7 +10,7 @@ from vmemu.cli.record import record, record_qemu
 from vmemu.cli.tracemap import map_command
 
 if TYPE_CHECKING:
-    from vmemu.traces.stats import TraceStats
+    from vmemu.traces.figures.stats import TraceStats
 
 
 _trace_events = click.option(
@@ -86,7 +86,7 @@ def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None
     from vmemu.cli import traceinfo
     from vmemu.cli.signals import strike
     from vmemu.cli.traceprogress import progress
-    from vmemu.traces.stats import stats_of
+    from vmemu.traces.figures.stats import stats_of
 
     strike()
     with progress(not quiet) as report:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from vmemu.units import counted, format_size
 
 if TYPE_CHECKING:
-    from vmemu.traces.meta import Meta
-    from vmemu.traces.stats import TraceStats
+    from vmemu.traces.figures.stats import TraceStats
+    from vmemu.traces.native.meta import Meta
 
 _BAR = 40
 _STREAMS_SHOWN = 8
@@ -36,7 +36,7 @@ def lines(stats: TraceStats) -> Iterator[str]:
 
 def notes(dropped: dict[str, int], unknown: int, first: str, truncated: bool) -> list[str]:
     """What was left out on the way, a line each."""
-    from vmemu.traces.missing import LEFT_OUT
+    from vmemu.traces.figures.missing import LEFT_OUT
 
     found = [
         f"{counted(count, 'access')} left out: {LEFT_OUT.get(reason, reason)}"
@@ -158,7 +158,7 @@ def _blocks(stats: TraceStats) -> list[tuple[str, str]]:
 
 
 def _missing(stats: TraceStats) -> list[str]:
-    from vmemu.traces.missing import MEANING
+    from vmemu.traces.figures.missing import MEANING
 
     known = [key for key in MEANING if key in stats.missing]
     others = [key for key in stats.missing if key not in MEANING]

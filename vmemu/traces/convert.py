@@ -15,15 +15,16 @@ from pathlib import Path
 
 from vmemu.errors import TraceError
 from vmemu.interrupts import Interrupts
-from vmemu.traces import export, native
+from vmemu.traces import native
 from vmemu.traces.collapse import DROPPED, Collapse
 from vmemu.traces.inputs import Input, file_of, open_input
-from vmemu.traces.meta import Meta
+from vmemu.traces.native.meta import Meta
+from vmemu.traces.native.placing import NATIVE, hidden_sibling, refuse_to_take
 from vmemu.traces.pageset import GROUPS
-from vmemu.traces.placing import NATIVE, hidden_sibling, refuse_to_take
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import Chunk
 from vmemu.traces.recordings import Recording
+from vmemu.traces.tables import export
 
 
 @dataclass(frozen=True)

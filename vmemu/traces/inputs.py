@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmemu.traces import native
-from vmemu.traces.meta import Source
+from vmemu.traces.native.meta import Source
+from vmemu.traces.native.trace import Trace
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import BlockBase, Chunk, Reader, Tally
 from vmemu.traces.recordings import Recording, open_recording
-from vmemu.traces.trace import Trace
 
 NATIVE_FORMAT = "vmtrace"
 

@@ -88,9 +88,9 @@ class Reader(ABC):
     """``virtual``, ``guest-physical``, ``ram-block`` (``blocks`` says where each was laid), or
     ``unknown``."""
     missing: tuple[str, ...]
-    """What a recording can't say, keys of ``vmemu.traces.missing.MEANING``. A reader whose format
-    leaves it open sets its own ``missing`` and ``address_kind``: whether there are times before the
-    first chunk, the rest by the end."""
+    """What a recording can't say, keys of ``MEANING`` in ``vmemu.traces.figures.missing``. A reader
+    whose format leaves it open sets its own ``missing`` and ``address_kind``: whether there are
+    times before the first chunk, the rest by the end."""
     blocks: tuple[BlockBase, ...] = ()
     """Complete when ``chunks`` has ended; empty unless addresses are ``ram-block``."""
     origin: tuple[str, str] | None = None

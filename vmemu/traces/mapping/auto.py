@@ -9,7 +9,7 @@ from typing import ClassVar
 from vmemu.traces.mapping.blocks import ByBlock
 from vmemu.traces.mapping.compact import Compact
 from vmemu.traces.mapping.pagemap import Block, PageMap
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 
 
 @dataclass(frozen=True)

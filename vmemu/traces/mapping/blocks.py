@@ -21,7 +21,7 @@ from vmemu.traces.mapping.pagemap import (
     same_memory,
 )
 from vmemu.traces.mapping.touched import count_accesses_on
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 from vmemu.units import counted, format_size, printable
 
 _SHOWN = 8

@@ -18,7 +18,7 @@ from vmemu.traces.mapping.pagemap import (
     chosen_blocks,
     fill,
 )
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 from vmemu.units import counted, format_size
 
 

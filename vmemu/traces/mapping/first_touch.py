@@ -19,7 +19,7 @@ from vmemu.traces.mapping.pagemap import (
     fill,
 )
 from vmemu.traces.mapping.touched import beyond_page
-from vmemu.traces.trace import CHUNK, Stream, Trace
+from vmemu.traces.native.trace import CHUNK, Stream, Trace
 from vmemu.units import counted, format_size
 
 

@@ -17,7 +17,7 @@ from vmemu.traces.mapping.pagemap import (
     fill,
     same_memory,
 )
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 from vmemu.units import counted
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmemu.traces.mapping.pagemap import PAGE_SHIFT
 from vmemu.traces.mapping.touched import touched
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 from vmemu.units import MIB, counted
 
 GAP = 2 * MIB

@@ -23,7 +23,7 @@ from vmemu.traces.mapping.pagemap import (
 )
 from vmemu.traces.mapping.recorded import told
 from vmemu.traces.mapping.touched import count_accesses_on
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 from vmemu.units import counted, format_size
 
 _ADDRESS_END = 1 << 64

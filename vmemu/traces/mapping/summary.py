@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vmemu.traces.mapping.pagemap import PAGE, PAGE_SHIFT, Block, PageMap
 from vmemu.traces.mapping.touched import Touched
-from vmemu.traces.trace import Trace
+from vmemu.traces.native.trace import Trace
 
 
 @dataclass(frozen=True)

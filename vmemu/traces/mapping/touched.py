@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.traces.mapping.pagemap import PAGE
-from vmemu.traces.trace import CHUNK, Stream, Trace
+from vmemu.traces.native.trace import CHUNK, Stream, Trace
 
 Columns = tuple[NDArray[np.uint32] | NDArray[np.uint64], NDArray[np.uint8]]
 """``where`` and ``what`` of accesses, as in ``Stream``."""

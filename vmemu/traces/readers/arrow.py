@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
-from vmemu.traces.table import ROWS, TableReader
+from vmemu.traces.tables.table import ROWS, TableReader
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _LONGEST_SCHEMA = 1 << 24

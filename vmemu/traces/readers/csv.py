@@ -1,6 +1,6 @@
 """Reader of comma-separated values with a header line that names the columns.
 
-:mod:`vmemu.traces.columns` says which names are known. Values may be separated by commas,
+:mod:`vmemu.traces.tables.columns` says which names are known. Values may be separated by commas,
 semicolons or tabs and stand in double quotes; lines that begin with ``#`` are comments.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from vmemu.core import ffi, lib
 from vmemu.errors import TraceError
-from vmemu.traces.columns import Columns, meaning_of, understand
 from vmemu.traces.opening import ByteStream
+from vmemu.traces.tables.columns import Columns, meaning_of, understand
 from vmemu.traces.text import TextReader
 
 _ROLES = {

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from vmemu.errors import HostError, TraceError
 from vmemu.traces.convert import checked_output, convert
-from vmemu.traces.meta import Meta
+from vmemu.traces.native.meta import Meta
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.record import lackey, perf
 from vmemu.traces.record.command import Running, check_command

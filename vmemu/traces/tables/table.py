@@ -1,7 +1,7 @@
 """What the readers of tables share: rows of a Parquet or Arrow batch become accesses.
 
-:mod:`vmemu.traces.columns` says which names of columns are known. What ``vmemu trace convert``
-wrote carries the trace's ``meta.json``, so that nothing is lost on the way.
+:mod:`vmemu.traces.tables.columns` says which names of columns are known. What ``vmemu trace
+convert`` wrote carries the trace's ``meta.json``, so that nothing is lost on the way.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
-from vmemu.traces.arrowlib import META_KEY, pyarrow
-from vmemu.traces.columns import Columns, understand
-from vmemu.traces.meta import Meta, parse_meta
+from vmemu.traces.native.meta import Meta, parse_meta
 from vmemu.traces.opening import ByteStream
 from vmemu.traces.reader import (
     FETCH,
@@ -31,6 +29,8 @@ from vmemu.traces.reader import (
     Reader,
     by_stream,
 )
+from vmemu.traces.tables.arrowlib import META_KEY, pyarrow
+from vmemu.traces.tables.columns import Columns, understand
 
 ROWS = 1 << 17
 """Rows that are looked at together, at most."""

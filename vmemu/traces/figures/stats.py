@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vmemu.traces.figures.reuse import CurvePoint, Reuse, ReuseCollector, Window
 from vmemu.traces.inputs import Input, TraceInput, open_input
+from vmemu.traces.native.trace import Trace
 from vmemu.traces.pageset import PageSet
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE, BlockBase, Chunk
-from vmemu.traces.reuse import CurvePoint, Reuse, ReuseCollector, Window
-from vmemu.traces.trace import Trace
 
 _PAGE_SHIFT = 12
 _LAST_PAGE = (1 << 52) - 1

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
-from vmemu.traces import npy
+from vmemu.traces.native import npy
+from vmemu.traces.native.trace import Stream, Trace
 from vmemu.traces.reader import FETCH, LOAD, MODIFY, STORE
-from vmemu.traces.trace import Stream, Trace
 from vmemu.units import counted
 
 SMALL_DICTIONARY = 1 << 20

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmemu.errors import OutputError, TraceError, VmemuError
-from vmemu.traces.meta import META_NAME
+from vmemu.traces.native.meta import META_NAME
+from vmemu.traces.native.tarball import looks_like_tar
 from vmemu.traces.opening import open_stream
-from vmemu.traces.tarball import looks_like_tar
 
 _WRONG_PLACE = {
     errno.ENOENT,

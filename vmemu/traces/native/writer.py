@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.errors import TraceError
-from vmemu.traces import npy, placing
-from vmemu.traces.check import where_dtype
-from vmemu.traces.meta import MAX_SIZES, META_NAME, Counts, Meta, Source, StreamMeta
+from vmemu.traces.native import npy, placing
+from vmemu.traces.native.check import where_dtype
+from vmemu.traces.native.meta import MAX_SIZES, META_NAME, Counts, Meta, Source, StreamMeta
+from vmemu.traces.native.trace import CHUNK
 from vmemu.traces.pageset import GROUPS, PageSet
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import (
@@ -28,7 +29,6 @@ from vmemu.traces.reader import (
     BlockBase,
     Tally,
 )
-from vmemu.traces.trace import CHUNK
 
 _NO_CODE = 255
 _SPOOLED: dict[str, np.dtype[Any]] = {

@@ -63,11 +63,10 @@ from typing import Any
 import numpy as np
 
 from vmemu.errors import TraceError
-from vmemu.traces import npy, tarball
-from vmemu.traces.check import check_columns
-from vmemu.traces.meta import MAX_SIZES, META_NAME, Meta, parse_meta
-from vmemu.traces.opening import ByteStream, open_stream
-from vmemu.traces.placing import (
+from vmemu.traces.native import npy, tarball
+from vmemu.traces.native.check import check_columns
+from vmemu.traces.native.meta import MAX_SIZES, META_NAME, Meta, parse_meta
+from vmemu.traces.native.placing import (
     NATIVE,
     cant_write,
     hidden_sibling,
@@ -75,9 +74,10 @@ from vmemu.traces.placing import (
     move_into_place,
     refuse_to_take,
 )
+from vmemu.traces.native.trace import Stream, Trace
+from vmemu.traces.native.writer import TraceWriter
+from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.progress import Report, silent
-from vmemu.traces.trace import Stream, Trace
-from vmemu.traces.writer import TraceWriter
 
 __all__ = ["TraceWriter", "is_native", "looking_into", "open", "pack", "unpack"]
 

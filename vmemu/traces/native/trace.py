@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmemu.traces import npy
-from vmemu.traces.meta import Meta
+from vmemu.traces.native import npy
+from vmemu.traces.native.meta import Meta
 from vmemu.traces.reader import Chunk
 
 CHUNK = 1 << 18

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from vmemu.core import ffi, lib
 from vmemu.errors import TraceError
-from vmemu.traces.arrowlib import META_KEY, pyarrow
-from vmemu.traces.columns import ADDRESS_NAMES
-from vmemu.traces.placing import Kind, cant_write, hidden_sibling, move_into_place
+from vmemu.traces.native.placing import Kind, cant_write, hidden_sibling, move_into_place
+from vmemu.traces.native.trace import Trace
 from vmemu.traces.progress import Report, silent
 from vmemu.traces.reader import Chunk
 from vmemu.traces.readers.arrow import ArrowReader, ParquetReader
 from vmemu.traces.readers.csv import CsvReader
 from vmemu.traces.recordings import open_recording
-from vmemu.traces.trace import Trace
+from vmemu.traces.tables.arrowlib import META_KEY, pyarrow
+from vmemu.traces.tables.columns import ADDRESS_NAMES
 
 SUFFIXES = (".csv", ".parquet", ".arrow")
 _LINES = 1 << 15

@@ -1,0 +1,1 @@
+"""What a trace holds: figures, reuse, and what is missing."""

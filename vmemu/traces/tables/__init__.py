@@ -1,0 +1,1 @@
+"""Tables with named columns: CSV, Parquet, Arrow, read and written."""

@@ -26,7 +26,6 @@ from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.migration import Migration, Progress, Run, StallError, VerificationError
 from vmemu.recipe import Recipe
 from vmemu.results import document
-from vmemu.userfault import How
 from vmemu.workload import ASAP, Lane, StreamSlice, Workload
 
 pytestmark = pytest.mark.usefixtures("userfault")
@@ -566,48 +565,3 @@ def test_a_run_that_waits_gets_its_hugepages():
     for thread in threads:
         thread.join()
     assert runs == ["completed", "completed"]
-
-
-# ---- an ordinary user ----
-
-UNPRIVILEGED = """
-import json, os
-from support import scenario
-from vmemu.migration import Migration
-run = Migration(scenario([
-    {"name": "ram", "backing": "anonymous", "size": "256KiB"},
-    {"name": "vram", "backing": "shared", "size": "64KiB"},
-])).run()
-print(json.dumps([os.geteuid(), run.status, str(run.error), run.incoming.uffd.how.name]))
-"""
-
-
-def as_ordinary_user(code: str) -> str:
-    """What the code prints as nobody. The interpreter may lie where only root can read."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become an ordinary user")
-    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    read = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
-    tests = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", code]
-    environment = os.environ | {"PYTHONPATH": tests, "PYTHONDONTWRITEBYTECODE": "1"}
-    run = {"capture_output": True, "text": True, "timeout": 110, "env": environment, "cwd": "/"}
-    where = [sys.executable, "-c", "import sys, support; print(sys.base_prefix)"]
-    if subprocess.run([*drop, *where], check=False, **run).stdout.strip() != sys.base_prefix:
-        drop += read
-    done = subprocess.run([*drop, *command], check=False, **run)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_an_ordinary_user_migrates_through_faults_in_user_mode():
-    try:
-        switch = Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip()
-    except FileNotFoundError:
-        pytest.skip("this kernel has no vm.unprivileged_userfaultfd")
-    uid, status, error, how = json.loads(as_ordinary_user(UNPRIVILEGED))
-    assert (uid, status, error) == (65534, "completed", "None")
-    if switch == "0" and not os.path.exists("/dev/userfaultfd"):
-        assert how == How.USER_MODE_ONLY.name
-    elif switch == "0":
-        assert how in (How.USER_MODE_ONLY.name, How.DEVICE.name)

@@ -1,4 +1,4 @@
-"""The check of the host, locks and the balloon for a user without any privilege."""
+"""The check of the host, a migration, locks and the balloon for a user without any privilege."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from vmemu.userfault import How
 
 CHECK = """
 import json, os
@@ -59,6 +61,17 @@ with MemoryManager([anonymous(), shared()]) as memory:
 print(json.dumps(found))
 """
 
+MIGRATE = """
+import json, os
+from support import scenario
+from vmemu.migration import Migration
+run = Migration(scenario([
+    {"name": "ram", "backing": "anonymous", "size": "256KiB"},
+    {"name": "vram", "backing": "shared", "size": "64KiB"},
+])).run()
+print(json.dumps([os.geteuid(), run.status, str(run.error), run.incoming.uffd.how.name]))
+"""
+
 
 def as_ordinary_user(code: str) -> Any:
     """What the code prints, as JSON, as nobody. The interpreter may lie where only root can
@@ -99,3 +112,17 @@ def test_a_limit_on_locked_memory_is_told_and_its_remedy_mends_it():
 
 def test_an_ordinary_user_gives_pages_back():
     assert as_ordinary_user(BALLOON) == [["7800", "0078"], ["7800", "0078"]]
+
+
+@pytest.mark.usefixtures("userfault")
+def test_an_ordinary_user_migrates_through_faults_in_user_mode():
+    try:
+        switch = Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip()
+    except FileNotFoundError:
+        pytest.skip("this kernel has no vm.unprivileged_userfaultfd")
+    uid, status, error, how = as_ordinary_user(MIGRATE)
+    assert (uid, status, error) == (65534, "completed", "None")
+    if switch == "0" and not os.path.exists("/dev/userfaultfd"):
+        assert how == How.USER_MODE_ONLY.name
+    elif switch == "0":
+        assert how in (How.USER_MODE_ONLY.name, How.DEVICE.name)

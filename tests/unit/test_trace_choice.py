@@ -108,7 +108,7 @@ def test_a_conversion_shows_the_first_unknown_line(tmp_path: Path) -> None:
     (tmp_path / "r").write_bytes(b" L 1000,8\nhello\n S 2000,8\n")
     arguments = ["convert", str(tmp_path / "r"), str(tmp_path / "t.vmtrace")]
     shown = CliRunner().invoke(trace_command, arguments)
-    assert "1 lines or records mean nothing; line 2: 'hello'" in shown.stderr
+    assert "1 line or record means nothing; line 2: 'hello'" in shown.stderr
 
 
 def test_fields_of_perf_behind_a_long_list_of_mappings(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 LAST_STEPS_S = 0.5
+_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 """How long a child may take to end by itself once its owner has closed."""
 
 
@@ -110,12 +111,12 @@ def _without_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start children with SIGINT blocked: a terminal's Ctrl-C goes to them too, and would strike
-    before they can ignore it."""
+    """Start children with a terminal's signals blocked: Ctrl-C and a hangup go to them too, and
+    would strike before they can ignore them."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # spawn starts it, and would unblock SIGINT again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINALS)
     try:
         yield
     finally:
@@ -126,9 +127,10 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def live_with(owner: int) -> None:
-    """Ignore Ctrl-C, and end when the other end of the descriptor ``owner`` closes, whatever this
-    process is doing then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore Ctrl-C and a hangup, and end when the other end of the descriptor ``owner`` closes,
+    whatever this process is doing then."""
+    for number in _TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
 
 

@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from vmemu.interrupts import SIGNALS
+
 
 class Bell:
     """An eventfd that C and Python ring and one thread waits on."""
@@ -54,7 +56,7 @@ class CThread:
 
     def _run(self) -> None:
         # Signals are for the main thread: one taken here would only cut a system call short.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._function()
         except BaseException as error:

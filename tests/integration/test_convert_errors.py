@@ -115,7 +115,7 @@ def test_a_signal_at_any_moment_of_the_start_is_no_traceback(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     for step in range(12):
-        process = converting(GPA, tmp_path / "t.vmtrace", "--force")
+        process = converting(GPA, tmp_path / "t.vmtrace", "--force", "-q")
         # Python catches SIGINT before any line of ours has run, but not SIGTERM.
         wait_until(lambda pid=process.pid: catches(pid, signal.SIGTERM), process)
         time.sleep(step * 0.02)

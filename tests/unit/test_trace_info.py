@@ -155,3 +155,13 @@ def test_a_large_packed_trace_is_unpacked_on_disk_meanwhile(
     monkeypatch.setattr(native.format, "_SMALL", 1000)
     assert stats.stats_of(tmp_path / "t.vmtrace.zst").to_json() == whole
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["info", "map"])
+def test_json_does_not_replace_what_is_read(verb: str, tmp_path: Path) -> None:
+    trace = tmp_path / "t.vmtrace.zst"
+    convert(DATA / "gpa-boot-excerpt.bin.zst", trace)
+    before = trace.read_bytes()
+    done = CliRunner().invoke(trace_command, [verb, str(trace), "--json", str(trace)])
+    assert "is read by this command" in str(done.exception)
+    assert trace.read_bytes() == before

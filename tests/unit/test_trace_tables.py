@@ -349,6 +349,16 @@ class TestRoundTrip:
                     return
             assert one == other
 
+    def test_what_the_recording_had_unknown_is_no_fault_of_the_table(self, tmp_path: Path) -> None:
+        recording = tmp_path / "r.txt"
+        recording.write_text(" L 1000,8\n" * 400 + "hello\n" * 30)
+        convert(recording, tmp_path / "c.vmtrace", collapse=True)
+        convert(tmp_path / "c.vmtrace", tmp_path / "c.parquet")
+        convert(tmp_path / "c.parquet", tmp_path / "d.vmtrace")
+        assert contents(tmp_path / "c.vmtrace") == contents(tmp_path / "d.vmtrace")
+        found = stats.stats_of(tmp_path / "c.parquet")
+        assert (found.accesses, found.unknown_lines) == (1, 30)
+
     def test_what_was_not_recorded_is_no_column(self, tmp_path: Path) -> None:
         path = table(tmp_path, "vaddr\n0x1000\n0x2000\n")
         convert(path, tmp_path / "out.csv")

@@ -219,7 +219,8 @@ def _of_another_kind(kinds: list[str], given: Any, spot: _Spot) -> tuple[str, st
     named = " or ".join(f"'kind: {kind}'" for kind in kinds)
     if given is None:
         return f"is for {named}", f"add {'it' if len(kinds) == 1 else 'the one that is meant'}"
-    return f"is for {named}, not for 'kind: {given}'", _nearest_field(spot)
+    other = "that kind" if len(kinds) == 1 else "one of these kinds"
+    return f"is for {named}, not for 'kind: {given}'", f"leave it out, or use {other}"
 
 
 def _nearest_field(spot: _Spot) -> str:

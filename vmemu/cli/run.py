@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
@@ -91,7 +92,7 @@ def _run_and_keep(
 
     for file in (json_file, events):
         if file is not None:
-            document.check_place(file)
+            document.check_place(file, *_files_read(scenario))
     _refuse_one_place(json_file, events)
     with _progress(scenario, show_progress) as callback:
         migration = Migration(scenario, progress=callback, flips=flips, events=events)
@@ -102,6 +103,13 @@ def _run_and_keep(
         document.write(result, json_file)
     interrupts.run_is_kept()
     return result
+
+
+def _files_read(scenario: Scenario) -> list[Path]:
+    """The scenario, and the guest's traces."""
+    traces = scenario.guest.trace if isinstance(scenario.guest.trace, tuple) else ()
+    files = [getattr(trace, "file", None) for trace in traces or (scenario.guest.trace,)]
+    return [file for file in (scenario.path, *files) if file is not None]
 
 
 def _refuse_one_place(json_file: str | None, events: str | None) -> None:

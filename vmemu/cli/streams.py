@@ -1,11 +1,13 @@
-"""Standard streams that are closed, or that can't be written."""
+"""Standard streams that are closed or can't be written; figures, there or in a file."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
+
+import click
 
 CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 """Errors of writing to a stream; EPIPE, as whoever read it has gone, is none of them."""
@@ -30,3 +32,15 @@ def open_missing() -> None:
 
 def _writer(number: int) -> TextIO:
     return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def write_json(document: dict[str, Any], file: str) -> None:
+    """Figures for programs, to a file, whole or not at all, or to standard output for ``-``."""
+    import json
+
+    if file == "-":
+        click.echo(json.dumps(document, indent=1))
+        return
+    from vmemu.results import document as documents
+
+    documents.write(document, file)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmemu.cli.record import record, record_qemu
+from vmemu.cli.streams import write_json
 from vmemu.cli.tracemap import map_command
 
 if TYPE_CHECKING:
-    from vmemu.traces.figures.stats import TraceStats
+    pass
 
 
 _trace_events = click.option(
@@ -86,13 +87,16 @@ def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None
     from vmemu.cli import traceinfo
     from vmemu.cli.signals import strike
     from vmemu.cli.traceprogress import progress
+    from vmemu.results import document
     from vmemu.traces.figures.stats import stats_of
 
+    if json_file is not None:
+        document.check_place(json_file, path)
     strike()
     with progress(not quiet) as report:
         stats = stats_of(path, report, trace_events=trace_events)
     if json_file is not None:
-        _write_json(stats, json_file)
+        write_json(stats.to_json(), json_file)
     if json_file != "-":
         for line in traceinfo.lines(stats):
             click.echo(line)
@@ -100,18 +104,3 @@ def info(path: str, json_file: str | None, quiet: bool, trace_events: str | None
         stats.dropped, stats.unknown_lines, stats.first_unknown, stats.truncated
     ):
         click.echo(f"note: {note}", err=True)
-
-
-def _write_json(stats: TraceStats, file: str) -> None:
-    import json
-
-    from vmemu.errors import InputError
-
-    text = json.dumps(stats.to_json(), indent=1)
-    try:
-        with click.open_file(file, "w", encoding="utf-8") as out:
-            out.write(text + "\n")
-    except OSError as error:
-        if file == "-":
-            raise
-        raise InputError(f"{file}: can't be written: {error.strerror}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmemu.cli import tracealone as alone
+from vmemu.cli.streams import write_json
 from vmemu.units import counted
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def map_command(
     on blocks given with --block; without any, the ranges of its addresses, for regions to be
     written from. Nothing is mapped; what a run would refuse is refused here with the same words.
     """
-    from vmemu.cli.signals import strike
+    from vmemu.results import document as documents
 
-    strike()
+    if json_file is not None:
+        documents.check_place(json_file, source)
     mapping = alone.mapping_of(**options)
     on_its_own = bool(blocks) or alone.is_native(source)
     if on_its_own and overrides:
@@ -87,7 +88,7 @@ def map_command(
     else:
         document, lines = _mapped(_laid(_load(source, overrides)), show_all, with_field=True)
     if json_file is not None:
-        _write_json(document, json_file)
+        write_json(document, json_file)
     if json_file != "-":
         for line in lines:
             click.echo(line)
@@ -274,14 +275,3 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
-
-
-def _write_json(document: dict[str, Any], file: str) -> None:
-    from vmemu.errors import InputError
-
-    try:
-        with click.open_file(file, "w", encoding="utf-8") as out:
-            json.dump(document, out, indent=1)
-            out.write("\n")
-    except OSError as error:
-        raise InputError(f"{file}: can't be written: {error.strerror}") from None

@@ -398,10 +398,15 @@ def _mismatch(one: Mismatch) -> Document:
 # ---- writing it ----
 
 
-def check_place(path: str) -> None:
-    """Raise InputError when ``write`` could not write there: better before a run than after it."""
+def check_place(path: str, *inputs: str | os.PathLike[str]) -> None:
+    """Raise InputError when ``write`` could not write there, or would replace one of ``inputs``:
+    better before the work than after it."""
     if path == "-":
         return
+    if os.path.exists(path):
+        for source in inputs:
+            if os.path.exists(source) and os.path.samefile(path, source):
+                raise InputError(f"{path}: is read by this command; name another file")
     if os.path.isdir(path):
         raise InputError(f"{path}: is a directory; name a file in it")
     directory = os.path.dirname(os.path.realpath(path))

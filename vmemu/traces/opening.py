@@ -153,6 +153,8 @@ class ByteStream:
 def open_stream(path: str | os.PathLike[str]) -> ByteStream:
     """Opens a file, or standard input for ``-``. Raises ``TraceError`` when that can't be done."""
     if os.fspath(path) == "-":
+        if sys.stdin is None:
+            raise TraceError("standard input: it is closed")
         return _decompressing("standard input", _buffered(sys.stdin.buffer), owned=False)
     name = os.fspath(path)
     try:

@@ -101,6 +101,8 @@ class Reader(ABC):
         self.fetches = fetches
         self.tally = Tally()
         self._known = 0
+        self._unknown_before = 0
+        """Of the tally's unknown lines those of another recording, which this was made from."""
 
     @classmethod
     @abstractmethod
@@ -118,12 +120,16 @@ class Reader(ABC):
     def _refuse_mostly_unknown(self, known: int) -> None:
         """Ends the reading when so much is unknown that this can't be the format it looked like."""
         self._known = known
-        unknown = self.tally.unknown_lines
+        unknown = self._unknown()
         if unknown > _UNKNOWN_ALWAYS_ALLOWED and unknown > known // _UNKNOWN_SHARE:
             raise self._mostly_unknown()
 
+    def _unknown(self) -> int:
+        """Lines or records of this input that mean nothing."""
+        return self.tally.unknown_lines - self._unknown_before
+
     def _mostly_unknown(self) -> TraceError:
-        unknown = self.tally.unknown_lines
+        unknown = self._unknown()
         return TraceError(
             f"{self.stream.name}: not a whole {self.title}: {unknown} of {unknown + self._known}"
             f" lines or records mean nothing in it, the first is {self.tally.first_unknown}"
@@ -133,7 +139,7 @@ class Reader(ABC):
         """Called at the end of the chunks, with their accesses. Raises ``TraceError`` when most of
         the recording means nothing, however short it is, or when nothing at all is in it."""
         tally = self.tally
-        if tally.unknown_lines > self._known:
+        if self._unknown() > self._known:
             raise self._mostly_unknown()
         if not accesses and not tally.instruction_fetches and not any(tally.dropped.values()):
             cut = ", and it is cut off" if tally.truncated else ""

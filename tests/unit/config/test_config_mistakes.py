@@ -207,7 +207,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (BLOCK_LINE, BLOCK_LINE + "    content: {zero_share: 1.5}\n", 5, 27,
      "blocks[0].content.zero_share", "outside 0 to 1", "0.0 to 1.0"),
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: seeded, path: x}\n", 5, 29,
-     "blocks[0].content.path", "is for 'kind: file', not for", "kind, zero_share"),
+     "blocks[0].content.path", "is for 'kind: file', not for", "leave it out, or use that kind"),
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: file}\n", 5, 14, "blocks[0].content.path",
      "is missing", "path: dump.raw"),
     (BLOCK_LINE, BLOCK_LINE + "    content: {kind: file, path: nix}\n", 5, 33,
@@ -243,7 +243,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
      "guest.trace.synthetic.accesses", "0 is out of range", "from 1 to"),
     (TRACE_LINE, "  trace: {synthetic: {kind: uniform, accesses: 1, stride: 1}}\n", 6, 51,
      "guest.trace.synthetic.stride", "'kind: strided', not for 'kind: uniform'",
-     "kind, accesses, write_share"),
+     "leave it out"),
     (TRACE_LINE, "  trace: {synthetic: {kind: sequential, accesses: 1, stride: 0}}\n", 6, 62,
      "guest.trace.synthetic.stride", "0 is out of range", "from 1 to"),
     *(

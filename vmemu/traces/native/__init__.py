@@ -4,13 +4,13 @@ from vmemu.traces.native.format import (
     DEFAULT_LEVEL,
     PACKED_LIMIT,
     file_names,
-    is_native,
     looking_into,
     open,
     pack,
     pack_files,
     unpack,
 )
+from vmemu.traces.native.placing import is_native
 from vmemu.traces.native.trace import Trace
 from vmemu.traces.native.writer import TraceWriter
 

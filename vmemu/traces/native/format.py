@@ -70,16 +70,12 @@ from vmemu.traces.native.placing import (
     NATIVE,
     cant_write,
     hidden_sibling,
-    is_native,
     move_into_place,
     refuse_to_take,
 )
 from vmemu.traces.native.trace import Stream, Trace
-from vmemu.traces.native.writer import TraceWriter
 from vmemu.traces.opening import ByteStream, open_stream
 from vmemu.traces.progress import Report, silent
-
-__all__ = ["TraceWriter", "is_native", "looking_into", "open", "pack", "unpack"]
 
 PACKED_LIMIT = 4 << 30
 """Bytes of a packed trace that are read into memory at most."""

@@ -1,4 +1,4 @@
-"""``meta.json`` of a native trace: see ``native`` for what each field means."""
+"""``meta.json`` of a native trace: see ``native.format`` for what each field means."""
 
 from __future__ import annotations
 

@@ -110,15 +110,28 @@ def move_into_place(finished: Path, path: Path, kind: Kind, *, replace: bool) ->
     path.rename(old)
     try:
         refuse_to_take(old, kind, replace=replace, name=path)
+    except TraceError as error:
+        if not _put_back(old, path):
+            raise TraceError(f"{error}; what was there is kept as {old}") from None
+        raise
+    try:
         _rename_without_replacing(finished, path)
-    except BaseException as error:
-        with contextlib.suppress(FileExistsError):  # yet another came; it is as good as this one
-            _rename_without_replacing(old, path)
+    except FileExistsError:  # yet another came; it is as good as the one that made room for it
         _remove(old)
-        if isinstance(error, FileExistsError):
-            raise _taken(path) from None
+        raise _taken(path) from None
+    except BaseException:
+        _put_back(old, path)
         raise
     _remove(old)
+
+
+def _put_back(old: Path, path: Path) -> bool:
+    """Whether what was moved away for nothing has its name again, which another may have taken."""
+    try:
+        _rename_without_replacing(old, path)
+    except OSError:
+        return False
+    return True
 
 
 def _rename_without_replacing(old: Path, new: Path) -> None:

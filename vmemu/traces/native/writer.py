@@ -1,4 +1,4 @@
-"""Writes a native trace; ``native`` says what it looks like."""
+"""Writes a native trace; ``native.format`` says what it looks like."""
 
 from __future__ import annotations
 

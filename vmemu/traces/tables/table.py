@@ -106,7 +106,7 @@ class TableReader(Reader):
             for batch in self._batches():
                 yield from self._accesses(batch)
                 self._rows += batch.num_rows
-                self._refuse_mostly_unknown(self._rows - self.tally.unknown_lines)
+                self._refuse_mostly_unknown(self._rows - self._unknown())
         except self._errors as error:
             raise self._damaged(error) from None
         if self._columns.address_kind == "ram-block" and self._meta is None:
@@ -118,7 +118,7 @@ class TableReader(Reader):
         self.address_kind, self.missing, self.blocks = meta.address_kind, meta.missing, meta.blocks
         self._blocks = {block.name: block.start for block in meta.blocks}
         self.tally.dropped = dict(meta.counts.dropped)
-        self.tally.unknown_lines = meta.counts.unknown_lines
+        self.tally.unknown_lines = self._unknown_before = meta.counts.unknown_lines
         self.tally.truncated = meta.truncated
         self.tally.instruction_fetches = meta.counts.instruction_fetches
         self.fetches = self.fetches or meta.fetches
@@ -140,7 +140,7 @@ class TableReader(Reader):
         good &= (sizes >= 1) & (sizes <= MAX_ACCESS_SIZE) & (streams < 1 << 32)
         good &= addresses + (sizes - np.uint64(1)) >= addresses
         if not good.all():
-            if not self.tally.unknown_lines:
+            if not self._unknown():
                 self.tally.first_unknown = f"row {self._rows + int(np.argmin(good)) + 1}"
             self.tally.unknown_lines += count - int(np.count_nonzero(good))
         fetched = kinds == FETCH

@@ -76,6 +76,11 @@ class Tally:
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
+    def unknown(self, count: int, first: str) -> None:
+        """Counts lines or records that mean nothing; ``first``: the first of these."""
+        self.unknown_lines += count
+        self.first_unknown = self.first_unknown or first
+
 
 class Reader(ABC):
     """A recording being read, once. Use it as a context manager; it closes its stream."""

@@ -102,10 +102,8 @@ class DamoReader(Reader):
 
     def unknown(self, number: int, region: dict[str, Any]) -> None:
         """Counts a region that makes no sense."""
-        if not self.tally.unknown_lines:
-            text = ", ".join(f"{key}: {value!r}" for key, value in region.items())
-            self.tally.first_unknown = f"region {number}: {text[:80]}"
-        self.tally.unknown_lines += 1
+        text = ", ".join(f"{key}: {value!r}" for key, value in region.items())
+        self.tally.unknown(1, f"region {number}: {text[:80]}")
 
 
 class _Walk:

@@ -190,10 +190,8 @@ class DrmemtraceReader(Reader):
     def _count_unknown(self, entries: _Entries, at: NDArray[np.intp]) -> None:
         if not len(at):
             return
-        if not self.tally.unknown_lines:
-            raw = entries[at[0]].tobytes().hex()
-            self.tally.first_unknown = f"record {self._entries + int(at[0]) + 1}: {raw}"
-        self.tally.unknown_lines += len(at)
+        raw = entries[at[0]].tobytes().hex()
+        self.tally.unknown(len(at), f"record {self._entries + int(at[0]) + 1}: {raw}")
 
     def _refuse_instructions_only(self, facts: Facts) -> None:
         if facts.filetype & _INSTRUCTIONS_ONLY and not self.fetches:

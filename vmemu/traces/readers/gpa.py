@@ -78,10 +78,8 @@ class GpaReader(Reader):
         good = _well_formed(records)
         bad = np.flatnonzero(~good)
         if len(bad):
-            if not self.tally.unknown_lines:
-                raw = records[bad[0]].tobytes().hex()
-                self.tally.first_unknown = f"record {before + int(bad[0]) + 1}: {raw}"
-            self.tally.unknown_lines += len(bad)
+            raw = records[bad[0]].tobytes().hex()
+            self.tally.unknown(len(bad), f"record {before + int(bad[0]) + 1}: {raw}")
         io = good & (records["io"] != 0)
         self.tally.drop("io", int(np.count_nonzero(io)))
         kept: _Records = records[good & ~io]

@@ -242,11 +242,8 @@ class SimpletraceReader(Reader):
     def _count_unknown(self, raw: NDArray[np.uint8], places: _Places) -> None:
         if not len(places):
             return
-        tally = self.tally
-        if not tally.unknown_lines:
-            head = raw[places[0] : places[0] + _RECORD_HEAD]
-            tally.first_unknown = f"among the first {self._records} records: {head.tobytes().hex()}"
-        tally.unknown_lines += len(places)
+        head = raw[places[0] : places[0] + _RECORD_HEAD].tobytes().hex()
+        self.tally.unknown(len(places), f"among the first {self._records} records: {head}")
 
 
 def _numbers(raw: NDArray[np.uint8], places: _Places, size: int = 8) -> _U64:

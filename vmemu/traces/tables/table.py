@@ -140,9 +140,8 @@ class TableReader(Reader):
         good &= (sizes >= 1) & (sizes <= MAX_ACCESS_SIZE) & (streams < 1 << 32)
         good &= addresses + (sizes - np.uint64(1)) >= addresses
         if not good.all():
-            if not self._unknown():
-                self.tally.first_unknown = f"row {self._rows + int(np.argmin(good)) + 1}"
-            self.tally.unknown_lines += count - int(np.count_nonzero(good))
+            first = f"row {self._rows + int(np.argmin(good)) + 1}"
+            self.tally.unknown(count - int(np.count_nonzero(good)), first)
         fetched = kinds == FETCH
         if self._meta is None:
             self.tally.instruction_fetches += int(np.count_nonzero(fetched & good))

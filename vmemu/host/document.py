@@ -1,0 +1,191 @@
+"""The host document: what ``vmemu doctor`` finds out, and ``vmemu check`` judges by.
+
+Sizes are bytes, times integer nanoseconds under names that end in ``_ns``. A figure that could not
+be found out is None, and ``unknown`` says why. A document is written on one host and read on
+another, perhaps by another version: keys that are not known are passed over.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = "vmemu-host/1"
+"""Changes its number when a key goes away or changes its meaning; new keys keep it."""
+
+Backing = Literal["anonymous", "hugetlbfs", "shared"]
+FaultKind = Literal["missing", "minor", "write_protect"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Kernel(_Part):
+    """``base_page_size`` is the smallest page that this host can place."""
+
+    release: str
+    machine: str
+    base_page_size: int
+
+
+class Way(_Part):
+    """One way to open userfaultfd: ``how`` as in ``vmemu.userfault.How`` (``syscall``, ``device``,
+    ``user_mode_only``); when it does not work, why, and the command that mends it."""
+
+    how: Literal["syscall", "device", "user_mode_only"]
+    works: bool
+    why: str = ""
+    remedy: str = ""
+
+
+class Userfault(_Part):
+    """``how`` is the way that a run takes, None when there is none. ``features`` are names without
+    ``UFFD_FEATURE_``, ``bitN`` for one that has none here."""
+
+    how: Literal["syscall", "device", "user_mode_only"] | None
+    ways: tuple[Way, ...]
+    features: tuple[str, ...] = ()
+    unprivileged_sysctl: int | None = None
+    seccomp: Literal["disabled", "strict", "filter"] | None = None
+    container: str = ""
+    capabilities: tuple[str, ...] = ()
+
+
+class Proof(_Part):
+    """One kind of memory and fault, tried: ``works`` None when it could not be tried, and ``why``.
+
+    ``thp`` is anonymous or shared memory in which the kernel may put transparent hugepages.
+    ``fault_ns`` is the median of ``faults`` faults, from the touch until it goes on.
+    """
+
+    backing: Backing
+    page_size: int
+    thp: bool = False
+    fault: FaultKind
+    works: bool | None
+    why: str = ""
+    remedy: str = ""
+    faults: int = 0
+    fault_ns: int | None = None
+
+
+class NodePool(_Part):
+    """A pool's pages on one NUMA node."""
+
+    node: int
+    total: int
+    free: int
+    surplus: int
+
+
+class Pool(_Part):
+    """One pool of hugepages, in pages; ``overcommit`` is how many surplus ones may be made."""
+
+    page_size: int
+    total: int
+    free: int
+    reserved: int
+    surplus: int
+    overcommit: int = 0
+    nodes: tuple[NodePool, ...] = ()
+
+
+class Mount(_Part):
+    """A mounted file system. ``page_size``, ``size`` and ``free`` are of hugetlbfs and tmpfs;
+    ``size`` and ``free`` are None without a limit; ``writable`` is for who asked."""
+
+    path: str
+    type: str
+    page_size: int | None = None
+    size: int | None = None
+    free: int | None = None
+    writable: bool = True
+    mode: str = ""
+    owner: str = ""
+
+
+class Memory(_Part):
+    """What memory there is. ``room`` is what new memory may take now: the smallest of what is
+    available, the cgroup's rest, the commit limit's rest when ``overcommit`` is 2, and the rest of
+    the address space that this process may map."""
+
+    total: int
+    available: int
+    room: int
+    limited_by: str = ""
+    swap_free: int = 0
+    overcommit: int | None = None
+    cgroup_limit: int | None = None
+    cgroup_used: int | None = None
+
+
+class Limits(_Part):
+    """Limits of who asked; None is unlimited. ``ipc_lock`` is CAP_IPC_LOCK, without limit."""
+
+    memlock_soft: int | None
+    memlock_hard: int | None
+    ipc_lock: bool
+    pipe_max_size: int | None
+    pipe_user_pages_soft: int | None = None
+    open_files: int | None = None
+
+
+class Thp(_Part):
+    """Transparent hugepages: the chosen words of sysfs, None where the kernel has none."""
+
+    enabled: str | None
+    shmem_enabled: str | None
+    defrag: str | None = None
+    page_size: int | None = None
+
+
+class Cpus(_Part):
+    """``wakeup_same_ns`` and ``wakeup_other_ns``: the median of waking a thread on the same CPU and
+    on another one that is idle; None where it could not be measured."""
+
+    online: int
+    allowed: tuple[int, ...]
+    wakeup_same_ns: int | None = None
+    wakeup_other_ns: int | None = None
+
+
+class Problem(_Part):
+    """Something that keeps post-copy, or a kind of memory, from working; ``remedy`` is a command,
+    or empty where there is none."""
+
+    code: str
+    what: str
+    remedy: str = ""
+
+
+class Unknown(_Part):
+    """What could not be found out, why, and the command that lets it be."""
+
+    what: str
+    why: str
+    remedy: str = ""
+
+
+class HostDocument(_Part):
+    """Everything about one host."""
+
+    schema_: Literal["vmemu-host/1"] = Field(default="vmemu-host/1", alias="schema")
+    vmemu: str
+    recorded_at: str
+    hostname: str = ""
+    kernel: Kernel
+    userfault: Userfault
+    proofs: tuple[Proof, ...] = ()
+    pools: tuple[Pool, ...] = ()
+    default_hugepage_size: int | None = None
+    mounts: tuple[Mount, ...] = ()
+    memory: Memory
+    limits: Limits
+    thp: Thp
+    cpus: Cpus
+    problems: tuple[Problem, ...] = ()
+    unknown: tuple[Unknown, ...] = ()
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)

@@ -158,8 +158,8 @@ class StateError(MigrationError):
 
 
 class CoreError(MigrationError):
-    """A system call in the C core failed: ``operation``, ``errno`` and the ``address`` it was
-    about."""
+    """A system call in the C core failed: ``operation``, ``errno``, the ``address`` it was about,
+    and words beyond that in ``detail``."""
 
     kind = "core"
 
@@ -167,6 +167,7 @@ class CoreError(MigrationError):
         self.operation = operation
         self.errno = errno
         self.address = address
+        self.detail = detail
         reason = f"{os.strerror(errno)} (errno {errno})" if errno else ""
         place = f" at {address:#x}" if address else ""
         parts = [part for part in (reason, detail) if part]

@@ -145,7 +145,7 @@ class Userfaultfd:
 
     def write_protect(self, start: int, length: int) -> None:
         """Write-protect whole pages of memory registered with ``MODE_WP``. Raises CoreError."""
-        core.call(core.lib.vm_pagemap_protect, self.fd, start, length)
+        core.call(core.lib.vm_uffd_protect, self.fd, start, length, True)
 
     def wake(self, start: int, length: int) -> None:
         """Let all who wait in the range touch it again. Raises CoreError."""

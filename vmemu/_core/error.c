@@ -21,6 +21,19 @@ int vm_fail_errno(struct vm_error *err, const char *operation, uint64_t address)
     return -1;
 }
 
+int vm_fail_because(struct vm_error *err, const char *operation, uint64_t address,
+                    const char *format, ...)
+{
+    va_list args;
+
+    start(err, operation);
+    err->address = address;
+    va_start(args, format);
+    vsnprintf(err->detail, sizeof(err->detail), format, args);
+    va_end(args);
+    return -1;
+}
+
 int vm_fail_protocol(struct vm_error *err, const char *operation, const char *format, ...)
 {
     va_list args;

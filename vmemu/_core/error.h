@@ -16,6 +16,9 @@ enum { VM_PEER_BROKE_PROTOCOL = 1, VM_PEER_GONE = 2 };
 
 /* Each fills *err and returns -1, so that a caller can write `return vm_fail_...(...)`. */
 int vm_fail_errno(struct vm_error *err, const char *operation, uint64_t address);
+/* The host did something else than it should; no errno says it. */
+int vm_fail_because(struct vm_error *err, const char *operation, uint64_t address,
+                    const char *format, ...) __attribute__((format(printf, 4, 5)));
 int vm_fail_protocol(struct vm_error *err, const char *operation, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 int vm_fail_gone(struct vm_error *err, const char *operation, const char *detail);

@@ -1,27 +1,13 @@
 #include "pagemap.h"
 
 #include <errno.h>
-#include <sched.h>
+#include <sys/ioctl.h>
 
 #include "access.h"
 #include "pagemap_abi.h"
-#include "uffd_abi.h"
 #include "util.h"
 
 enum { REGIONS = 256 };
-
-int vm_pagemap_protect(int uffd, uint64_t start, uint64_t length, struct vm_error *err)
-{
-    struct uffd_writeprotect protect = {{start, length}, UFFD_WRITEPROTECT_WP};
-
-    while (ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) < 0) {
-        if (errno != EAGAIN) {
-            return vm_fail_errno(err, "UFFDIO_WRITEPROTECT", start);
-        }
-        sched_yield(); /* the mappings are changing; whoever does it needs the CPU to get done */
-    }
-    return 0;
-}
 
 static void set_bits(uint64_t *map, uint64_t first, uint64_t end)
 {

@@ -11,9 +11,6 @@
 
 #include "error.h"
 
-/* Write-protect whole pages of memory that is registered for it; 0, or -1. */
-int vm_pagemap_protect(int uffd, uint64_t start, uint64_t length, struct vm_error *err);
-
 /*
  * Set in map the bit of every target page (4 KiB) of [start, start + length) that was written since
  * it was protected last, and protect it again, page by page in one step: a write is either in this

@@ -81,11 +81,12 @@ int vm_uffd_wake(int fd, uint64_t start, uint64_t length, struct vm_error *err)
     return range_ioctl(fd, UFFDIO_WAKE, "UFFDIO_WAKE", start, length, err);
 }
 
-/* A run that is being placed; both ioctls report progress in the same way. */
+/* A run that is being placed; all three ioctls report progress in the same way. */
 struct placing {
     int fd;
+    unsigned long request;
     uint64_t destination;
-    const char *source; /* NULL: zeros */
+    const char *source; /* of UFFDIO_COPY alone */
     uint64_t left;
     uint64_t page_size;
     struct vm_place_stats *stats;
@@ -98,17 +99,23 @@ struct placing {
  */
 static int64_t place_once(const struct placing *run)
 {
+    struct uffd_range range = {run->destination, run->left};
     int64_t done;
     int rc;
 
-    if (run->source) {
+    if (run->request == UFFDIO_COPY) {
         struct uffd_copy copy = {
             .dst = run->destination, .src = (uintptr_t)run->source, .len = run->left};
 
         rc = ioctl(run->fd, UFFDIO_COPY, &copy);
         done = copy.copy;
+    } else if (run->request == UFFDIO_CONTINUE) {
+        struct uffd_continue there = {.range = range};
+
+        rc = ioctl(run->fd, UFFDIO_CONTINUE, &there);
+        done = there.mapped;
     } else {
-        struct uffd_zeropage zero = {.range = {run->destination, run->left}};
+        struct uffd_zeropage zero = {.range = range};
 
         rc = ioctl(run->fd, UFFDIO_ZEROPAGE, &zero);
         done = zero.zeropage;
@@ -160,7 +167,7 @@ static int place(struct placing run, const char *name, struct vm_error *err)
 int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length,
                  uint64_t page_size, struct vm_place_stats *stats, struct vm_error *err)
 {
-    struct placing run = {fd, destination, source, length, page_size, stats};
+    struct placing run = {fd, UFFDIO_COPY, destination, source, length, page_size, stats};
 
     return place(run, "UFFDIO_COPY", err);
 }
@@ -168,7 +175,28 @@ int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t leng
 int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
                      struct vm_place_stats *stats, struct vm_error *err)
 {
-    struct placing run = {fd, destination, NULL, length, page_size, stats};
+    struct placing run = {fd, UFFDIO_ZEROPAGE, destination, NULL, length, page_size, stats};
 
     return place(run, "UFFDIO_ZEROPAGE", err);
+}
+
+int vm_uffd_continue(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
+                     struct vm_place_stats *stats, struct vm_error *err)
+{
+    struct placing run = {fd, UFFDIO_CONTINUE, destination, NULL, length, page_size, stats};
+
+    return place(run, "UFFDIO_CONTINUE", err);
+}
+
+int vm_uffd_protect(int fd, uint64_t start, uint64_t length, bool protect, struct vm_error *err)
+{
+    struct uffd_writeprotect wp = {{start, length}, protect ? UFFD_WRITEPROTECT_WP : 0};
+
+    while (ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0) {
+        if (errno != EAGAIN) {
+            return vm_fail_errno(err, "UFFDIO_WRITEPROTECT", start);
+        }
+        sched_yield(); /* the mappings are changing; whoever does it needs the CPU to get done */
+    }
+    return 0;
 }

@@ -3,6 +3,7 @@
 #ifndef VM_UFFD_H
 #define VM_UFFD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "error.h"
@@ -43,5 +44,11 @@ int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t leng
                  uint64_t page_size, struct vm_place_stats *stats, struct vm_error *err);
 int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
                      struct vm_place_stats *stats, struct vm_error *err);
+/* Map pages that the page cache has already, after a minor fault; otherwise as the two above. */
+int vm_uffd_continue(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
+                     struct vm_place_stats *stats, struct vm_error *err);
+
+/* Write-protect whole pages, or allow writes again and wake who waits to write. */
+int vm_uffd_protect(int fd, uint64_t start, uint64_t length, bool protect, struct vm_error *err);
 
 #endif

@@ -19,6 +19,7 @@ enum {
     UFFD_NR_COPY = 0x03,
     UFFD_NR_ZEROPAGE = 0x04,
     UFFD_NR_WRITEPROTECT = 0x06,
+    UFFD_NR_CONTINUE = 0x07,
     UFFD_NR_API = 0x3F,
 };
 
@@ -51,6 +52,12 @@ struct uffd_zeropage {
     struct uffd_range range;
     __u64 mode;
     __s64 zeropage; /* out: bytes done, or a negative errno */
+};
+
+struct uffd_continue {
+    struct uffd_range range;
+    __u64 mode;
+    __s64 mapped; /* out: bytes done, or a negative errno */
 };
 
 struct uffd_writeprotect {
@@ -86,10 +93,20 @@ _Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg is kernel interfa
 #define UFFDIO_COPY         _IOWR(0xAA, UFFD_NR_COPY, struct uffd_copy)
 #define UFFDIO_ZEROPAGE     _IOWR(0xAA, UFFD_NR_ZEROPAGE, struct uffd_zeropage)
 #define UFFDIO_WRITEPROTECT _IOWR(0xAA, UFFD_NR_WRITEPROTECT, struct uffd_writeprotect)
+#define UFFDIO_CONTINUE     _IOWR(0xAA, UFFD_NR_CONTINUE, struct uffd_continue)
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) /* on /dev/userfaultfd */
 
 enum { UFFD_EVENT_PAGEFAULT = 0x12, UFFD_EVENT_REMOVE = 0x15 };
-enum { UFFD_PAGEFAULT_FLAG_WRITE = 1 << 0 };
+enum {
+    UFFD_REGISTER_MODE_MISSING = 1 << 0,
+    UFFD_REGISTER_MODE_WP = 1 << 1,
+    UFFD_REGISTER_MODE_MINOR = 1 << 2,
+};
+enum {
+    UFFD_PAGEFAULT_FLAG_WRITE = 1 << 0,
+    UFFD_PAGEFAULT_FLAG_WP = 1 << 1,
+    UFFD_PAGEFAULT_FLAG_MINOR = 1 << 2,
+};
 enum { UFFD_WRITEPROTECT_WP = 1 << 0 };
 
 #endif

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmemu import mounts
 from vmemu.errors import HostError, HugepageShortage
 from vmemu.units import counted, format_size
 
@@ -150,8 +151,4 @@ def filesystem_of(path: str) -> tuple[str, str]:
 
 def _mounts() -> Iterator[tuple[str, str]]:
     """(type, mount point) of every mount, in the order in which they were made."""
-    # Names are any bytes, with blanks and backslashes in octal.
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
-        left, _, right = line.partition(" - ")
-        mount = re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), left.split(" ")[4])
-        yield right.split()[0], mount
+    return ((mount.type, mount.path) for mount in mounts.mounted())

@@ -6,7 +6,9 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from vmemu import core
@@ -77,20 +79,55 @@ def feature_names(bits: int) -> list[str]:
     return names + [f"bit{n}" for n in range(64) if unknown >> n & 1]
 
 
+class OpeningKills(CoreError):
+    """A seccomp filter kills whoever opens userfaultfd this way; ``signal`` is its number."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        self.why = f"a seccomp filter kills who asks ({signal.Signals(number).name})"
+        super().__init__("userfaultfd", 0, detail=self.why)
+
+
+def open_descriptor(how: How) -> int:
+    """A descriptor without its handshake; the caller closes it. Raises CoreError, and where opening
+    would kill the process OpeningKills."""
+    if _is_filtered():
+        number = core.call(core.lib.vm_uffd_open_kills, int(how))
+        if number:
+            raise OpeningKills(number)
+    return core.call(core.lib.vm_uffd_open, int(how))
+
+
+def _is_filtered() -> bool:
+    """Whether a seccomp filter sees the system calls of this thread."""
+    try:
+        return "\nSeccomp:\t2\n" in Path("/proc/thread-self/status").read_text()
+    except OSError:
+        return True  # trying in a child first costs little
+
+
 def _open_first() -> tuple[int, How]:
     """The first way that works. HostError tells why each of them fails."""
     refused = []
     for how in How:
         try:
-            return core.call(core.lib.vm_uffd_open, int(how)), how
+            return open_descriptor(how), how
         except CoreError as error:
             refused.append((how, error))
     if all(error.errno == errno.ENOSYS for how, error in refused if how is not How.DEVICE):
         raise HostError("this kernel has no userfaultfd (CONFIG_USERFAULTFD)")
-    reasons = "; ".join(f"{how.label}: {os.strerror(error.errno)}" for how, error in refused)
+    reasons = "; ".join(f"{how.label}: {_why(error)}" for how, error in refused)
     raise HostError(
-        f"userfaultfd can't be opened here ({reasons})", "sysctl vm.unprivileged_userfaultfd=1"
+        f"userfaultfd can't be opened here ({reasons})",
+        "vmemu doctor, which says why" if _is_filtered() else _SYSCTL,
     )
+
+
+_SYSCTL = "sysctl vm.unprivileged_userfaultfd=1"
+
+
+def _why(error: CoreError) -> str:
+    return error.why if isinstance(error, OpeningKills) else os.strerror(error.errno)
 
 
 class Userfaultfd:
@@ -110,7 +147,7 @@ class Userfaultfd:
         finally:
             os.close(probe)
         self.features = wanted & self.available
-        self.fd = core.call(core.lib.vm_uffd_open, int(self.how))
+        self.fd = open_descriptor(self.how)
         try:
             self._handshake(self.fd, int(self.features))
         except CoreError:

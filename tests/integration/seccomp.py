@@ -8,6 +8,7 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Sequence
 
 _IOCTL = {"x86_64": 16, "aarch64": 29}
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _MODE_FILTER = 22, 38, 2
@@ -30,6 +31,11 @@ def deny_ioctl(request: int, with_errno: int = errno.EPERM) -> None:
         (_RETURN, 0, 0, _ERRNO | with_errno),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    install(steps)
+
+
+def install(steps: Sequence[tuple[int, int, int, int]]) -> None:
+    """From now on, and in what is executed, calls go through this program of classic BPF."""
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     program = _Program(len(steps), code)
     libc = ctypes.CDLL(None, use_errno=True)

@@ -72,7 +72,15 @@ def test_every_scenario_is_in_the_table() -> None:
 def test_examples_of_verbs_have_only_options_that_there_are() -> None:
     """An option that was renamed is found in what the pages show of it."""
     shown = "\n".join(page.read_text() for page in PAGES)
-    for verb in ("run", "compare", "trace convert", "trace info", "trace map", "trace record"):
+    for verb in (
+        "run",
+        "doctor",
+        "compare",
+        "trace convert",
+        "trace info",
+        "trace map",
+        "trace record",
+    ):
         help_text = subprocess.run(
             [sys.executable, "-m", "vmemu", *verb.split(), "--help"],
             capture_output=True,

@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "uffd_abi.h"
@@ -37,6 +39,29 @@ int vm_uffd_open(int how, struct vm_error *err)
     }
     fd = syscall(SYS_userfaultfd, flags);
     return fd < 0 ? vm_fail_errno(err, "userfaultfd", 0) : (int)fd;
+}
+
+int vm_uffd_open_kills(int how, struct vm_error *err)
+{
+    struct vm_error ignored;
+    int status;
+    /* Not vfork: before Linux 5.16 a signal that dumps core ends all who share the memory. */
+    pid_t child = fork();
+
+    if (child == 0) {
+        prctl(PR_SET_DUMPABLE, 0); /* nobody wants that core */
+        vm_uffd_open(how, &ignored);
+        _exit(0);
+    }
+    if (child < 0) {
+        return vm_fail_errno(err, "fork", 0);
+    }
+    while (waitpid(child, &status, 0) < 0) {
+        if (errno != EINTR) {
+            return vm_fail_errno(err, "waitpid", 0);
+        }
+    }
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 }
 
 int vm_uffd_api(int fd, uint64_t *features, uint64_t *ioctls, struct vm_error *err)

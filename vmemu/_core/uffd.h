@@ -25,6 +25,12 @@ struct vm_place_stats {
 /* Returns the descriptor (close-on-exec, non-blocking), or -1. */
 int vm_uffd_open(int how, struct vm_error *err);
 
+/*
+ * Whether vm_uffd_open leaves its process alive: 0, or the signal that would end it. A seccomp
+ * filter may kill who asks, so a child does. -1 when there can be no child.
+ */
+int vm_uffd_open_kills(int how, struct vm_error *err);
+
 /* The handshake. features: in, the bits asked for; out, all that the kernel has. */
 int vm_uffd_api(int fd, uint64_t *features, uint64_t *ioctls, struct vm_error *err);
 

@@ -42,11 +42,13 @@ class Way(_Part):
 
 class Userfault(_Part):
     """``how`` is the way that a run takes, None when there is none. ``features`` are names without
-    ``UFFD_FEATURE_``, ``bitN`` for one that has none here."""
+    ``UFFD_FEATURE_``, ``bitN`` for one that has none here; those of ``refused`` are announced, and
+    refused to who asks for them."""
 
     how: Literal["syscall", "device", "user_mode_only"] | None
     ways: tuple[Way, ...]
     features: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     unprivileged_sysctl: int | None = None
     seccomp: Literal["disabled", "strict", "filter"] | None = None
     container: str = ""
@@ -81,7 +83,9 @@ class NodePool(_Part):
 
 
 class Pool(_Part):
-    """One pool of hugepages, in pages; ``overcommit`` is how many surplus ones may be made."""
+    """One pool of hugepages, in pages; ``overcommit`` is how many surplus ones may be made.
+    ``cgroup_room`` is how many bytes of them the control groups still grant, None for no limit, and
+    ``cgroup_remedy`` the command that lifts it."""
 
     page_size: int
     total: int
@@ -89,6 +93,8 @@ class Pool(_Part):
     reserved: int
     surplus: int
     overcommit: int = 0
+    cgroup_room: int | None = None
+    cgroup_remedy: str = ""
     nodes: tuple[NodePool, ...] = ()
 
 
@@ -108,13 +114,15 @@ class Mount(_Part):
 
 class Memory(_Part):
     """What memory there is. ``room`` is what new memory may take now: the smallest of what is
-    available, the cgroup's rest, the commit limit's rest when ``overcommit`` is 2, and the rest of
-    the address space that this process may map."""
+    available (and free swap), the cgroup's rest, the commit limit's rest when ``overcommit`` is 2,
+    and the rest of the address space that this process may map. ``limited_by`` says which it is,
+    empty for the first, and ``remedy`` which command lifts that limit."""
 
     total: int
     available: int
     room: int
     limited_by: str = ""
+    remedy: str = ""
     swap_free: int = 0
     overcommit: int | None = None
     cgroup_limit: int | None = None
@@ -152,12 +160,16 @@ class Cpus(_Part):
 
 
 class Problem(_Part):
-    """Something that keeps post-copy, or a kind of memory, from working; ``remedy`` is a command,
-    or empty where there is none."""
+    """Something that is not as it should be; ``remedy`` is a command, or empty where there is none.
+
+    ``error``: no post-copy at all. ``warning``: none of a kind of memory, or not as it should be.
+    ``note``: it works, and what meets a limit or is slow is named.
+    """
 
     code: str
     what: str
     remedy: str = ""
+    severity: Literal["error", "warning", "note"] = "warning"
 
 
 class Unknown(_Part):

@@ -62,7 +62,7 @@ def sections(document: Document, command: str = "") -> Iterator[str | Table]:
 def plain(document: Document, command: str = "") -> str:
     """The whole as aligned text."""
     below = (
-        section if isinstance(section, str) else f"\n{_align(section)}\n"
+        section if isinstance(section, str) else f"\n{align(section)}\n"
         for section in sections(document, command)
     )
     return "\n".join([verdict(document), *below]).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
@@ -308,7 +308,8 @@ def _hint(document: Document, command: str) -> str:
 # ---- drawing ----
 
 
-def _align(table: Table) -> str:
+def align(table: Table) -> str:
+    """The table as lines of text."""
     lines = [table.columns, *table.rows] if table.figures else table.rows
     widths = [max(len(row[i]) for row in lines) for i in range(len(table.columns))]
     return "\n".join(

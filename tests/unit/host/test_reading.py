@@ -1,0 +1,108 @@
+"""Host documents as files: there and back, and what is said of a file that is none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import FULL, good_host
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmemu.errors import InputError
+from vmemu.host.document import SCHEMA, HostDocument
+from vmemu.host.reading import parse, read
+from vmemu.host.survey import survey
+
+
+def written(host: HostDocument) -> bytes:
+    return host.model_dump_json(by_alias=True).encode()
+
+
+def document(**changes: Any) -> bytes:
+    return json.dumps(json.loads(written(good_host(pools=(FULL,)))) | changes).encode()
+
+
+def refusal(content: bytes) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(content, "a.json")
+    assert caught.value.exit_code == 2
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("a.json: ")
+    return text
+
+
+@pytest.mark.parametrize("host", [good_host(), good_host(pools=(FULL,)), survey()])
+def test_there_and_back(host: HostDocument, tmp_path: Path) -> None:
+    file = tmp_path / "host.json"
+    file.write_bytes(written(host))
+    assert read(str(file)) == host
+
+
+def test_keys_of_a_later_version_are_passed_over() -> None:
+    assert parse(document(later=1), "a.json") == good_host(pools=(FULL,))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "no host document: not an object"),
+        (b"{}", "no host document: it has no schema"),
+        (b'{"schema": "vmemu-result/1"}', f"'vmemu-result/1', and this version reads {SCHEMA}"),
+        (b'{"schema": "vmemu-host/2"}', "its schema is 'vmemu-host/2'"),
+        (b'{"schema": ["x"]}', "its schema is"),
+    ],
+)
+def test_what_is_no_host_document(content: bytes, words: str) -> None:
+    assert words in refusal(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": {"total": "much"}}, "memory.total: "),
+        ({"pools": [{"page_size": 4096}]}, "pools[0].total: field required"),
+        ({"kernel": None}, "kernel: "),
+        ({"userfault": {"how": "magic", "ways": []}}, "userfault.how: "),
+        ({"cpus": {}}, "cpus.online: field required; cpus.allowed: field required"),
+    ],
+)
+def test_the_key_that_is_wrong_is_named(changes: dict[str, Any], words: str) -> None:
+    assert words in refusal(document(**changes))
+
+
+def test_many_wrong_keys_are_counted() -> None:
+    assert "; and 3 more" in refusal(document(cpus={}, limits={}))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file or directory; write one with: vmemu doctor"):
+        read(str(tmp_path / "none.json"))
+    with pytest.raises(InputError, match="Is a directory"):
+        read(str(tmp_path))
+    with pytest.raises(InputError):
+        read("a\0b")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(HostDocument.model_fields)), _JSON)
+def test_any_value_of_a_key_is_read_or_refused_in_a_line(key: str, value: Any) -> None:
+    content = document(**{"schema" if key == "schema_" else key: value})
+    with contextlib.suppress(InputError):
+        parse(content, "a.json")
+        return
+    refusal(content)

@@ -1,0 +1,93 @@
+"""``vmemu doctor``: this host as post-copy sees it, and what mends it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from vmemu.cli.signals import strike
+
+if TYPE_CHECKING:
+    from vmemu.host.document import HostDocument, Proof
+    from vmemu.host.support import KindAsked
+
+EXIT_OK, EXIT_NO, EXIT_HOST = 0, 1, 3
+
+
+@click.command()
+@click.option("--json", "json_file", metavar="FILE", help="Write all of it; - for stdout.")
+@click.option("--feature", metavar="NAME", help="Only say whether this works, by the exit code.")
+def doctor(*, json_file: str | None, feature: str | None) -> int:
+    """Say what post-copy can do on this host, proven by doing it, and what mends the rest.
+
+    Needs no privilege, changes nothing and leaves nothing behind. What is wrong comes first, each
+    with the command that mends it. The JSON is what `vmemu check --source` and `--destination`
+    read.
+
+    Ends with 0 when ordinary memory can migrate here by post-copy, and with 3 when it can't.
+
+    NAME is a feature of userfaultfd (MINOR_SHMEM), a way to open it (syscall, device,
+    user_mode_only) or a kind of memory and fault: hugetlbfs:2MiB, shared:minor, anonymous:thp,
+    hugetlbfs:1GiB:write_protect. Ends with 0 when it works, 1 when it does not, 2 for a name that
+    means nothing.
+    """
+    if feature is not None:
+        if json_file is not None:
+            raise click.UsageError("--feature answers by its exit code alone: leave --json out")
+        return _answer(feature)
+    if json_file is not None:
+        from vmemu.results import document
+
+        document.check_place(json_file)
+    return _survey(json_file)
+
+
+def _survey(json_file: str | None) -> int:
+    from vmemu.host import support
+    from vmemu.host.survey import survey
+
+    # A page of 1 GiB takes a second, and has to be given back.
+    strike()
+    host = survey(proofs=True, wakeups=True)
+    if json_file is not None:
+        from vmemu.results import document
+
+        document.write(host.model_dump(mode="json", by_alias=True), json_file)
+    _show(host, sys.stderr if json_file == "-" else sys.stdout)
+    return EXIT_OK if support.ordinary(host).works else EXIT_HOST
+
+
+def _show(host: HostDocument, stream: TextIO) -> None:
+    from vmemu.host import terminal
+    from vmemu.results.terminal import write_text
+
+    colour = stream.isatty() and not os.environ.get("NO_COLOR")
+    write_text("\n".join(terminal.lines(host, colour=colour)) + "\n", stream)
+
+
+def _answer(feature: str) -> int:
+    from vmemu.host import support
+    from vmemu.host.survey import survey
+
+    asked = support.parse(feature)
+    strike()
+    found = support.answer(survey(), asked, _prove)
+    if found.works:
+        return EXIT_OK
+    remedy = f"; mend it with: {found.remedy}" if found.remedy else ""
+    click.echo(f"{found.why}{remedy}", err=True)
+    return EXIT_NO
+
+
+def _prove(asked: KindAsked) -> Proof | None:
+    """The proof of one kind; None when this host has none of it."""
+    from vmemu.host import support
+    from vmemu.host.proofs import every_kind, prove
+
+    kinds = [kind for kind in every_kind() if kind.page_size == (asked.page_size or kind.page_size)]
+    wanted = (asked.backing, asked.fault, asked.thp)
+    same = [kind for kind in kinds if (kind.backing, kind.fault, kind.thp) == wanted]
+    return support.find(tuple(prove(same[:1])), asked)

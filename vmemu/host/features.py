@@ -1,0 +1,82 @@
+"""The features of userfaultfd: which this kernel grants, since when, and what each is good for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from vmemu import core
+from vmemu.errors import CoreError
+from vmemu.userfault import NO_FEATURES, Feature, How, feature_names, open_descriptor
+
+
+class Use(NamedTuple):
+    """``since`` is the release of Linux that brought it; ``what`` is what it is needed for."""
+
+    since: str
+    what: str
+    needed: bool = False
+    """Whether post-copy of some memory can't do without it."""
+
+
+USES: dict[Feature, Use] = {
+    Feature.PAGEFAULT_FLAG_WP: Use("5.7", "write faults: background snapshots in QEMU"),
+    Feature.EVENT_FORK: Use("4.11", "a fork of the guest's process: CRIU's lazy pages"),
+    Feature.EVENT_REMAP: Use("4.11", "mremap in the guest's process: CRIU's lazy pages"),
+    Feature.EVENT_REMOVE: Use("4.11", "pages given back (balloon) while others are missing"),
+    Feature.MISSING_HUGETLBFS: Use("4.11", "post-copy of hugepages", needed=True),
+    Feature.MISSING_SHMEM: Use("4.11", "post-copy of shared memory", needed=True),
+    Feature.EVENT_UNMAP: Use("4.11", "munmap in the guest's process: CRIU's lazy pages"),
+    Feature.SIGBUS: Use("4.14", "a signal to who touches a page, in the place of a fault"),
+    Feature.THREAD_ID: Use("4.14", "which vCPU waits: blocktime here and in QEMU", needed=True),
+    Feature.MINOR_HUGETLBFS: Use("5.13", "hugepages that another mapping filled, without a copy"),
+    Feature.MINOR_SHMEM: Use("5.14", "shared pages that another mapping filled, without a copy"),
+    Feature.EXACT_ADDRESS: Use("5.18", "the touched byte, not only its page"),
+    Feature.WP_HUGETLBFS_SHMEM: Use("5.19", "write faults on hugepages and shared memory"),
+    Feature.WP_UNPOPULATED: Use("6.4", "write faults on pages that are not there yet"),
+    Feature.POISON: Use("6.6", "memory errors that move with the guest"),
+    Feature.WP_ASYNC: Use("6.7", "dirty tracking by the kernel in pre-copy"),
+    Feature.MOVE: Use("6.8", "pages moved into place without a copy"),
+}
+
+UNKNOWN_USE = Use("?", "newer than this version of vmemu")
+
+
+def use_of(name: str) -> Use:
+    """What a feature is needed for, by its name without ``UFFD_FEATURE_``."""
+    return USES[Feature[name]] if name in Feature.__members__ else UNKNOWN_USE
+
+
+class Granted(NamedTuple):
+    """Names of the features that the kernel announces, and of those among them that it refuses to
+    who asks."""
+
+    features: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def ask(how: How) -> Granted:
+    """Make the handshake: once for what there is, then once for each feature, as the kernel
+    announces some that it refuses (EVENT_FORK needs CAP_SYS_PTRACE). Raises CoreError."""
+    available = _handshake(how, NO_FEATURES)
+    refused = NO_FEATURES
+    for bit in (1 << n for n in range(64) if available >> n & 1):
+        try:
+            _handshake(how, bit)
+        except CoreError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
+            refused |= bit
+    return Granted(tuple(feature_names(available)), tuple(feature_names(refused)))
+
+
+def _handshake(how: How, features: int) -> int:
+    """A descriptor takes part in one handshake in its life."""
+    fd = open_descriptor(how)
+    try:
+        asked, ioctls = core.ffi.new("uint64_t *", features), core.ffi.new("uint64_t *")
+        core.call(core.lib.vm_uffd_api, fd, asked, ioctls)
+        return int(asked[0])
+    finally:
+        os.close(fd)

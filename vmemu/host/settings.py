@@ -1,0 +1,70 @@
+"""What the kernel and the shell have set: limits, transparent hugepages, CPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+
+from vmemu.host.document import Cpus, Limits, Thp
+from vmemu.host.files import HostFiles
+from vmemu.host.identity import Identity
+
+_THP = "/sys/kernel/mm/transparent_hugepage"
+
+
+def limits(files: HostFiles, identity: Identity) -> Limits:
+    """The limits of who asks that a migration may meet."""
+    soft, hard = (_bounded(value) for value in resource.getrlimit(resource.RLIMIT_MEMLOCK))
+    pages = files.number("/proc/sys/fs/pipe-user-pages-soft", "fs.pipe-user-pages-soft", must=False)
+    return Limits(
+        memlock_soft=soft,
+        memlock_hard=hard,
+        ipc_lock=identity.may("CAP_IPC_LOCK"),
+        pipe_max_size=files.number("/proc/sys/fs/pipe-max-size", "fs.pipe-max-size"),
+        pipe_user_pages_soft=pages,
+        open_files=_bounded(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    )
+
+
+def _bounded(value: int) -> int | None:
+    return None if value == resource.RLIM_INFINITY else value
+
+
+def thp(files: HostFiles) -> Thp:
+    """Which memory gets transparent hugepages, and how large they are."""
+    what = "transparent hugepages"
+    return Thp(
+        enabled=_chosen(files, "enabled"),
+        shmem_enabled=_chosen(files, "shmem_enabled"),
+        defrag=_chosen(files, "defrag"),
+        page_size=files.number(f"{_THP}/hpage_pmd_size", what, must=False),
+    )
+
+
+def _chosen(files: HostFiles, name: str) -> str | None:
+    return chosen(files.optional(f"{_THP}/{name}", "transparent hugepages") or "")
+
+
+def chosen(text: str) -> str | None:
+    """The word in brackets of a choice in sysfs, such as ``always [madvise] never``."""
+    found = re.search(r"\[(.+?)\]", text)
+    return found[1] if found else None
+
+
+def cpus(files: HostFiles) -> Cpus:
+    """CPUs of the machine, and those that this process may use."""
+    text = files.optional("/sys/devices/system/cpu/online", "the CPUs that are online") or ""
+    allowed = tuple(sorted(os.sched_getaffinity(0)))
+    return Cpus(online=len(cpu_list(text)) or os.cpu_count() or len(allowed), allowed=allowed)
+
+
+def cpu_list(text: str) -> list[int]:
+    """The numbers in a list such as ``0-3,8``; empty for what is no such list."""
+    found: list[int] = []
+    for part in text.strip().split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            return []
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return found

@@ -1,0 +1,210 @@
+"""Whether one thing works on a host: a feature, a way to open userfaultfd, a kind of memory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+from vmemu.errors import InputError
+from vmemu.host.document import Backing, FaultKind, HostDocument, Proof, Way
+from vmemu.host.features import USES
+from vmemu.host.opening import HowName
+from vmemu.units import UnitError, format_size, parse_size, printable
+from vmemu.userfault import Feature, How
+
+_PREFIX = "UFFD_FEATURE_"
+_WAYS: dict[str, HowName] = {name: name for name in get_args(HowName)}
+_BACKINGS: dict[str, Backing] = {name: name for name in get_args(Backing)}
+_FAULTS: dict[str, FaultKind] = {
+    "missing": "missing",
+    "minor": "minor",
+    "write_protect": "write_protect",
+    "wp": "write_protect",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether it works here; if not, why, and the command that mends it if there is one."""
+
+    works: bool
+    why: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class FeatureAsked:
+    """A feature bit of ``UFFDIO_API``, by its name without ``UFFD_FEATURE_``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class WayAsked:
+    """A way to open userfaultfd."""
+
+    how: HowName
+
+
+@dataclass(frozen=True)
+class KindAsked:
+    """A kind of memory and fault; ``page_size`` None is the smallest of its backing that there
+    is."""
+
+    backing: Backing
+    fault: FaultKind = "missing"
+    page_size: int | None = None
+    thp: bool = False
+
+
+Asked = FeatureAsked | WayAsked | KindAsked
+
+
+def parse(name: str) -> Asked:
+    """What ``name`` asks for. Raises InputError with the nearest names for what is none."""
+    word = name.strip().lower().replace("-", "_")
+    feature = word.upper().removeprefix(_PREFIX)
+    if feature in Feature.__members__:
+        return FeatureAsked(feature)
+    if word in _WAYS:
+        return WayAsked(_WAYS[word])
+    backing, *parts = word.split(":")
+    if backing in _BACKINGS:
+        return _kind(name, _BACKINGS[backing], parts)
+    raise InputError(_unknown(name))
+
+
+def _kind(name: str, backing: Backing, parts: list[str]) -> KindAsked:
+    asked = KindAsked(backing)
+    given: set[str] = set()
+    for part in parts:
+        key, value = _part(name, part)
+        if key in given or (given | {key}) >= {"thp", "page_size"}:
+            raise InputError(f"--feature {printable(name)}: says two things of the {_SAYS[key]}")
+        given.add(key)
+        asked = KindAsked(**(vars(asked) | {key: value}))
+    if asked.thp and backing == "hugetlbfs":
+        raise InputError(f"--feature {printable(name)}: hugetlbfs has no transparent hugepages")
+    return asked
+
+
+_SAYS = {"thp": "page size", "page_size": "page size", "fault": "fault"}
+
+
+def _part(name: str, part: str) -> tuple[str, FaultKind | bool | int]:
+    if part == "thp":
+        return "thp", True
+    if part in _FAULTS:
+        return "fault", _FAULTS[part]
+    try:
+        return "page_size", parse_size(_unit(part))
+    except UnitError:
+        words = f"a page size such as 2MiB, thp, {', '.join(get_args(FaultKind))}"
+        what = f"'{printable(part)}' is none of what may follow a backing"
+        raise InputError(f"--feature {printable(name)}: {what} ({words})") from None
+
+
+def _unit(size: str) -> str:
+    """As units are written, after the case of the name was thrown away."""
+    for unit in ("KiB", "MiB", "GiB"):
+        size = size.replace(unit.lower(), unit)
+    return size
+
+
+def _unknown(name: str) -> str:
+    kinds = [f"{backing}:{fault}" for backing in _BACKINGS for fault in _FAULTS]
+    names = [*Feature.__members__, *_WAYS, *_BACKINGS, *kinds]
+    table = {known.lower(): known for known in names}
+    word = name.strip().lower().replace("-", "_").removeprefix(_PREFIX.lower())
+    near = [table[found] for found in difflib.get_close_matches(word, table, 3, 0.6)]
+    what = f"--feature {printable(name)}: no feature, way to open userfaultfd or kind of memory"
+    if near:
+        return f"{what}; is {' or '.join(near)} meant?"
+    features = ", ".join(Feature.__members__)
+    ways = ", ".join(_WAYS)
+    return (
+        f"{what}; features: {features}; ways: {ways}; "
+        "kinds: anonymous, shared, hugetlbfs, with :thp or :2MiB, and :missing, :minor or "
+        ":write_protect"
+    )
+
+
+# ---- answers ----
+
+
+def ordinary(host: HostDocument) -> Answer:
+    """Whether post-copy of ordinary memory works at all: by the proof if there is one, else by
+    whether userfaultfd can be opened. ``why`` also says how, when it does."""
+    uffd = host.userfault
+    if uffd.how is None:
+        return _no_way(host)
+    kind = KindAsked("anonymous", page_size=host.kernel.base_page_size)
+    proof = find(host.proofs, kind)
+    if proof is not None and not proof.works:
+        return Answer(False, proof.why, proof.remedy)
+    return Answer(True, f"userfaultfd opens by {How[uffd.how.upper()].label}")
+
+
+def answer(host: HostDocument, asked: Asked, prove: Callable[[KindAsked], Proof | None]) -> Answer:
+    """Whether it works; ``prove`` tries a kind, or gives None for one that this host does not
+    have."""
+    if isinstance(asked, WayAsked):
+        return _way(next(way for way in host.userfault.ways if way.how == asked.how))
+    if host.userfault.how is None:
+        return _no_way(host)
+    if isinstance(asked, FeatureAsked):
+        return _feature(host, asked.name)
+    proof = prove(asked)
+    if proof is None:
+        return _no_such_kind(host, asked)
+    return Answer(bool(proof.works), "" if proof.works else proof.why, proof.remedy)
+
+
+def find(proofs: tuple[Proof, ...], asked: KindAsked) -> Proof | None:
+    """The proof of a kind; the smallest page size of its backing when none is asked for."""
+    found = [
+        proof
+        for proof in proofs
+        if (proof.backing, proof.fault, proof.thp) == (asked.backing, asked.fault, asked.thp)
+        and asked.page_size in (None, proof.page_size)
+    ]
+    return min(found, key=lambda proof: proof.page_size, default=None)
+
+
+def _way(way: Way) -> Answer:
+    return Answer(way.works, way.why, way.remedy)
+
+
+def _no_way(host: HostDocument) -> Answer:
+    """Of the ways that fail, the first one that a command mends."""
+    ways = [way for way in host.userfault.ways if way.remedy] or [*host.userfault.ways]
+    why = f"userfaultfd can't be opened: {ways[0].why}" if ways else "userfaultfd can't be opened"
+    return Answer(False, why, ways[0].remedy if ways else "")
+
+
+def _feature(host: HostDocument, name: str) -> Answer:
+    if name in host.userfault.refused:
+        why = f"the kernel has UFFD_FEATURE_{name} and refuses it to this process"
+        return Answer(False, f"{why}, which has no CAP_SYS_PTRACE" if name == _FORK else why)
+    if name not in host.userfault.features:
+        since = USES[Feature[name]].since
+        return Answer(False, f"this kernel has no UFFD_FEATURE_{name} (it came with Linux {since})")
+    return Answer(True)
+
+
+_FORK = str(Feature.EVENT_FORK.name)
+
+
+def _no_such_kind(host: HostDocument, asked: KindAsked) -> Answer:
+    if asked.backing == "hugetlbfs":
+        sizes = [format_size(pool.page_size) for pool in host.pools]
+        has = f"has {', '.join(sizes)}" if sizes else "has no hugepages"
+    else:
+        thp = (
+            f", transparent ones of {format_size(host.thp.page_size)}" if host.thp.page_size else ""
+        )
+        has = f"has pages of {format_size(host.kernel.base_page_size)}{thp}"
+    wanted = "" if asked.page_size is None else f" of {format_size(asked.page_size)} pages"
+    return Answer(False, f"no {asked.backing} memory{wanted} here: this host {has}")

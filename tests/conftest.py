@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from support import HUGE, PoolLock
+from support import HUGE
 
-from vmemu import hugepages
+from vmemu import hugepages, reservation
+from vmemu.reservation import Resizer
 
 # A machine that runs tests in parallel is slow at any moment; nothing here is about time.
 settings.register_profile("vmemu", deadline=None)
@@ -17,19 +18,19 @@ settings.load_profile("vmemu")
 
 
 @pytest.fixture
-def pool_lock() -> Iterator[PoolLock]:
+def pool_lock() -> Iterator[None]:
     """Held by a test that uses hugepages: nobody changes the size of the pool meanwhile."""
-    with PoolLock(exclusive=False) as lock:
-        yield lock
+    with reservation.using(hugepages.page_sizes()):
+        yield
 
 
 @pytest.fixture
-def pool_alone() -> Iterator[PoolLock]:
+def pool_alone() -> Iterator[Resizer]:
     """Held by a test that changes the size of the pool; the size it had comes back afterwards.
 
     Not together with ``hugetlb`` or ``pool_lock``, which hold the pool as it is.
     """
     if os.geteuid() != 0 or HUGE not in hugepages.page_sizes():
         pytest.skip("only root changes the size of the pool of 2 MiB hugepages")
-    with PoolLock(exclusive=True) as lock:
-        yield lock
+    with reservation.resizing(HUGE) as pool:
+        yield pool

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmemu import hugepages
 from vmemu.config import Scenario, SyntheticTrace
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
@@ -64,51 +59,6 @@ def scenario(blocks: list[dict[str, Any]] | None = None, **sections: Any) -> Sce
 
 def synthetic(kind: str, **fields: Any) -> dict[str, Any]:
     return {"synthetic": {"kind": kind, **fields}}
-
-
-# ---- the pool of hugepages ----
-
-
-class PoolLock:
-    """A lock on the pool for the whole machine: shared to use it, exclusive to resize it."""
-
-    def __init__(self, exclusive: bool) -> None:
-        self._operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        self._path = Path(tempfile.gettempdir()) / "vmemu-tests-hugepages.lock"
-        self._exclusive = exclusive
-        self._fd = -1
-        self._total = 0
-
-    def __enter__(self) -> Self:
-        self._fd = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(self._fd, self._operation)
-        if self._exclusive:
-            self._total = hugepages.pool(HUGE).total
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if self._exclusive and hugepages.pool(HUGE).total != self._total:
-                self.resize(self._total)
-        finally:
-            os.close(self._fd)
-
-    def resize(self, pages: int) -> None:
-        assert self._exclusive
-        # Pages that a process outside these tests uses can't be taken away: it may end.
-        deadline = time.monotonic() + 30
-        while True:
-            (hugepages.SYSFS / "hugepages-2048kB/nr_hugepages").write_text(str(pages))
-            pool = hugepages.pool(HUGE)
-            if pool.total == pages and pool.surplus == 0:
-                return
-            assert time.monotonic() < deadline, f"the pool does not get {pages} pages: {pool}"
-            time.sleep(0.1)
 
 
 # ---- what is left behind ----

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from vmemu.errors import HostError
 from vmemu.interrupts import SIGNALS
 
 
@@ -66,8 +67,14 @@ class CThread:
             self._bell.ring()
 
     def start(self) -> None:
-        """Start it."""
-        self._thread.start()
+        """Start it. Raises HostError when the process may have no more threads."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # Python's word for pthread_create's EAGAIN
+            raise HostError(
+                f"thread {self.name} can't be started: {error}; raise what limits this process"
+                " (ulimit -u, ulimit -v, pids.max of its control group)"
+            ) from None
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for its end; False when the time is over."""

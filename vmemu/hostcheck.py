@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from vmemu import core, hugepages
+from vmemu import core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, HugepageShortage, InputError
 from vmemu.memlock import locks_new_memory
+from vmemu.memoryneed import Need, memory_shortage
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
 from vmemu.units import format_size
 from vmemu.userfault import Feature, How, Ioctl, Userfaultfd
@@ -57,6 +58,8 @@ class Code(enum.StrEnum):
     """``UFFDIO_COPY`` failed."""
     UNREGISTER = "unregister"
     """A page can't be unregistered."""
+    MEMORY = "memory"
+    """Both sides together need more memory than there is."""
     READ = "read"
     """A page was placed, and what is read is something else."""
 
@@ -133,10 +136,13 @@ def needed_ioctls(block: RAMBlock) -> Ioctl:
 
 
 def postcopy_supported(
-    blocks: Sequence[RAMBlock], *, target_page_size: int = TARGET_PAGE_SIZE
+    blocks: Sequence[RAMBlock],
+    *,
+    target_page_size: int = TARGET_PAGE_SIZE,
+    need: Need | None = None,
 ) -> list[HostProblem]:
     """Everything that keeps these blocks from migrating by post-copy to this host; empty when
-    nothing does.
+    nothing does. ``need`` is the memory that the whole run takes, if that is to be looked at too.
 
     To be asked before the blocks are mapped: the proof takes a page of each pool, which a run that
     has mapped the whole pool has no more, and makes the files that blocks name, as mapping does.
@@ -148,7 +154,8 @@ def postcopy_supported(
     check = _Check(blocks)
     check.target_page(target_page_size)
     check.locked()
-    with ExitStack() as stack:
+    check.memory(need)
+    with ExitStack() as stack, reservation.changing(reservation.pages_of(blocks)):
         check.open(stack)
         for users in _kinds(blocks):
             check.prove(users)
@@ -160,6 +167,7 @@ def require_postcopy(
     blocks: Sequence[RAMBlock],
     wait_s: float = 0.0,
     pause: Callable[[float], None] = time.sleep,
+    need: Need | None = None,
 ) -> None:
     """Raise PostcopyUnsupported with everything that is wrong, if anything is.
 
@@ -167,13 +175,16 @@ def require_postcopy(
     and raise PostcopyShortage (a HugepageShortage) then. Raises ValueError as
     ``postcopy_supported``.
     """
-    deadline = time.monotonic() + wait_s
-    while problems := postcopy_supported(blocks):
+
+    def attempt() -> None:
+        problems = postcopy_supported(blocks, need=need)
         if any(problem.code is not Code.HUGEPAGES for problem in problems):
             raise PostcopyUnsupported(problems)
-        if time.monotonic() >= deadline:
+        if problems:
             raise PostcopyShortage(problems)
-        pause(0.05)
+
+    proof = {block.page_size: 1 for block in blocks if block.hugetlb}
+    reservation.take(proof, attempt, wait_s, pause)
 
 
 def _kinds(blocks: Sequence[RAMBlock]) -> list[list[RAMBlock]]:
@@ -223,6 +234,11 @@ class _Check:
                 f"the target page ({target}) is bigger than the host page ({host}): "
                 "one fault would need several pages of the host",
             )
+
+    def memory(self, need: Need | None) -> None:
+        short = None if need is None else memory_shortage(need)
+        if short is not None:
+            self._add(Code.MEMORY, short.what, short.remedy)
 
     def locked(self) -> None:
         self._locked = locks_new_memory()

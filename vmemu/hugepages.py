@@ -22,18 +22,30 @@ SYSFS = Path("/sys/kernel/mm/hugepages")
 @dataclass(frozen=True)
 class Pool:
     """One pool, in pages of ``page_size`` bytes; ``reserved`` pages are free but promised to a
-    mapping."""
+    mapping, ``surplus`` ones were made beyond the pool's size, and as many as ``overcommit`` may
+    be."""
 
     page_size: int
     total: int
     free: int
     reserved: int
     surplus: int
+    overcommit: int = 0
 
     @property
     def available(self) -> int:
-        """Pages that a new mapping can still reserve."""
+        """Pages that a new mapping can still reserve of those that are there."""
         return self.free - self.reserved
+
+    @property
+    def obtainable(self) -> int:
+        """The same with those that the kernel may still make, if it finds the memory."""
+        return self.available + max(self.overcommit - self.surplus, 0)
+
+    @property
+    def most(self) -> int:
+        """Pages that a mapping could ever have while the pool is as large as it is."""
+        return self.total - self.surplus + max(self.overcommit, self.surplus)
 
 
 def page_sizes() -> list[int]:
@@ -46,18 +58,16 @@ def page_sizes() -> list[int]:
     return sorted(int(match[1]) << 10 for match in matches if match)
 
 
-def _directory(page_size: int) -> Path:
+def directory(page_size: int) -> Path:
+    """Where the figures of one pool are, in sysfs."""
     return SYSFS / f"hugepages-{page_size >> 10}kB"
 
 
 def pool(page_size: int) -> Pool:
     """The pool of one size. Raises HostError when this kernel has no such size."""
-    directory = _directory(page_size)
+    names = ("nr", "free", "resv", "surplus", "nr_overcommit")
     try:
-        figures = [
-            int((directory / name).read_text())
-            for name in ("nr_hugepages", "free_hugepages", "resv_hugepages", "surplus_hugepages")
-        ]
+        figures = [int((directory(page_size) / f"{name}_hugepages").read_text()) for name in names]
     except OSError:
         known = ", ".join(format_size(size) for size in page_sizes()) or "none"
         raise HostError(
@@ -78,7 +88,7 @@ def resize_command(page_size: int, pages: int) -> str:
     """The command that gives the pool ``pages`` pages."""
     if page_size == default_page_size():
         return f"sysctl vm.nr_hugepages={pages}"
-    return f"echo {pages} > {_directory(page_size) / 'nr_hugepages'}"
+    return f"echo {pages} > {directory(page_size) / 'nr_hugepages'}"
 
 
 def mount_command(page_size: int) -> tuple[str, str]:
@@ -126,12 +136,32 @@ def shortage(what: str, page_size: int, pages: int) -> HugepageShortage:
     """The error for ``pages`` pages that the pool could not reserve, with its figures and the
     remedy."""
     figures = pool(page_size)
+    # Surplus pages are none that a remedy may count on: the kernel did not make them just now.
     missing = max(pages - figures.available, 1)
     size = format_size(page_size)
     return HugepageShortage(
         f"{what} needs {counted(pages, 'hugepage')} of {size}, and the pool can't reserve them: "
-        f"{figures.total} in all, {figures.free} free, {figures.reserved} of these reserved",
+        f"{figures.total} in all, {figures.free} free, {figures.reserved} of these reserved"
+        + _beyond(figures)
+        + _who_could_give(figures, pages),
         resize_command(page_size, figures.total + missing),
+    )
+
+
+def _beyond(figures: Pool) -> str:
+    if not figures.overcommit:
+        return ""
+    return f", {figures.surplus} of {figures.overcommit} surplus ones made"
+
+
+def _who_could_give(figures: Pool, pages: int) -> str:
+    """Waiting helps when the pool is large enough and others have its pages."""
+    held = figures.total - figures.available
+    if not held or pages > figures.most:
+        return ""
+    return (
+        f"; others hold {held} and may give them back:"
+        " 'on_unavailable: {wait: 30s}' in the scenario waits for that"
     )
 
 

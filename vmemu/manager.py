@@ -4,12 +4,13 @@ back."""
 from __future__ import annotations
 
 import errno
-import random
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
-from vmemu import hugepages
+from vmemu import hugepages, reservation
 from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.hostcheck import needed_ioctls
@@ -33,25 +34,28 @@ class MemoryManager:
         self.wait_s = wait_s
         self._pause = pause
         self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
+        self._tenancy = reservation.Tenancy()
 
-    def map(self) -> None:
+    def map(self, prove: Callable[[], None] | None = None) -> None:
         """Map every block or none. Raises HugepageShortage when the wait is over, HostError,
         InputError.
 
+        ``prove`` is called first, in the same moment: nobody else takes hugepages between it and
+        the mapping. What it raises is raised, a HugepageShortage is waited for.
         All or none is what keeps two runs from waiting for each other, each with half of the pool
         in its hands.
         """
-        deadline = time.monotonic() + self.wait_s
-        while True:
-            try:
-                return self._map_all()
-            except HugepageShortage:
-                if time.monotonic() >= deadline:
-                    raise
-            self._pause(random.uniform(0.02, 0.1))  # so that those who wait do not all try at once
+
+        def attempt() -> None:
+            if prove is not None:
+                prove()
+            self._map_all()
+
+        reservation.take(reservation.pages_of(self.blocks), attempt, self.wait_s, self._pause)
 
     def _map_all(self) -> None:
         try:
+            self._check_mounts()
             # The scarce ones first: a shortage shows before anything else was done.
             for block in sorted(self.blocks, key=lambda block: not block.hugetlb):
                 block.map()
@@ -62,6 +66,19 @@ class MemoryManager:
             self.unmap()
             raise
         self.blocks.index_addresses()
+        self._tenancy.begin(block.page_size for block in self.blocks if block.hugetlb)
+
+    def _check_mounts(self) -> None:
+        """Blocks that share a mount must fit there together: each alone may."""
+        mounts: dict[int, list[RAMBlock]] = {}
+        for block in self.blocks:
+            if block.path is not None:
+                with suppress(OSError):  # what is wrong with the path is told by mapping it
+                    device = os.stat(os.path.dirname(block.path)).st_dev
+                    mounts.setdefault(device, []).append(block)
+        for blocks in mounts.values():
+            if len(blocks) > 1:
+                blocks[0].require_room(blocks)
 
     def _shortage(self, page_size: int) -> HugepageShortage:
         """For all blocks together: a remedy for the first of them would only lead to the next."""
@@ -98,7 +115,13 @@ class MemoryManager:
 
     def unmap(self) -> None:
         """Give all memory back; safe to call twice."""
-        run_all([*(block.unmap for block in self.blocks), self.blocks.index_addresses])
+        run_all(
+            [
+                *(block.unmap for block in self.blocks),
+                self.blocks.index_addresses,
+                self._tenancy.end,
+            ]
+        )
 
     def __enter__(self) -> MemoryManager:
         return self

@@ -37,6 +37,7 @@ from vmemu.hostcheck import require_postcopy
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
+from vmemu.memoryneed import memory_needed
 from vmemu.plan import (
     blocks_of,
     client_plans,
@@ -192,9 +193,9 @@ class Migration:
         blocks = list(memory.blocks)
         self._memlock = MemoryLock(blocks)
         self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
+        need = memory_needed(self.scenario)
         with self._located():
-            require_postcopy(blocks, memory.wait_s, self._pause)
-            memory.map()
+            memory.map(lambda: require_postcopy(blocks, need=need))
         if self.scenario.memory.lock:
             self._memlock.lock()
 
@@ -356,8 +357,6 @@ class Migration:
             config.rate,
             self._bell,
             limit=config.limit,
-            # Between a hole and its new reservation another run could take a hugepage.
-            eligible=lambda block, page: not blocks[block].hugetlb,
         )
         self._balloon_worker.start()
 

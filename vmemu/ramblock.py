@@ -12,15 +12,18 @@ import errno
 import mmap
 import os
 import resource
+import secrets
 import shlex
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmemu import core, hugepages
+from vmemu import core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, InputError, VmemuError
+from vmemu.host.room import meminfo
 from vmemu.units import format_size
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
@@ -42,9 +45,10 @@ class RAMBlock:
     """One block: ``name`` is QEMU's ``idstr``; ``size`` bytes are a whole number of ``page_size``
     host pages.
 
-    ``path`` names a file to be made on hugetlbfs or on a tmpfs such as /dev/shm; without it shared
-    and huge memory is a memfd. The name of the file goes away as soon as it is mapped, so that not
-    even SIGKILL leaves it behind. ``address`` is 0 while the block is not mapped.
+    ``path`` names a place on hugetlbfs or on a tmpfs such as /dev/shm where nothing is yet; without
+    it shared and huge memory is a memfd. The file that is made there never has that name, so two
+    runs can't meet on it and not even SIGKILL leaves it behind. ``address`` is 0 while the block is
+    not mapped.
     """
 
     name: str
@@ -139,17 +143,15 @@ class RAMBlock:
             # unique.
             return os.memfd_create("vmemu-" + self.name[:60], flags)
         self._check_filesystem(self.path)
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
+        if os.path.lexists(self.path):
             raise InputError(
                 f"block {self.name}: {self.path} exists already and may be somebody's; "
                 "remove it, name another path, or leave the path out for a memfd"
-            ).about(self.name, "path") from None
+            ).about(self.name, "path")
+        try:
+            return _nameless(os.path.dirname(self.path))
         except OSError as error:
             raise self._open_error(self.path, error) from None
-        os.unlink(self.path)
-        return fd
 
     def _open_error(self, path: str, error: OSError) -> HostError:
         what = f"{path}: {error.strerror}"
@@ -179,13 +181,13 @@ class RAMBlock:
         if self.hugetlb and os.statvfs(mount).f_bsize != self.page_size:
             has = format_size(os.statvfs(mount).f_bsize)
             raise self._wrong_place(f"{mount} holds pages of {has}, the block wants {size}")
-        self._check_room(mount)
+        self._check_room(mount, [self.name], self.size)
 
-    def _wrong_place(self, what: str) -> HostError:
+    def _wrong_place(self, what: str, size: int | None = None) -> HostError:
         """What is wrong with ``path``, and a place that would do: one that is there if possible."""
         if not self.hugetlb:
             return self._host_error("path", f"{what}; {self._elsewhere('/dev/shm')}")
-        mount = hugepages.mount_for(self.page_size, self.size)
+        mount = hugepages.mount_for(self.page_size, size or self.size)
         if mount:
             return self._host_error("path", f"{what}; {self._elsewhere(mount)}")
         command, mount = hugepages.mount_command(self.page_size)
@@ -195,22 +197,30 @@ class RAMBlock:
         name = os.path.basename(self.path or self.name)
         return f"use 'path: {directory}/{name}', or leave path out for a memfd"
 
-    def _check_room(self, mount: str) -> None:
+    def require_room(self, together: Sequence[RAMBlock]) -> None:
+        """Raise HostError when the mount that this block's path lies on has no room for all of
+        ``together``, which lie there too."""
+        assert self.path is not None
+        mount = hugepages.filesystem_of(self.path)[1]
+        self._check_room(mount, [block.name for block in together], sum(b.size for b in together))
+
+    def _check_room(self, mount: str, names: Sequence[str], size: int) -> None:
         """A mount may be smaller than the machine's memory, and a touch that finds it full is a
         SIGBUS."""
         room = os.statvfs(mount)
-        if not room.f_blocks or room.f_bavail * room.f_bsize >= self.size:
+        if not room.f_blocks or room.f_bavail * room.f_bsize >= size:
             return
         total, free = room.f_blocks * room.f_bsize, room.f_bavail * room.f_bsize
+        who = f" by blocks {', '.join(names)} together" if len(names) > 1 else ""
         what = (
-            f"{format_size(self.size)} are needed, and {mount} has "
+            f"{format_size(size)} are needed{who}, and {mount} has "
             f"{format_size(free, digits=3)} free of {format_size(total, digits=3)}"
         )
         if self.hugetlb:  # hugetlbfs can't be resized
-            raise self._wrong_place(what)
-        if self.size > _meminfo("MemAvailable:"):
+            raise self._wrong_place(what, size)
+        if size > meminfo("MemAvailable:"):
             raise self._host_error("size", f"{what}; {_memory_advice()}")
-        enough = f"mount -o remount,size={total - free + self.size} {shlex.quote(mount)}"
+        enough = f"mount -o remount,size={total - free + size} {shlex.quote(mount)}"
         raise self._host_error("path", what, enough)
 
     def unmap(self) -> None:
@@ -249,19 +259,29 @@ class RAMBlock:
         if self._fd < 0:
             core.call(core.lib.vm_advise, self.address + offset, length, mmap.MADV_DONTNEED)
             return
-        core.call(core.lib.vm_punch_hole, self._fd, offset, length)
-        if self.hugetlb:
+        if not self.hugetlb:
+            core.call(core.lib.vm_punch_hole, self._fd, offset, length)
+            return
+        with reservation.changing([self.page_size]):
+            core.call(core.lib.vm_punch_hole, self._fd, offset, length)
             self._reserve_again()
 
     def _reserve_again(self) -> None:
         """Punching a hole gives the reservation back with the pages; a second mapping of the file
-        takes it anew."""
+        takes it anew. Somebody who knows nothing of our locks may have taken the pages, and gets a
+        moment to give them back."""
         address = core.ffi.new("uint64_t *")
-        try:
-            core.call(core.lib.vm_map, self.size, self._fd, self.page_size, address)
-        except CoreError as error:
-            raise self._map_error(error) from error
-        core.call(core.lib.vm_unmap, address[0], self.size)
+        deadline = time.monotonic() + reservation.PATIENCE_S
+        while True:
+            try:
+                core.call(core.lib.vm_map, self.size, self._fd, self.page_size, address)
+            except CoreError as error:
+                if error.errno != errno.ENOMEM or time.monotonic() >= deadline:
+                    raise self._map_error(error) from error
+                time.sleep(0.01)
+                continue
+            core.call(core.lib.vm_unmap, address[0], self.size)
+            return
 
     def set_thp(self, enabled: bool) -> None:
         """Allow or forbid transparent hugepages: one placed by the kernel would hide 511 pages that
@@ -305,9 +325,9 @@ def _memory_advice() -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         return f"this process may map {format_size(limit)} in all; raise that: ulimit -v unlimited"
-    free = _meminfo("MemAvailable:")
+    free = meminfo("MemAvailable:")
     if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
-        free = min(free, max(0, _meminfo("CommitLimit:") - _meminfo("Committed_AS:")))
+        free = min(free, max(0, meminfo("CommitLimit:") - meminfo("Committed_AS:")))
     # The source holds an image of the same size.
     return (
         f"{format_size(free, digits=3)} are free here, and a run takes about twice its RAM; "
@@ -315,12 +335,19 @@ def _memory_advice() -> str:
     )
 
 
-def _meminfo(name: str) -> int:
-    """Bytes in a line of /proc/meminfo; 0 without it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) << 10
-    return 0
+def _nameless(directory: str) -> int:
+    """A descriptor of a new file in the directory that has no name there."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # Of hugetlbfs before Linux 5.6, and of kernels that take O_TMPFILE for O_DIRECTORY. ENOENT
+        # is theirs as well, and then the second try says so of a directory that is not there.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+    name = os.path.join(directory, f".vmemu-{secrets.token_hex(16)}")
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(name)
+    return fd
 
 
 class RAMList(Sequence[RAMBlock]):

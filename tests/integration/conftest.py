@@ -11,7 +11,7 @@ import shutil
 from typing import NoReturn
 
 import pytest
-from support import HUGE, PoolLock
+from support import HUGE
 
 from vmemu import hugepages
 from vmemu.errors import HostError
@@ -45,7 +45,7 @@ def userfault(_userfault_refused: str) -> None:
 
 
 @pytest.fixture
-def hugetlb(userfault: None, pool_lock: PoolLock) -> None:
+def hugetlb(userfault: None, pool_lock: None) -> None:
     """There are hugepages of 2 MiB; other tests may use some of them, so scenarios should wait."""
     try:
         total = hugepages.pool(HUGE).total

@@ -227,6 +227,37 @@ def test_a_tmpfs_that_is_too_small_is_an_error_now_and_no_sigbus_later(small_tmp
         block.write(0, b"x" * block.size)
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one directory", "two"])
+def test_blocks_that_fit_a_tmpfs_alone_and_not_together_are_refused(small_tmpfs, apart):
+    (small_tmpfs / "sub").mkdir()
+    places = [small_tmpfs / "a", small_tmpfs / ("sub/b" if apart else "b")]
+    blocks = [shared(f"s{i}", pages=150, path=str(place)) for i, place in enumerate(places)]
+    memory = MemoryManager(blocks)
+    with pytest.raises(HostError, match="by blocks s0, s1 together") as caught:
+        memory.map()
+    assert "1MiB free of 1MiB" in str(caught.value)
+    assert [block.address for block in blocks] == [0, 0]
+    subprocess.run(caught.value.remedy, shell=True, check=True)
+    with memory:
+        memory.map()
+        for block in blocks:
+            block.write(0, b"x" * block.size)
+
+
+@uses_hugepages
+def test_blocks_that_fit_a_hugetlbfs_alone_and_not_together_are_refused(small_hugetlbfs):
+    blocks = [
+        huge(f"h{i}", pages=count, path=str(small_hugetlbfs / f"{i}"))
+        for i, count in enumerate([2, 1])
+    ]
+    with pytest.raises(HostError, match="6MiB are needed by blocks h0, h1 together") as caught:
+        MemoryManager(blocks, wait_s=60).map()
+    assert not isinstance(caught.value, HugepageShortage)
+    assert "4MiB free of 4MiB" in str(caught.value)
+    with MemoryManager(blocks[:1], wait_s=60) as memory:
+        memory.map()
+
+
 @pytest.mark.parametrize("backing", ["shared", "hugetlbfs"])
 def test_a_file_path_leaves_nothing_even_after_sigkill(backing, request):
     if backing == "hugetlbfs":

@@ -136,7 +136,7 @@ def test_too_little_memory_says_how_much_there_is(monkeypatch: pytest.MonkeyPatc
         raise CoreError("mmap", errno.ENOMEM)
 
     monkeypatch.setattr(ramblock.core, "call", full)
-    monkeypatch.setattr(ramblock, "_meminfo", lambda name: {"MemAvailable:": 3 * MIB}.get(name, 0))
+    monkeypatch.setattr(ramblock, "meminfo", lambda name: {"MemAvailable:": 3 * MIB}.get(name, 0))
     error = refused(anonymous(pages=1024))
     assert "4MiB can't be mapped: Cannot allocate memory; " in str(error)
     assert error.key == "size"

@@ -341,7 +341,7 @@ def test_a_shortage_alone_is_waited_for_and_is_a_shortage_in_the_end(kernel, sho
 
     with pytest.raises(KeyboardInterrupt):
         require_postcopy([huge()], wait_s=3600, pause=give_up)
-    assert len(short_pool) == 4
+    assert len(short_pool) == 2  # the pool's figures say that asking once more is in vain
 
 
 def test_nobody_waits_when_waiting_can_not_help(kernel, short_pool):

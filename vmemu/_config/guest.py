@@ -140,7 +140,7 @@ PaceConfig = Annotated[
 
 
 class BalloonConfig(Section):
-    """A balloon: it gives host pages back, but for hugepages, in an order made from the seed."""
+    """A balloon: it gives host pages back, in an order made from the seed."""
 
     rate: Whole = Field(
         default=1000,

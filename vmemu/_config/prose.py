@@ -138,12 +138,16 @@ due, for all vCPUs; otherwise each vCPU stops at the same share of its own acces
 accesses as fast as they can.
 """,
     "guest.balloon": """\
-Pages of all blocks but those of hugepages are given back, in an order made from the seed. They must read
-as zeros afterwards; `balloon` in the [result](results.md) counts what was refused and what was given back.
+Host pages of all blocks are given back, in an order made from the seed. They must read as zeros
+afterwards; `balloon` in the [result](results.md) counts what was refused and what was given back.
 """,
     "on_unavailable": """\
-What can be waited for, or skipped for, is hugepages that others hold now. A run that was skipped says
-so and ends with 0.
+What can be waited for is hugepages that others hold now. Runs that wait come in turn, whatever each
+needs; one that needs more than the pool has lets the others pass until the pool is larger. A run that
+fails or is skipped for want of hugepages found them held, not only proven by another run at that moment.
+
+What else the host lacks, such as memory for both sides, is not waited for. With `skip` it skips the run
+too: a run that was skipped says so and ends with 0.
 """,
     "guest.trace.window": """\
 The window is taken of all streams side by side: `start: 25%` begins each stream at a quarter of it.

@@ -1,0 +1,69 @@
+"""How much new memory this process may take now, and what sets the limit.
+
+A process that takes more is not told: the OOM killer ends it, or somebody else. So the smallest of
+all limits is asked before anything is mapped.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmemu.host import cgroups
+from vmemu.host.files import HostFiles
+
+
+@dataclass(frozen=True)
+class Room:
+    """``size`` bytes that may be taken now; ``limited_by`` says in words what sets that limit, and
+    ``remedy`` is the command that raises it, empty where only smaller blocks or free memory do."""
+
+    size: int
+    limited_by: str
+    remedy: str = ""
+
+
+def memory_room() -> Room:
+    """What new pages may be filled: memory that is available (and swap), or what is left below the
+    limit of a cgroup, whichever is less."""
+    swap_free = meminfo("SwapFree:")
+    machine = Room(meminfo("MemAvailable:") + swap_free, "MemAvailable and free swap")
+    group = cgroups.tightest(HostFiles(), swap_free)
+    if group is None or group.rest >= machine.size:
+        return machine
+    return Room(group.rest, group.file, f"echo {group.no_limit} > {group.file}")
+
+
+def commit_room() -> Room | None:
+    """What may still be promised where the kernel promises no more than it has
+    (``vm.overcommit_memory`` = 2); None where it does not count."""
+    if HostFiles().number("/proc/sys/vm/overcommit_memory", "vm.overcommit_memory") != 2:
+        return None
+    free = max(0, meminfo("CommitLimit:") - meminfo("Committed_AS:"))
+    return Room(free, "CommitLimit, as vm.overcommit_memory is 2", "sysctl vm.overcommit_memory=0")
+
+
+def address_room() -> Room | None:
+    """What this process, or one that it starts, may still map (RLIMIT_AS, RLIMIT_DATA); None
+    without a limit."""
+    words = Path("/proc/self/statm").read_text().split()
+    statm = [int(word) * resource.getpagesize() for word in words]
+    rooms = []
+    for name, limit, used, option in (
+        ("RLIMIT_AS", resource.RLIMIT_AS, statm[0], "-v"),
+        ("RLIMIT_DATA", resource.RLIMIT_DATA, statm[5], "-d"),
+    ):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            remedy = f"ulimit -S {option} unlimited"
+            rooms.append(Room(max(0, soft - used), f"{name} of this process", remedy))
+    return min(rooms, key=lambda room: room.size, default=None)
+
+
+def meminfo(name: str) -> int:
+    """Bytes in the line of /proc/meminfo that begins with ``name``; 0 without it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) << 10
+    return 0

@@ -1,0 +1,208 @@
+"""What a scenario takes of memory, on each side.
+
+The source has its images in ordinary memory, whatever the blocks are made of; only the destination
+takes hugepages. A page of zeros costs the destination nothing in anonymous memory, where all of
+them are one, and a page in shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmemu.config import Block, ClientConfig, FileContent, Scenario
+from vmemu.errors import InputError
+from vmemu.host import room
+from vmemu.units import format_size
+
+PROCESS = 16 << 20
+"""Bytes of its own that each process takes beside the guest's memory: about what a source has."""
+MARK_SHARE = 8
+"""Marks of writes are a byte for so many bytes of RAM."""
+
+_NO_STACK_LIMIT = 2 << 20
+"""A thread's stack where nothing limits it, as glibc has it."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of ordinary memory, and pages of each pool at the destination.
+
+    ``source`` and ``destination`` are what a run takes for sure; ``together`` is the most that both
+    have at one time on one host. ``extra`` is what may come on top, and can't be known before it
+    has run: pages of zeros that the guest writes to, marks of what was written, zeros in an image
+    that lies in transparent hugepages. ``source_mapped`` and ``destination_mapped`` are bytes of
+    address space in the process that has most of it; ``committed`` is what the kernel promises to
+    both where it counts that.
+    """
+
+    source: int
+    destination: int
+    together: int
+    extra: int
+    source_mapped: int
+    destination_mapped: int
+    committed: int
+    hugepages: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemoryShortage:
+    """Why a run would not get through: figures in words, and what would do; ``remedy`` is a
+    command, or empty when there is none."""
+
+    what: str
+    remedy: str = ""
+
+
+def memory_needed(scenario: Scenario) -> Need:
+    """What the scenario takes. Reads no trace, and of files of content only how long they are.
+
+    Raises InputError for one that is gone.
+    """
+    blocks = scenario.blocks
+    source = sum(map(_image, blocks)) + PROCESS + sum(_references_at_source(scenario))
+    destination = sum(map(_placed, blocks)) + sum(map(_reference, blocks))
+    destination += sum(_client(scenario, client) for client in scenario.clients)
+    whole = sum(block.size for block in blocks)
+    ordinary = sum(block.size for block in blocks if block.backing != "hugetlbfs")
+    return Need(
+        source=source,
+        destination=destination,
+        together=_together(scenario, source, destination),
+        extra=_extra(scenario),
+        source_mapped=whole,
+        destination_mapped=whole + _stacks(scenario),
+        committed=whole + ordinary,
+        hugepages=_hugepages(scenario),
+    )
+
+
+def memory_shortage(need: Need) -> MemoryShortage | None:
+    """Why this host can't give both sides what they need now; None when it can."""
+    checks = [(need.together, room.memory_room(), "needs")]
+    committed, address = room.commit_room(), room.address_room()
+    if committed is not None:
+        checks.append((need.committed, committed, "maps"))
+    if address is not None:
+        checks.append((max(need.source_mapped, need.destination_mapped), address, "maps"))
+    for wanted, given, verb in checks:
+        if wanted > given.size:
+            return MemoryShortage(_too_much(need, wanted, given, verb), given.remedy)
+    return None
+
+
+def _too_much(need: Need, wanted: int, given: room.Room, verb: str) -> str:
+    def shown(size: int) -> str:
+        return format_size(size, digits=3)
+
+    return (
+        f"the run {verb} {shown(wanted)} of memory (source {shown(need.source)}, destination"
+        f" {shown(need.destination)}), and {shown(given.size)} can be had here now:"
+        f" {given.limited_by}; use smaller blocks, or free memory"
+    )
+
+
+# ---- what is taken for sure ----
+
+
+def _filled(block: Block) -> int:
+    """Bytes that are no zeros, as far as can be told without reading them."""
+    if isinstance(block.content, FileContent):
+        status = _status(block.content)
+        return min(status.st_size, status.st_blocks * 512)  # what of a file is a hole is zeros
+    return int(block.size // block.page_size * (1 - block.content.zero_share)) * block.page_size
+
+
+def _image(block: Block) -> int:
+    """A file is read to its end, holes too."""
+    if isinstance(block.content, FileContent):
+        return _status(block.content).st_size
+    return _filled(block)
+
+
+def _status(content: FileContent) -> os.stat_result:
+    try:
+        return os.stat(content.path)
+    except OSError as error:  # it was there when the scenario was read
+        raise InputError(f"content file {content.path}: {error.strerror}") from None
+
+
+def _placed(block: Block) -> int:
+    if block.backing == "hugetlbfs":
+        return 0
+    return block.size if block.backing == "shared" else _filled(block)
+
+
+def _reference(block: Block) -> int:
+    """Content from a file is kept by whoever compares with it; the seed needs no memory."""
+    return _image(block) if isinstance(block.content, FileContent) else 0
+
+
+def _references_at_source(scenario: Scenario) -> Iterator[int]:
+    if _runs_at_source(scenario):
+        yield from map(_reference, scenario.blocks)
+
+
+def _client(scenario: Scenario, client: ClientConfig) -> int:
+    block = next(block for block in scenario.blocks if block.name == client.block)
+    return PROCESS + _reference(block)
+
+
+def _runs_at_source(scenario: Scenario) -> bool:
+    flip = scenario.migration.flip_at
+    position = flip.position
+    return flip.after_ns is not None or bool(position and (position.accesses or position.share))
+
+
+def _together(scenario: Scenario, source: int, destination: int) -> int:
+    """A source that frees what it has sent gives it to the destination; not what it sent before
+    the flip."""
+    migration = scenario.migration
+    if migration.postcopy.release_ram and not migration.precopy.rounds:
+        return max(source, destination)
+    return source + destination
+
+
+def _stacks(scenario: Scenario) -> int:
+    """Address space of the threads at the destination that run at one time."""
+    threads = scenario.guest.vcpus + scenario.migration.postcopy.fault_threads + 1
+    size = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return threads * (_NO_STACK_LIMIT if size == resource.RLIM_INFINITY else size)
+
+
+def _hugepages(scenario: Scenario) -> dict[int, int]:
+    pages: dict[int, int] = {}
+    for block in scenario.blocks:
+        if block.backing == "hugetlbfs":
+            pages[block.page_size] = pages.get(block.page_size, 0) + block.size // block.page_size
+    return pages
+
+
+# ---- what may come on top ----
+
+
+def _extra(scenario: Scenario) -> int:
+    verify, blocks = scenario.verify, scenario.blocks
+    sizes = [block.size for block in blocks]
+    extra = sum(b.size - _filled(b) for b in blocks if b.backing == "anonymous")
+    if _runs_at_source(scenario) or _in_huge_images():
+        extra += sum(block.size - _image(block) for block in blocks)
+    if verify.reads or verify.final:
+        extra += sum(sizes) // MARK_SHARE
+        extra += sum(sizes) // MARK_SHARE if _runs_at_source(scenario) else 0
+    if verify.final:
+        extra += max(sizes) // MARK_SHARE  # the marks of one block at a time, put in its order
+    return extra
+
+
+def _in_huge_images() -> bool:
+    """Whether zeros between the bytes of an image may be filled by a transparent hugepage."""
+    try:
+        words = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+    return "[never]" not in words

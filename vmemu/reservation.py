@@ -1,0 +1,408 @@
+"""Taking pages of the machine's pools of hugepages so that parallel runs don't step on each other.
+
+The truth is the kernel's own reservation: mapping takes it, and the kernel gives it back however a
+process ends. Around it are three advisory locks, all on files that each pool has in sysfs: any user
+may take them, no file is made, and nothing is left when a process is killed.
+
+* *changing* (flock on the pool's directory): the short moments in which pages change hands, such as
+  between proving one page and mapping all, or between a hole and its new reservation. Never held
+  while anybody waits. Who does not get it within some seconds goes on without: its holder may be
+  stopped, and the kernel decides in the end.
+* the *line* (locks on ``free_hugepages``): who waits for pages comes in turn, so that one that
+  needs many is not starved by those that need few. Each stands at the offset that is its time of
+  arrival; it is first when nothing below that is locked.
+* *using* and *resizing* (flock on ``nr_hugepages``): nobody changes a pool's size under those who
+  count on it, with a line of its own, so that those who come later let a resizer in.
+
+Several pools are locked in the order of their page sizes, and a place in several lines is of one
+time: nobody waits in a circle. A container with a sysfs of its own does not share the locks; then
+what is left is the kernel's answer, which is asked again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Protocol, TypeVar
+
+from vmemu import hugepages
+from vmemu.errors import HostError, HugepageShortage
+from vmemu.units import counted, format_size
+
+Pause = Callable[[float], None]
+Result = TypeVar("Result")
+
+PATIENCE_S = 5.0
+"""How long ``changing`` waits for others, who hold it for milliseconds; a page of 1 GiB takes one
+second to prove."""
+_LINE, _SIZE = "free_hugepages", "nr_hugepages"
+_STEP_S = (0.002, 0.01)
+_BEAT_S = (0.02, 0.06)
+_FLOCK = struct.Struct("hhqqi4x")
+_OUT_OF_TURN = 16
+"""Beats after which the first in line asks the kernel whatever the pool's figures say: pages that a
+mount of hugetlbfs has set aside for itself (min_size) are in none of them."""
+
+
+# ---- the moments in which pages change hands ----
+
+
+class _Held(threading.local):
+    """The pools that this thread is changing: what it does inside is part of the same moment."""
+
+    def __init__(self) -> None:
+        self.sizes: frozenset[int] = frozenset()
+
+
+_held = _Held()
+
+
+@contextmanager
+def changing(page_sizes: Iterable[int], pause: Pause = time.sleep) -> Iterator[bool]:
+    """Pages of these pools change hands inside, and nobody else's do meanwhile.
+
+    Short, and without waiting for anything inside. Waits at most ``PATIENCE_S`` for others; gives
+    False when it went on without the lock.
+    """
+    before = _held.sizes
+    wanted = sorted(set(page_sizes) - before)
+    deadline = time.monotonic() + PATIENCE_S
+    with ExitStack() as stack:
+        got = [_locked(stack, _open(stack, size, ""), deadline, pause) for size in wanted]
+        _held.sizes = before.union(wanted)
+        try:
+            yield all(got)
+        finally:
+            _held.sizes = before
+
+
+def _open(stack: ExitStack, page_size: int, name: str) -> int:
+    """A descriptor of a file of the pool, closed with the stack; -1 where there is none."""
+    try:
+        fd = os.open(hugepages.directory(page_size) / name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _locked(stack: ExitStack, fd: int, deadline: float, pause: Pause) -> bool:
+    """flock alone, until the deadline; unlocked with the stack."""
+    while not _flock(stack, fd, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            return False
+        pause(random.uniform(*_STEP_S))
+    return fd >= 0
+
+
+def _flock(stack: ExitStack, fd: int, operation: int) -> bool:
+    """Whether it is locked now, or can't be at all, as there is no such pool."""
+    if fd < 0:
+        return True
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a sysfs that has no locks, as some sandboxes emulate it
+        return True
+    # Said, not left to close: a process that was forked meanwhile has the same open file.
+    stack.callback(fcntl.flock, fd, fcntl.LOCK_UN)
+    return True
+
+
+# ---- in turn ----
+
+
+class _Place:
+    """A place in the lines of some pools, by the time of arrival; a context manager."""
+
+    def __init__(self, page_sizes: Iterable[int], name: str) -> None:
+        self._stack = ExitStack()
+        opened = [_open(self._stack, size, name) for size in sorted(page_sizes)]
+        self._fds = [fd for fd in opened if fd >= 0]
+        self._arrival = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._standing = False
+
+    def stand(self) -> None:
+        """Stand in line, at the place that the time of arrival gives."""
+        if not self._standing:
+            self._set(fcntl.F_RDLCK)
+            self._standing = True
+
+    def step_aside(self) -> None:
+        """Let the others pass."""
+        if self._standing:
+            self._set(fcntl.F_UNLCK)
+            self._standing = False
+
+    @property
+    def first(self) -> bool:
+        """Whether nobody who stands in these lines came earlier."""
+        return not any(self._taken(fd, 0, self._arrival) for fd in self._fds)
+
+    def _set(self, kind: int) -> None:
+        for fd in self._fds:
+            with suppress(OSError):  # a file system without such locks has no line
+                wanted = _FLOCK.pack(kind, os.SEEK_SET, self._arrival, 1, 0)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+
+    @staticmethod
+    def _taken(fd: int, start: int, length: int) -> bool:
+        # Locks for reading are enough, and all that a descriptor for reading may take; but what
+        # is in the way of one for writing may be asked of any.
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        try:
+            found = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        except OSError:
+            return False
+        return bool(found[0] != fcntl.F_UNLCK)
+
+    def __enter__(self) -> _Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            self.step_aside()
+
+
+def take(
+    pages: Mapping[int, int],
+    attempt: Callable[[], Result],
+    wait_s: float = 0.0,
+    pause: Pause = time.sleep,
+) -> Result:
+    """Call ``attempt``, which maps ``pages`` (their number by page size) or raises
+    HugepageShortage and has mapped nothing, while nobody else takes any.
+
+    Who may wait stands in line and tries again when it is first; who needs more than the pools can
+    ever have now lets others pass. Raises what ``attempt`` raises, a shortage when ``wait_s``
+    seconds are over.
+    """
+    deadline = time.monotonic() + wait_s
+    if wait_s <= 0 or not pages:
+        with changing(pages, pause):
+            return attempt()
+    with _Place(pages, _LINE) as place:
+        beat = 0
+        while True:
+            over = time.monotonic() >= deadline
+            if over or _its_turn(place, pages, beat):
+                try:
+                    with changing(pages, pause):
+                        return attempt()
+                except HugepageShortage:
+                    if over:
+                        raise
+            pause(random.uniform(*_BEAT_S))
+            beat += 1
+
+
+class Huge(Protocol):
+    """What has to be known of a block; :class:`vmemu.ramblock.RAMBlock` is one."""
+
+    @property
+    def hugetlb(self) -> bool: ...
+
+    @property
+    def page_size(self) -> int: ...
+
+    @property
+    def pages(self) -> int: ...
+
+
+def pages_of(blocks: Iterable[Huge]) -> dict[int, int]:
+    """The hugepages that these blocks take: their number by page size."""
+    pages: dict[int, int] = {}
+    for block in blocks:
+        if block.hugetlb:
+            pages[block.page_size] = pages.get(block.page_size, 0) + block.pages
+    return pages
+
+
+def _its_turn(place: _Place, pages: Mapping[int, int], beat: int) -> bool:
+    """Whether to ask the kernel now: who is first and the pools look as if they would do."""
+    pools = [(_pool(size), count) for size, count in pages.items()]
+    if any(pool is not None and count > pool.most for pool, count in pools):
+        place.step_aside()  # only another size of the pool would help
+        return beat == 0
+    place.stand()
+    if not place.first:
+        return False
+    likely = all(pool is None or count <= pool.obtainable for pool, count in pools)
+    return likely or beat % _OUT_OF_TURN == 0
+
+
+def _pool(page_size: int) -> hugepages.Pool | None:
+    try:
+        return hugepages.pool(page_size)
+    except HostError:  # whoever asks the kernel for such a page will be told
+        return None
+
+
+# ---- holding pages, and the size of a pool ----
+
+
+@contextmanager
+def hold(
+    pages: Mapping[int, int], wait_s: float = 0.0, pause: Pause = time.sleep
+) -> Iterator[None]:
+    """Keep ``pages`` (their number by page size) from everybody else inside.
+
+    They are reserved by a mapping that nobody touches: given back at the end, by the kernel if the
+    process is killed. Raises HugepageShortage when there are not enough after ``wait_s`` seconds,
+    HostError for a size that the host lacks.
+    """
+    for size in pages:
+        hugepages.pool(size)
+    with take(pages, lambda: _mapped(pages), wait_s, pause):
+        yield
+
+
+def _mapped(pages: Mapping[int, int]) -> ExitStack:
+    with ExitStack() as stack:
+        for size, count in sorted(pages.items()):
+            try:
+                stack.enter_context(_untouched(size, count))
+            except OSError as error:
+                if error.errno not in (errno.ENOMEM, errno.ENOSPC):
+                    raise
+                raise hugepages.shortage("this process", size, count) from None
+        return stack.pop_all()
+
+
+def _untouched(page_size: int, count: int) -> mmap.mmap:
+    shift = page_size.bit_length() - 1
+    flags = os.MFD_CLOEXEC | os.MFD_HUGETLB | shift << os.MFD_HUGE_SHIFT
+    fd = os.memfd_create("vmemu-held", flags)
+    try:
+        os.ftruncate(fd, count * page_size)
+        return mmap.mmap(fd, count * page_size)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def using(
+    page_sizes: Iterable[int], wait_s: float | None = None, pause: Pause = time.sleep
+) -> Iterator[None]:
+    """Nobody changes the size of these pools inside, if they do it by ``resizing``.
+
+    Not inside itself: a resizer that waits for the outer one keeps the inner one waiting.
+    Raises HostError when one is still being resized after ``wait_s`` seconds (None: as long as it
+    takes).
+    """
+    with _sized(page_sizes, fcntl.LOCK_SH, wait_s, pause):
+        yield
+
+
+@contextmanager
+def _sized(
+    page_sizes: Iterable[int], operation: int, wait_s: float | None, pause: Pause
+) -> Iterator[None]:
+    sizes = sorted(set(page_sizes))
+    deadline = None if wait_s is None else time.monotonic() + wait_s
+    with ExitStack() as stack:
+        with _Place(sizes, _SIZE) as place:  # left once it is in: those behind may ask
+            place.stand()
+            for size in sizes:
+                fd = _open(stack, size, _SIZE)
+                while not (place.first and _flock(stack, fd, operation)):
+                    if deadline is not None and time.monotonic() >= deadline:
+                        raise HostError(
+                            f"the pool of {format_size(size)} hugepages is still used or resized"
+                            f" by others after {wait_s:g} s"
+                        )
+                    pause(random.uniform(*_STEP_S))
+        yield
+
+
+class Tenancy:
+    """What a run that has mapped hugepages tells to those who would resize their pools: wait.
+
+    It never waits itself: who comes while a pool is resized, or somebody waits to do it, goes on
+    without. So a program that runs migrations may resize the pool around them.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def begin(self, page_sizes: Iterable[int]) -> None:
+        """Have resizers wait from now on, if none is there."""
+        sizes = sorted(set(page_sizes))
+        with _Place(sizes, _SIZE) as place:
+            for size in sizes if place.first else ():
+                _flock(self._stack, _open(self._stack, size, _SIZE), fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        """Let them; safe to call twice."""
+        self._stack.close()
+
+
+class Resizer:
+    """The pool of one page size while nobody else uses it."""
+
+    def __init__(self, page_size: int, pause: Pause) -> None:
+        self.page_size = page_size
+        self._pause = pause
+        self._file = hugepages.directory(page_size) / _SIZE
+
+    def resize(self, pages: int, wait_s: float = 30.0) -> None:
+        """Give the pool ``pages`` pages, none of them surplus. Raises HostError when the kernel has
+        not done it within ``wait_s`` seconds: memory is in pieces, or somebody uses pages who knows
+        nothing of these locks."""
+        self._set(pages, wait_s, lambda pool: pool.total == pages and pool.surplus == 0)
+
+    def restore(self, pages: int, wait_s: float = 30.0) -> None:
+        """The same, but pages that somebody still uses may go when they are given back."""
+        self._set(pages, wait_s, lambda pool: pool.total - pool.surplus == pages)
+
+    def _set(self, pages: int, wait_s: float, done: Callable[[hugepages.Pool], bool]) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            self._write(pages)
+            pool = hugepages.pool(self.page_size)
+            if done(pool):
+                return
+            if time.monotonic() >= deadline:
+                raise HostError(
+                    f"the pool of {format_size(self.page_size)} does not get"
+                    f" {counted(pages, 'page')}: {pool.total} in all, {pool.free} free,"
+                    f" {pool.surplus} surplus"
+                )
+            self._pause(0.1)
+
+    def _write(self, pages: int) -> None:
+        try:
+            self._file.write_text(str(pages))
+        except PermissionError:
+            command = hugepages.resize_command(self.page_size, pages)
+            raise HostError("only root changes the size of a pool of hugepages", command) from None
+
+
+@contextmanager
+def resizing(
+    page_size: int, wait_s: float | None = None, pause: Pause = time.sleep
+) -> Iterator[Resizer]:
+    """Have the pool alone, to change its size; the size that it had comes back afterwards.
+
+    Waits for those inside ``using`` and for runs that have mapped pages. A process that is killed
+    inside gives the pool free, at the size that it has then. Raises HostError when it is still used
+    after ``wait_s`` seconds (None: as long as it takes), or the host has no such pages.
+    """
+    hugepages.pool(page_size)
+    with _sized([page_size], fcntl.LOCK_EX, wait_s, pause):
+        pool = hugepages.pool(page_size)
+        resizer = Resizer(page_size, pause)
+        try:
+            yield resizer
+        finally:
+            if hugepages.pool(page_size) != pool:
+                resizer.restore(pool.total - pool.surplus)

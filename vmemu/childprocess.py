@@ -67,7 +67,7 @@ class ChildProcess:
         if code is None:
             return ""
         if code < 0:
-            return f"{self.what} was killed by {_signal_name(-code)}"
+            return f"{self.what} was killed by {signal_name(-code)}"
         return f"{self.what} ended with exit code {code}"
 
     def stop(self, patience_s: float) -> None:
@@ -83,7 +83,8 @@ class ChildProcess:
         self.process.close()  # it has descriptors, and they would wait for the garbage collector
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """A signal as people know it."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal between the first and the last

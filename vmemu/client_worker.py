@@ -7,7 +7,7 @@ the destination's fault threads answer for both, and wake in both whoever waits.
 
 What travels on the socket between the two (``SOCK_SEQPACKET``, a JSON object a packet)::
 
-    memory  ▶  descriptors of the block and of what is shared beside it
+    memory  ▶  descriptors of the block, of what is shared beside it and of the run's status
     ready   ◀  where the block is mapped, and the userfaultfd
     go      ▶  the guest runs
     alive   ◀  a few times a second: how many accesses are done, who waits where
@@ -55,6 +55,7 @@ from vmemu.postcopy import Client
 from vmemu.protocol import BlockEntry, load_object
 from vmemu.ramblock import Backing, RAMBlock, RAMList
 from vmemu.recipe import Recipe
+from vmemu.status import RunStatus
 from vmemu.userfault import Feature, Userfaultfd
 from vmemu.workload import Workload
 
@@ -189,15 +190,16 @@ class ClientProcess(ChildProcess):
 
     # ---- its life ----
 
-    def launch(self, block: RAMBlock) -> None:
-        """Start it and hand the block's descriptor over. It is registered when it is ``ready``."""
+    def launch(self, block: RAMBlock, status: RunStatus, slot: int) -> None:
+        """Start it and hand the block's descriptor over, and the run's status, in which its first
+        vCPU is number ``slot``. It is registered when it is ``ready``."""
         memory = block.share()
         beside = os.memfd_create("vmemu-client", os.MFD_CLOEXEC)
         try:
             pages = len(self.workload.block) if self.spec.marked else 0
             self._shared = SharedState(beside, self.spec.vcpus, pages)
             self.start()
-            _send(self._end, "memory", [memory, beside])
+            _send(self._end, "memory", [memory, beside, status.fd], slot=slot)
         finally:
             os.close(memory)
             os.close(beside)
@@ -335,10 +337,12 @@ class Clients(Sequence[ClientProcess]):
     def __iter__(self) -> Iterator[ClientProcess]:
         return iter(self._clients)
 
-    def launch(self, blocks: RAMList) -> None:
-        """Start them all on the blocks, which are mapped."""
+    def launch(self, blocks: RAMList, status: RunStatus, slot: int) -> None:
+        """Start them all on the blocks, which are mapped; ``slot`` is the first in the status that
+        is for clients."""
         for client in self:
-            client.launch(blocks[client.spec.index])
+            client.launch(blocks[client.spec.index], status, slot)
+            slot += client.spec.vcpus
 
     @property
     def ready(self) -> bool:
@@ -395,10 +399,11 @@ def serve(spec: ClientSpec, end: socket.socket) -> None:
 
 
 def _serve(spec: ClientSpec, end: socket.socket) -> None:
-    packet, descriptors, _, _ = socket.recv_fds(end, PACKET, 2)
+    packet, descriptors, _, _ = socket.recv_fds(end, PACKET, 3)
     if not packet:
         return  # the owner ended before it had anything to say
-    memory, beside = descriptors
+    memory, beside, told = descriptors
+    status, slot = RunStatus.attached(told), int(load_object(packet)["slot"])
     workload = spec.recipe.make((spec.block,))
     shared = SharedState(beside, spec.vcpus, len(workload.block) if spec.marked else 0)
     os.close(beside)
@@ -408,20 +413,22 @@ def _serve(spec: ClientSpec, end: socket.socket) -> None:
     with Userfaultfd(_needed(block)) as uffd:
         uffd.require(_needed(block))
         uffd.register(block.address, block.size)
-        guest = _ClientGuest(spec, workload, block, shared)
+        places = [status.waiting(slot + vcpu) for vcpu in range(spec.vcpus)]
+        guest = _ClientGuest(spec, workload, block, shared, places)
         _send(end, "ready", [uffd.fd], base=block.address)
         if _receive(end) == "go":
             guest.run(end)
-        told = guest.stop()
+        stopped = guest.stop()
         _send(end, "done", **guest.figures())
         if not guest.ended:
             # A vCPU that waits for a page ends with this process. Were it let go, it would fill the
             # hole with zeros: for the guest, too.
             os._exit(0)
-        if not told:
+        if not stopped:
             _receive(end)  # stop: nothing else is left to be told
         uffd.unregister(block.address, block.size)
     guest.close()
+    status.close()
     block.unmap()
 
 
@@ -444,7 +451,12 @@ class _ClientGuest:
     """
 
     def __init__(
-        self, spec: ClientSpec, workload: Workload, block: RAMBlock, shared: SharedState
+        self,
+        spec: ClientSpec,
+        workload: Workload,
+        block: RAMBlock,
+        shared: SharedState,
+        places: Sequence[Any],
     ) -> None:
         blocks = RAMList([block])
         blocks.index_addresses()
@@ -461,8 +473,10 @@ class _ClientGuest:
         )
         tids, faults = self._slots = shared.slots()
         self._workers = [
-            GuestWorker(guest, index, self._bell, slots=(tids + index, faults + index))
-            for index in range(spec.vcpus)
+            GuestWorker(
+                guest, index, self._bell, slots=(tids + index, faults + index), waiting=place
+            )
+            for index, place in enumerate(places)
         ]
 
     @property

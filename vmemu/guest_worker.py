@@ -148,7 +148,8 @@ class GuestWorker:
     """One vCPU: its thread, its progress, its faults.
 
     It replays the accesses [``begin``, ``end``) of its share; ``slots`` is where it writes its
-    thread id and where its faults are counted, two C pointers.
+    thread id and where its faults are counted, two C pointers; ``waiting`` is where it writes the
+    touch that it is in, a ``struct vm_waiting *`` that lives as long as its thread.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class GuestWorker:
         begin: int = 0,
         end: int = NO_END,
         log: Any = None,
+        waiting: Any = None,
     ) -> None:
         self.index = index
         self._guest = guest
@@ -168,6 +170,8 @@ class GuestWorker:
         self._vcpu = self._create(begin, end)
         self._vcpu.log = core.ffi.NULL if log is None else log
         self._vcpu.tid, self._vcpu.seen = self._slots = slots
+        self._waiting = core.ffi.new("struct vm_waiting *") if waiting is None else waiting
+        self._vcpu.waiting = self._waiting
         run = partial(core.call, core.lib.vm_vcpu_run, self._vcpu)
         self.thread = CThread(f"vcpu{index}", run, bell)
         # What was replayed at the source is marked beside the run, by a state of its own.
@@ -226,12 +230,11 @@ class GuestWorker:
 
     def waiting(self) -> Waiting | None:
         """Where it is stopped now, if it is."""
-        since, address = self._vcpu.waiting_since_ns, self._vcpu.waiting_at
-        place = self._guest.blocks.find(address) if since else None
-        if place is None:
+        if self.thread.done or not (since := self._waiting.since_ns):
             return None
+        block, offset = self._guest.blocks[self._waiting.block], self._waiting.offset
         seconds = max(time.monotonic_ns() - since, 0) / 1e9
-        return Waiting(self.index, place[0].name, place[1], seconds)
+        return Waiting(self.index, block.name, offset, seconds)
 
     def faults(self) -> NDArray[np.void]:
         """The faults in the order in which they happened: a copy, of ``FAULT_DTYPE``."""

@@ -47,10 +47,12 @@ from vmemu.plan import (
 )
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
+from vmemu.ramblock import RAMBlock
 from vmemu.recipe import Recipe
 from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
+from vmemu.status import RunStatus, StatusClient
 from vmemu.units import counted
 from vmemu.verification import Verification
 from vmemu.workload import Workload
@@ -69,7 +71,7 @@ class Migration:
     ``progress`` is called a few times a second. ``events`` is a file for the event log of both
     sides: JSON lines, or text as QEMU's log backend writes it when it ends in ``.log``. ``flips``
     are (block name, offset): bytes that the source spoils after it has made its image, which the
-    verification must find.
+    verification must find. ``stalls`` are (block name, offset): pages that the source never sends.
     """
 
     def __init__(
@@ -78,14 +80,17 @@ class Migration:
         *,
         progress: Callable[[Progress], None] | None = None,
         flips: tuple[tuple[str, int], ...] = (),
+        stalls: tuple[tuple[str, int], ...] = (),
         events: str | None = None,
     ) -> None:
         self.run_state = Run(scenario)
         self.scenario = scenario
         self._progress = progress
         self._flips = flips
+        self._stalls = stalls
         self._event_file = events
         self._logs: list[EventLog] = []
+        self._status: RunStatus | None = None
         self._phase = "prepare"
         self._bell: Bell | None = None
         self._source: SourceProcess | None = None
@@ -168,6 +173,8 @@ class Migration:
     def _enter(self, name: str) -> Iterator[None]:
         start = time.monotonic_ns()
         self._phase = name
+        if self._status is not None:
+            self._status.enter(name)
         try:
             yield
         finally:
@@ -198,6 +205,13 @@ class Migration:
             memory.map(lambda: require_postcopy(blocks, need=need))
         if self.scenario.memory.lock:
             self._memlock.lock()
+        self._open_status(blocks)
+
+    def _open_status(self, blocks: list[RAMBlock]) -> None:
+        """From here on another process can see where this one stands."""
+        specs = [spec for spec, _ in self._client_plans]
+        clients = [StatusClient(spec.name, spec.index, spec.vcpus) for spec in specs]
+        self._status = RunStatus(blocks, clients, self.scenario.guest.vcpus)
 
     @contextmanager
     def _located(self) -> Iterator[None]:
@@ -232,6 +246,8 @@ class Migration:
         self.run_state.incoming = incoming
         self._launch_clients(memory)
         incoming.advise(unpack_summary(self._receive(Message.HELLO)))
+        assert self._status is not None
+        self._status.show_bitmaps(incoming.ram)
         self._await_clients()
 
     def _open_logs(self) -> None:
@@ -258,11 +274,11 @@ class Migration:
 
     def _launch_clients(self, memory: MemoryManager) -> None:
         """They come up beside the source, and register before anybody runs."""
-        assert self._bell is not None
+        assert self._bell is not None and self._status is not None
         self.run_state.clients = Clients(
             [ClientProcess(spec, workload, self._bell) for spec, workload in self._client_plans]
         )
-        self.run_state.clients.launch(memory.blocks)
+        self.run_state.clients.launch(memory.blocks, self._status, self.scenario.guest.vcpus)
 
     def _await_clients(self) -> None:
         clients, timeout_s = self.run_state.clients, self.scenario.source.startup_timeout / 1e9
@@ -278,8 +294,11 @@ class Migration:
         assert self._recipe is not None
         spec = source_spec(self.scenario, workload, self._recipe, entries_of(list(memory.blocks)))
         names = [block.name for block in memory.blocks]
-        flips = tuple((names.index(name), offset) for name, offset in self._flips)
-        return replace(spec, events=self._log(SOURCE), flips=flips)
+        flips, stalls = (
+            tuple((names.index(name), offset) for name, offset in places)
+            for places in (self._flips, self._stalls)
+        )
+        return replace(spec, events=self._log(SOURCE), flips=flips, stalls=stalls)
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]
@@ -317,7 +336,8 @@ class Migration:
 
     def _run_guest(self) -> None:
         run, verify = self.run_state, self.scenario.verify
-        assert run.workload is not None and run.expected is not None and self._bell is not None
+        assert run.workload is not None and run.expected is not None
+        assert self._bell is not None and self._status is not None
         self._guest = Guest(
             run.workload,
             self._incoming.blocks,
@@ -334,6 +354,7 @@ class Migration:
                 slots=self._incoming.vcpu_slots(index),
                 begin=self._begin(index),
                 log=pointer(self._log(DESTINATION)),
+                waiting=self._status.waiting(index),
             )
             for index in range(self.scenario.guest.vcpus)
         ]
@@ -524,6 +545,7 @@ class Migration:
             patience_s = PATIENCE_S if run.status == "completed" else 0.2
             steps.append(partial(self._source.stop, patience_s))
         steps += [self._unmap, self._lock_again, self._close_logs, self._close_bell]
+        steps.append(self._close_status)
         with self._enter("cleanup"):
             try:
                 run_all(steps)
@@ -572,6 +594,11 @@ class Migration:
         run = self.run_state
         if self._memlock is not None and run.status != "completed":
             run.warnings += self._memlock.relock()
+
+    def _close_status(self) -> None:
+        if self._status is not None and not self._stuck():
+            self._status.close()
+            self._status = None
 
     def _close_bell(self) -> None:
         if self._bell is not None and not self._stuck():

@@ -34,7 +34,7 @@ BASE_PAGE = os.sysconf("SC_PAGESIZE")
 @dataclass(frozen=True)
 class SourceSpec:
     """All that the source process is told. ``release_ram``: free what was sent. ``flips`` are
-    (block index, offset): bytes to spoil, for tests."""
+    (block index, offset): bytes to spoil, for tests, and ``stalls`` pages never to send."""
 
     seed: int
     blocks: tuple[BlockEntry, ...]
@@ -45,6 +45,7 @@ class SourceSpec:
     release_ram: bool = False
     events: EventLog | None = None
     flips: tuple[tuple[int, int], ...] = ()
+    stalls: tuple[tuple[int, int], ...] = ()
 
 
 # ---- in the destination ----
@@ -145,6 +146,14 @@ def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
     core.lib.vm_source_release_sent(source)
     source.limiter.bytes_per_second = spec.postcopy_bandwidth
     source.limiter.free_at_ns = 0
+    for index, offset in spec.stalls:
+        _withhold(source, index, offset >> spec.blocks[index].page_size.bit_length() - 1)
+
+
+def _withhold(source: Any, index: int, page: int) -> None:
+    """A page that counts as sent is not sent again; and all is never said to be."""
+    source.image[index].sent[page // 64] |= 1 << page % 64
+    source.withholds = True
 
 
 def _noting(spec: SourceSpec) -> Note:

@@ -40,6 +40,10 @@ def test_a_fault_point_is_read(text: str, block: str, offset: int) -> None:
         ("loader.flip@block=a,block=b", "block is given twice"),
         ("loader.flip@block=a,offset=far", "offset: 'far' is no size"),
         ("loader.flip@block=a,offset=0x", "offset: '0x'"),
+        ("loader.stall", "needs page: loader.stall@page=… or loader.stall@block=…,offset=…"),
+        ("loader.stall@block=a", "loader.stall needs offset"),
+        ("loader.stall@page=1,block=a", "and not both at once"),
+        ("loader.stall@page=-1", "page: '-1' is no number"),
     ],
 )
 def test_a_fault_point_that_can_not_be_read_says_what_would_do(text: str, message: str) -> None:
@@ -55,6 +59,24 @@ def test_a_flip_must_lie_in_a_block() -> None:
         faultpoints.flips([point], {"a": 8})
     other = faultpoints.FaultPoint("loader.kill", {})
     assert faultpoints.flips([other, point], {"a": 9}) == (("a", 8),)
+
+
+def test_a_stall_is_a_page_of_the_first_block_or_a_place_in_any() -> None:
+    texts = (
+        "loader.stall@page=3",
+        "loader.stall@block=c,offset=4KiB",
+        "loader.flip@block=b,offset=1",
+    )
+    points = [faultpoints.parse(text) for text in texts]
+    sizes = {"b": 16384, "c": 8192}
+    assert faultpoints.stalls(points, sizes, 4096) == (("b", 12288), ("c", 4096))
+    assert faultpoints.flips(points, sizes) == (("b", 1),)
+    with pytest.raises(
+        InputError, match=r"loader\.stall: offset 0x3000 is outside block b of 0x3000"
+    ):
+        faultpoints.stalls(points, {"b": 12288, "c": 8192}, 4096)
+    with pytest.raises(InputError, match="no block is called 'c'; known: b"):
+        faultpoints.stalls(points, {"b": 16384}, 4096)
 
 
 @relaxed

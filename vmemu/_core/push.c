@@ -85,6 +85,9 @@ int vm_push_complete(struct vm_source *s, struct vm_error *err)
 {
     struct vm_header h = {.type = VM_MSG_COMPLETE};
 
+    if (s->withholds) {
+        return 0;
+    }
     vm_event(s->log, VM_EVENT_POSTCOPY_END, 0, 0, 0);
     return vm_source_send(s, s->main_fd, &h, NULL, err);
 }

@@ -293,11 +293,12 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
         access_page(v, ref, where, size, kind);
     } else {
         fault.start_ns = vm_now_ns();
-        vm_set(&v->waiting_at, host);
-        vm_set(&v->waiting_since_ns, fault.start_ns);
+        vm_set(&v->waiting->block, fault.block);
+        vm_set(&v->waiting->offset, fault.offset);
+        vm_set_release(&v->waiting->since_ns, fault.start_ns);
         access_page(v, ref, where, size, kind);
         fault.end_ns = vm_now_ns();
-        vm_set(&v->waiting_since_ns, 0);
+        vm_set_release(&v->waiting->since_ns, 0);
         vm_set(&r->until, 0); /* time has passed: what is due is to be looked at anew */
         if (vm_get(v->seen) != seen) {
             record_fault(v, fault);
@@ -452,6 +453,7 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err)
     }
     memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
     v->thread = (uint32_t)syscall(SYS_gettid);
+    vm_set(&v->waiting->tid, v->thread);
     vm_set_release(v->tid, v->thread);
     rc = vm_for_each_slice(v, v->begin, v->end, g->pace ? replay_paced : replay_slice, &r, err);
     vm_set(v->tid, 0);

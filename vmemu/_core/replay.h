@@ -15,6 +15,7 @@
 #include "lane.h"
 #include "pace.h"
 #include "ram.h"
+#include "status.h"
 
 /*
  * Where a page of the dictionary lies: those of the guest's traces, one behind the other. The
@@ -84,8 +85,7 @@ struct vm_vcpu {
     uint64_t reads_checked, reads_wrong;
     uint64_t paced; /* accesses that had a time at which they were due; how late they were: */
     uint64_t lag_mean_ns, lag_max_ns, lag_end_ns;
-    uint64_t waiting_since_ns; /* 0: not in a touch that may fault */
-    uint64_t waiting_at;       /* the address touched */
+    struct vm_waiting *waiting; /* the touch that it is in; read by other processes too */
     /* Owned; the faults in the order in which they happened. */
     struct vm_fault_record *record;
     uint64_t records, record_capacity;

@@ -38,6 +38,7 @@ struct vm_source {
     int push_fd;               /* eventfd: the background push may begin */
     uint32_t stop;             /* the destination needs nothing more, or is gone */
     bool release_ram;          /* free what was sent in post-copy, or before the flip */
+    bool withholds;            /* for tests: some pages are never sent, and that never said */
     uint32_t flip;             /* end the round of pre-copy: time is up, or the flip has come */
     struct vm_limiter limiter; /* of pre-copy, then of the push; never of requests */
     uint64_t cursor;           /* where the push goes on: block << 40 | page; moved by requests */

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmemu.migration import Migration
     from vmemu.runstate import Progress, Run
 
-Flips = tuple[tuple[str, int], ...]
+Injected = dict[str, tuple[tuple[str, int], ...]]
 
 EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
 
@@ -45,6 +45,7 @@ EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
 )
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
 @click.option("--inject", multiple=True, metavar="POINT", hidden=True)
+@click.option("--owner-fd", type=int, hidden=True, help="End when the pipe's other end closes.")
 def run(
     scenario_file: str,
     *,
@@ -54,21 +55,24 @@ def run(
     quiet: bool,
     events: str | None,
     inject: tuple[str, ...],
+    owner_fd: int | None,
 ) -> int:
     """Run a scenario: a guest migrates by post-copy, and every byte is checked.
 
     Ends with 0 when it completed or was skipped, 1 when it failed, 2 when the input is wrong, 3
     when this host can't, 130 when it was interrupted; the result of what ran is kept then, too.
     """
+    if owner_fd is not None:
+        _live_under(owner_fd)
     with _VerbSignals() as interrupts:
         from vmemu.config import load, split_override
 
         scenario = load(scenario_file, map(split_override, overrides), seed)
-        flips = _flips(scenario, inject)
+        injected = _injected(scenario, inject)
         result = _run_and_keep(
             interrupts,
             scenario,
-            flips=flips,
+            injected=injected,
             json_file=json_file,
             events=events,
             show_progress=not quiet,
@@ -78,11 +82,21 @@ def run(
     return EXIT_CODES[result["status"]]
 
 
+def _live_under(owner_fd: int) -> None:
+    from vmemu.errors import InputError
+    from vmemu.jobs.lifeline import live_under
+
+    try:
+        live_under(owner_fd)
+    except OSError as error:
+        raise InputError(f"--owner-fd {owner_fd}: {error.strerror}; it has to be a pipe") from None
+
+
 def _run_and_keep(
     interrupts: _VerbSignals,
     scenario: Scenario,
     *,
-    flips: Flips,
+    injected: Injected,
     json_file: str | None,
     events: str | None,
     show_progress: bool,
@@ -95,7 +109,7 @@ def _run_and_keep(
             document.check_place(file, *_files_read(scenario))
     _refuse_one_place(json_file, events)
     with _progress(scenario, show_progress) as callback:
-        migration = Migration(scenario, progress=callback, flips=flips, events=events)
+        migration = Migration(scenario, progress=callback, events=events, **injected)
         interrupts.run_begins(migration.run_state)
         state = _migrate(migration)
     result = document.build(state)
@@ -124,13 +138,16 @@ def _refuse_one_place(json_file: str | None, events: str | None) -> None:
         raise InputError(f"{shown}: --json and --events can't both be there; name another for one")
 
 
-def _flips(scenario: Scenario, inject: tuple[str, ...]) -> Flips:
+def _injected(scenario: Scenario, inject: tuple[str, ...]) -> Injected:
+    """What Migration is told of fault points."""
     if not inject:
-        return ()
+        return {}
     from vmemu.testing import faultpoints
 
     points = [faultpoints.parse(text) for text in inject]
-    return faultpoints.flips(points, {block.name: block.size for block in scenario.blocks})
+    sizes = {block.name: block.size for block in scenario.blocks}
+    stalls = faultpoints.stalls(points, sizes, scenario.blocks[0].page_size)
+    return {"flips": faultpoints.flips(points, sizes), "stalls": stalls}
 
 
 def _migrate(migration: Migration) -> Run:

@@ -5,6 +5,9 @@ One is written ``POINT@name=value,name=value``, such as ``loader.flip@block=pc.r
 ``loader.flip``
     The source spoils the byte at ``offset`` of ``block`` after it has made its image. Verification
     must find it, unless the guest writes there.
+``loader.stall``
+    The source never sends a page after the flip: the one at ``offset`` of ``block``, or number
+    ``page`` of the first block. Whoever touches it waits, unless pre-copy has brought it.
 
 A further point is an entry of :data:`POINTS` and whatever hands it to the part that it breaks.
 """
@@ -18,6 +21,9 @@ from typing import Any
 
 from vmemu.errors import InputError
 from vmemu.units import UnitError, parse_size, printable
+
+Form = dict[str, Callable[[str], Any]]
+"""The options that are given together, and what reads the value of each."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,17 @@ def _offset(text: str) -> int:
     return int(text, 16) if re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text) else parse_size(text)
 
 
-POINTS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "loader.flip": {"block": str, "offset": _offset},
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise UnitError(f"'{printable(text)}' is no number", "count pages from 0")
+    return int(text)
+
+
+POINTS: dict[str, tuple[Form, ...]] = {
+    "loader.flip": ({"block": str, "offset": _offset},),
+    "loader.stall": ({"page": _number}, {"block": str, "offset": _offset}),
 }
-"""Each point: its options, all of them needed, and what reads the value of each."""
+"""Each point, in all the forms in which it can be written; a form needs all of its options."""
 
 # A comma separates only before `name=`: names of blocks may contain commas.
 _SEPARATOR = re.compile(r",(?=[a-z_]+=)")
@@ -44,8 +57,8 @@ _SEPARATOR = re.compile(r",(?=[a-z_]+=)")
 
 def form(name: str) -> str:
     """How a known point is written: ``loader.flip@block=…,offset=…``."""
-    options = ",".join(f"{option}=…" for option in POINTS[name])
-    return f"{name}@{options}" if options else name
+    forms = (",".join(f"{option}=…" for option in form) for form in POINTS[name])
+    return " or ".join(f"{name}@{options}" for options in forms)
 
 
 def parse(text: str) -> FaultPoint:
@@ -54,19 +67,21 @@ def parse(text: str) -> FaultPoint:
     if name not in POINTS:
         known = ", ".join(form(point) for point in POINTS)
         raise InputError(f"no fault point is called '{printable(name)}'; known: {known}")
-    readers = POINTS[name]
     given = _options(name, tail)
+    readers = next((known for known in POINTS[name] if given.keys() <= known.keys()), None)
+    if readers is None:
+        raise InputError(f"fault point {name} is {form(name)}, and not both at once")
     missing = [option for option in readers if option not in given]
     if missing:
         raise InputError(f"fault point {name} needs {' and '.join(missing)}: {form(name)}")
-    return FaultPoint(name, {key: _value(name, key, given[key]) for key in readers})
+    return FaultPoint(name, {key: _value(key, name, readers, given[key]) for key in readers})
 
 
 def _options(name: str, tail: str) -> dict[str, str]:
     given: dict[str, str] = {}
     for part in _SEPARATOR.split(tail) if tail else []:
         key, equals, value = part.partition("=")
-        if not equals or key not in POINTS[name]:
+        if not equals or not any(key in known for known in POINTS[name]):
             raise InputError(f"fault point {name} has no option '{printable(key)}': {form(name)}")
         if key in given:
             raise InputError(f"fault point {name}: {key} is given twice")
@@ -74,9 +89,9 @@ def _options(name: str, tail: str) -> dict[str, str]:
     return given
 
 
-def _value(name: str, option: str, text: str) -> Any:
+def _value(option: str, name: str, readers: Form, text: str) -> Any:
     try:
-        return POINTS[name][option](text)
+        return readers[option](text)
     except UnitError as error:
         raise InputError(f"fault point {name}: {option}: {error}") from None
 
@@ -86,20 +101,41 @@ def flips(points: Iterable[FaultPoint], sizes: Mapping[str, int]) -> tuple[tuple
 
     ``sizes`` are the bytes of each block by its name. Raises InputError for a byte in no block.
     """
-    found = []
-    for point in points:
-        if point.name != "loader.flip":
-            continue
-        block, offset = point.options["block"], point.options["offset"]
-        if block not in sizes:
-            known = ", ".join(sizes)
-            raise InputError(
-                f"fault point loader.flip: no block is called '{printable(block)}'; known: {known}"
-            )
-        if offset >= sizes[block]:
-            raise InputError(
-                f"fault point loader.flip: offset {offset:#x} is outside block {block}"
-                f" of {sizes[block]:#x} bytes"
-            )
-        found.append((block, offset))
-    return tuple(found)
+    return tuple(_place(point, sizes) for point in points if point.name == "loader.flip")
+
+
+def stalls(
+    points: Iterable[FaultPoint], sizes: Mapping[str, int], page_size: int
+) -> tuple[tuple[str, int], ...]:
+    """(block, offset) of each ``loader.stall``, for ``Migration(stalls=…)``.
+
+    ``sizes`` are as for ``flips``, and ``page_size`` is that of the first block. Raises InputError
+    for a page in no block.
+    """
+    return tuple(
+        _place(_by_offset(point, next(iter(sizes)), page_size), sizes)
+        for point in points
+        if point.name == "loader.stall"
+    )
+
+
+def _by_offset(point: FaultPoint, block: str, page_size: int) -> FaultPoint:
+    if "page" not in point.options:
+        return point
+    offset = point.options["page"] * page_size
+    return FaultPoint(point.name, {"block": block, "offset": offset})
+
+
+def _place(point: FaultPoint, sizes: Mapping[str, int]) -> tuple[str, int]:
+    block, offset = point.options["block"], point.options["offset"]
+    if block not in sizes:
+        known = ", ".join(sizes)
+        raise InputError(
+            f"fault point {point.name}: no block is called '{printable(block)}'; known: {known}"
+        )
+    if offset >= sizes[block]:
+        raise InputError(
+            f"fault point {point.name}: offset {offset:#x} is outside block {block}"
+            f" of {sizes[block]:#x} bytes"
+        )
+    return block, offset

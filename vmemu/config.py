@@ -32,6 +32,7 @@ from vmemu._config.guest import (
     Traces,
     Window,
 )
+from vmemu._config.judging import PageSizes
 from vmemu._config.maps import (
     AutoMap,
     BlocksMap,
@@ -78,6 +79,7 @@ __all__ = [
     "Migration",
     "ModuloMap",
     "PaceConfig",
+    "PageSizes",
     "Permutation",
     "Phases",
     "Position",
@@ -100,6 +102,7 @@ __all__ = [
     "Wait",
     "Window",
     "load",
+    "load_to_judge",
     "make",
     "split_override",
 ]
@@ -150,7 +153,7 @@ class Scenario(Section):
     def _check_across(self, info: ValidationInfo) -> Scenario:
         # load() makes these checks itself, even when some field is wrong; Python callers don't.
         if not (info.context or {}).get("loading"):
-            for path, what, remedy in across(self.model_dump(mode="json")):
+            for path, what, remedy, *_ in across(self.model_dump(mode="json")):
                 raise PydanticCustomError(
                     "across", "{what}", {"what": f"{yamlfile.field_name(path)}: {what}; {remedy}"}
                 )
@@ -218,6 +221,37 @@ def load(
     the scenario's directory, as those of the file do.
     Raises ConfigError with every problem of the file and the overrides; nothing else.
     """
+    return _without_problems(_read(path, overrides, seed))
+
+
+def load_to_judge(
+    path: str | os.PathLike[str],
+    overrides: Iterable[tuple[str, str | None]] = (),
+    seed: int | None = None,
+    pages: PageSizes | None = None,
+) -> tuple[Scenario, list[Problem]]:
+    """As ``load``, for a host with those ``pages``: the scenario, and what of it does not fit.
+
+    Such a problem has a ``code``, and its value is in the scenario as it was given. Raises
+    ConfigError when any other problem is there.
+    """
+    document = _read(path, overrides, seed)
+    scenario = _validated(document, {"pages": pages})
+    misfits, document.problems = document.problems, []
+    if misfits and all(problem.code for problem in misfits):
+        scenario = _validated(document, {"pages": pages, "judging": True})
+    elif misfits:
+        raise ConfigError(misfits)
+    assert scenario is not None, "what does not fit is let pass"
+    scenario._document = document
+    return scenario, misfits
+
+
+def _read(
+    path: str | os.PathLike[str], overrides: Iterable[tuple[str, str | None]], seed: int | None
+) -> yamlfile.Document:
+    """The file with what is put in its place; problems are in the document, unless it is no
+    mapping."""
     document = yamlfile.read(os.fspath(path))
     if not isinstance(document.data, dict):
         if not document.problems:
@@ -234,7 +268,7 @@ def load(
             document.override(dotted, text)
     if seed is not None:
         document.put(("seed",), seed, "--seed")
-    return _without_problems(document)
+    return document
 
 
 def make(data: dict[str, Any], source: str) -> Scenario:
@@ -260,10 +294,13 @@ def _without_problems(document: yamlfile.Document) -> Scenario:
     return scenario
 
 
-def _validated(document: yamlfile.Document) -> Scenario | None:
-    """The document's scenario, or None with the problems added to the document."""
+def _validated(
+    document: yamlfile.Document, reading: dict[str, Any] | None = None
+) -> Scenario | None:
+    """The document's scenario, or None with the problems added to the document; ``reading`` says
+    for whom, as ``_config.judging`` asks it."""
     data = {"name": _default_name(document.file), **document.data}
-    context = {"directory": Path(document.file).parent, "loading": True}
+    context = {"directory": Path(document.file).parent, "loading": True, **(reading or {})}
     scenario = None
     try:
         scenario = Scenario.model_validate(data, context=context)

@@ -69,7 +69,9 @@ class InputError(VmemuError):
 class Problem:
     """One thing wrong with a scenario: where it stands, what it is, what would do.
 
-    ``line`` and ``column`` count from 1; 0 means that no place in the file is to blame.
+    ``line`` and ``column`` count from 1; 0 means that no place in the file is to blame. ``code`` is
+    that of ``vmemu.check.codes`` where the scenario can be read and only does not fit together or
+    to the host; empty where it is none.
     """
 
     file: str
@@ -78,6 +80,7 @@ class Problem:
     field: str
     what: str
     remedy: str
+    code: str = ""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file

@@ -168,6 +168,8 @@ def require_postcopy(
     wait_s: float = 0.0,
     pause: Callable[[float], None] = time.sleep,
     need: Need | None = None,
+    *,
+    target_page_size: int = TARGET_PAGE_SIZE,
 ) -> None:
     """Raise PostcopyUnsupported with everything that is wrong, if anything is.
 
@@ -177,7 +179,7 @@ def require_postcopy(
     """
 
     def attempt() -> None:
-        problems = postcopy_supported(blocks, need=need)
+        problems = postcopy_supported(blocks, target_page_size=target_page_size, need=need)
         if any(problem.code is not Code.HUGEPAGES for problem in problems):
             raise PostcopyUnsupported(problems)
         if problems:

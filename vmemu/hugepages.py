@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,20 +98,26 @@ def mount_command(page_size: int) -> tuple[str, str]:
     Never on one that holds anything: a mount hides what lies below it.
     """
     directory = _new_directory(page_size)
+    return mount_on_command(directory, page_size), directory
+
+
+def mount_on_command(directory: str, page_size: int) -> str:
+    """The command that mounts a hugetlbfs of that page size on that directory."""
+    where = shlex.quote(directory)
     options = f"pagesize={page_size >> 10}K"
-    return f"mkdir -p {directory} && mount -t hugetlbfs -o {options} none {directory}", directory
+    return f"mkdir -p {where} && mount -t hugetlbfs -o {options} none {where}"
 
 
 def _new_directory(page_size: int) -> str:
     base = f"/dev/hugepages-{format_size(page_size).removesuffix('iB')}"
     for number in itertools.count(1):
         directory = base if number == 1 else f"{base}-{number}"
-        if _free_to_mount_on(directory):
+        if free_to_mount_on(directory):
             return directory
     raise AssertionError("the names do not end")
 
 
-def _free_to_mount_on(directory: str) -> bool:
+def free_to_mount_on(directory: str) -> bool:
     """Whether nothing is there, or an empty directory that nothing is mounted on."""
     try:
         return not os.listdir(directory) and not os.path.ismount(directory)

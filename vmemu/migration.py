@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ from vmemu.hostcheck import require_postcopy
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
-from vmemu.memoryneed import memory_needed
+from vmemu.memoryneed import memory_needed, memory_shortage
 from vmemu.plan import (
     blocks_of,
     client_plans,
@@ -185,10 +185,10 @@ class Migration:
 
     def _prepare(self) -> None:
         blocks = blocks_of(self.scenario)
+        if memory_shortage(memory_needed(self.scenario)):
+            self._require_host(blocks)  # no dictionary of pages for blocks that can't be
         self._client_plans = client_plans(self.scenario, blocks)
         self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
-        contents = contents_of(self.scenario)
-        self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
         self.run_state.memory = MemoryManager(blocks, wait_s, self._pause)
@@ -200,9 +200,10 @@ class Migration:
         blocks = list(memory.blocks)
         self._memlock = MemoryLock(blocks)
         self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
-        need = memory_needed(self.scenario)
         with self._located():
-            memory.map(lambda: require_postcopy(blocks, need=need))
+            memory.map(lambda: self._require_host(blocks))
+        contents = contents_of(self.scenario)
+        self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
         if self.scenario.memory.lock:
             self._memlock.lock()
         self._open_status(blocks)
@@ -212,6 +213,13 @@ class Migration:
         specs = [spec for spec, _ in self._client_plans]
         clients = [StatusClient(spec.name, spec.index, spec.vcpus) for spec in specs]
         self._status = RunStatus(blocks, clients, self.scenario.guest.vcpus)
+
+    def _require_host(self, blocks: Sequence[RAMBlock]) -> None:
+        """Raise PostcopyUnsupported with all that keeps this host from it."""
+        target = self.scenario.guest.target_page_size
+        need = memory_needed(self.scenario)
+        with self._located():
+            require_postcopy(blocks, need=need, target_page_size=target)
 
     @contextmanager
     def _located(self) -> Iterator[None]:

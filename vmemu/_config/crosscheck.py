@@ -230,10 +230,11 @@ def _unknown_block(name: str, named: dict[str, Room]) -> tuple[str, str]:
 
 def _wrong_region(
     region: Region, named: dict[str, Room], earlier: list[Region]
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, str, str]]:
+    """What is wrong, what would do, and the code of what does not fit."""
     found = []
     if region.block not in named:
-        found.append(_unknown_block(region.block, named))
+        found.append((*_unknown_block(region.block, named), ""))
     room = named.get(region.block)
     size = room.size if room else None
     if room and size is not None and region.offset + region.length > size:
@@ -249,10 +250,11 @@ def _wrong_region(
                 f"the region needs '{units.printable(region.block)}' up to"
                 f" {region.offset + region.length:#x}, and the block ends at {size:#x}",
                 remedy,
+                "trace",
             )
         )
     found += [
-        (f"the region overlaps {units.printable(str(other), 100)}", "cut one of the two")
+        (f"the region overlaps {units.printable(str(other), 100)}", "cut one of the two", "")
         for other in earlier
         if region.start < other.end and other.start < region.end
     ]

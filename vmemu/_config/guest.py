@@ -11,11 +11,21 @@ from vmemu._config import wording
 from vmemu._config.maps import AutoMap, Map
 from vmemu._config.section import Section
 from vmemu._config.synthetics import Synthetic
-from vmemu._config.types import ExistingPath, Position, Positive, TracePosition, Whole, by_kind
+from vmemu._config.types import (
+    ExistingPath,
+    Position,
+    Positive,
+    Size,
+    TracePosition,
+    Whole,
+    by_kind,
+)
 from vmemu._config.wording import refuse
+from vmemu.units import format_size
 
 MOST_VCPUS = 256
 MOST_LOOPS = 1_000_000
+SMALLEST_TARGET_PAGE, LARGEST_TARGET_PAGE = 4 << 10, 64 << 10
 
 
 class Window(Section):
@@ -159,6 +169,11 @@ class Guest(Section):
     vcpus: Whole = Field(
         default=1, ge=1, le=MOST_VCPUS, description="Threads that replay the trace, 1 to 256."
     )
+    target_page_size: Size = Field(
+        default=4096,
+        description="Bytes in a page of the guest, a power of two, 4KiB to 64KiB: no bigger than"
+        " the base page of the host.",
+    )
     trace: Traces = Field(
         description="What the guest touches: a recording or a synthetic trace, or a list of them.",
         examples=["{file: traces/linux-boot.vmtrace}"],
@@ -167,3 +182,13 @@ class Guest(Section):
     balloon: BalloonConfig | None = Field(
         default=None, description="A worker that gives pages back once post-copy is over."
     )
+
+    @field_validator("target_page_size")
+    @classmethod
+    def _check_target_page_size(cls, value: int) -> int:
+        if value & (value - 1) or not SMALLEST_TARGET_PAGE <= value <= LARGEST_TARGET_PAGE:
+            raise refuse(
+                f"{format_size(value)} is no page size of a guest",
+                "use 4KiB, 8KiB, 16KiB, 32KiB or 64KiB",
+            )
+        return value

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, ValidationInfo, field_validator
 
-from vmemu import hugepages, units
+from vmemu import units
 from vmemu._config import wording
 from vmemu._config.guest import MOST_VCPUS, Traces
+from vmemu._config.judging import base_page, misfit, smallest_hugepage
 from vmemu._config.section import Section
 from vmemu._config.types import (
     AbsolutePath,
@@ -70,22 +71,14 @@ Content = Annotated[
 Backing = Literal["anonymous", "hugetlbfs", "shared"]
 
 
-def base_page_size() -> int:
-    """The host's base page size, bytes."""
-    return os.sysconf("SC_PAGESIZE")
+def _left_to_the_host(data: dict[str, Any]) -> Any:
+    """The default of a page size: only a validator knows for which host the scenario is read."""
+    return None
 
 
-def smallest_hugepage_size() -> int:
-    """The smallest hugepage size that the host lists, bytes; 2 MiB if it lists none."""
-    return min(hugepages.page_sizes(), default=2 * units.MIB)
-
-
-def _smallest_page_size(data: dict[str, Any]) -> int:
-    return SMALLEST_HUGEPAGE if data.get("backing") == "hugetlbfs" else base_page_size()
-
-
-def _default_page_size(data: dict[str, Any]) -> int:
-    return smallest_hugepage_size() if data.get("backing") == "hugetlbfs" else base_page_size()
+def _smallest_page_size(info: ValidationInfo) -> int:
+    hugetlb = info.data.get("backing") == "hugetlbfs"
+    return SMALLEST_HUGEPAGE if hugetlb else base_page(info)
 
 
 class Block(Section):
@@ -101,7 +94,8 @@ class Block(Section):
         examples=["anonymous"],
     )
     page_size: Size = Field(
-        default_factory=_default_page_size,
+        default_factory=_left_to_the_host,
+        validate_default=True,
         description="Bytes in a host page, a power of two. By default the base page size, and no"
         " other for anonymous and shared memory; for hugetlbfs (64KiB to 16GiB) the smallest that"
         " the host lists.",
@@ -119,20 +113,32 @@ class Block(Section):
         default=SeededContent(), description="What its bytes are before the guest runs."
     )
 
+    @field_validator("page_size", mode="before")
+    @classmethod
+    def _choose_page_size(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            return value
+        hugetlb = info.data.get("backing") == "hugetlbfs"
+        return smallest_hugepage(info) if hugetlb else base_page(info)
+
     @field_validator("page_size")
     @classmethod
     def _check_page_size(cls, value: int, info: ValidationInfo) -> int:
         backing = info.data.get("backing")
-        base = base_page_size()
+        base = base_page(info)
         if value < 1 or value & (value - 1):
             raise refuse(f"{format_size(value)} is no power of two", _nearest_powers(value, base))
         if backing in ("anonymous", "shared") and value != base:
-            raise refuse(
+            misfit(
+                info,
+                "page_size_impossible",
                 f"{format_size(value)} pages are impossible for {backing} memory",
                 f"leave page_size out ({format_size(base)} here), or use 'backing: hugetlbfs'",
             )
         if backing == "hugetlbfs" and not SMALLEST_HUGEPAGE <= value <= LARGEST_HUGEPAGE:
-            raise refuse(
+            misfit(
+                info,
+                "page_size_impossible",
                 f"{format_size(value)} is no size of a hugepage",
                 "use a size of the host, such as 2MiB or 1GiB",
             )
@@ -148,13 +154,15 @@ class Block(Section):
             )
         # Where the page size is wrong itself, the size must at least fit the smallest of all.
         given: int | None = info.data.get("page_size")
-        page = given or _smallest_page_size(info.data)
+        page = given or _smallest_page_size(info)
         if value == 0:
             raise refuse("a block can't be empty", f"use {format_size(max(page, 4096))} or more")
         if value % page:
             low = value - value % page
             fitting = [format_size(size) for size in (low, low + page) if size]
-            raise refuse(
+            misfit(
+                info,
+                "misaligned",
                 f"{format_size(value)} is no multiple of its page size, {format_size(page)}"
                 + ("" if given else ", the smallest there is"),
                 f"use {' or '.join(fitting)}",
@@ -175,7 +183,7 @@ class Block(Section):
     @classmethod
     def _check_content(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, FileContent):
-            _check_content_file(value.path, info.data.get("size"))
+            _check_content_file(value.path, info)
         return value
 
 
@@ -184,7 +192,8 @@ def _nearest_powers(value: int, smallest: int) -> str:
     return f"use {format_size(low)} or {format_size(low * 2)}, if the host has it"
 
 
-def _check_content_file(path: Path, block_size: int | None) -> None:
+def _check_content_file(path: Path, info: ValidationInfo) -> None:
+    block_size: int | None = info.data.get("size")
     shown = units.printable(str(path), 300)
     try:
         status = path.stat()
@@ -195,7 +204,9 @@ def _check_content_file(path: Path, block_size: int | None) -> None:
     if not os.access(path, os.R_OK):
         raise refuse(f"{shown} may not be read", f"make it readable: chmod u+r {shown}", "path")
     if block_size is not None and status.st_size > block_size:
-        raise refuse(
+        misfit(
+            info,
+            "content",
             f"{shown} has {units.counted(status.st_size, 'byte')},"
             f" more than the block's {block_size:,}",
             "use a larger block, or cut the file",

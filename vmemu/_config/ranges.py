@@ -16,8 +16,8 @@ from vmemu._config.types import Means, validator
 GRAIN = 4096
 """What a range begins and ends at multiples of, in bytes: the smallest guest page."""
 
-Found = tuple[yamlfile.Path, str, str]
-"""Where something is wrong, what it is, and what would do."""
+Found = tuple[yamlfile.Path, str, str] | tuple[yamlfile.Path, str, str, str]
+"""Where something is wrong, what it is, what would do, and the code of what does not fit."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def across_synthetic(
         if total and total % GRAIN == 0:
             inside = f"'{units.printable(block)}'" if isinstance(block, str) else "memory"
             wrong = _wrong(pattern, total, inside)
-            found += [((*path, key), what, remedy) for key, what, remedy in wrong]
+            found += [((*path, key), what, remedy, "trace") for key, what, remedy in wrong]
     return found
 
 

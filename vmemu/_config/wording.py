@@ -27,11 +27,11 @@ MISSING = "is missing"
 """What is wrong with a field that must be there."""
 
 
-def refuse(what: str, remedy: str, *below: str | int) -> PydanticCustomError:
-    """The error to raise for a value, or for the key ``below`` it: what is wrong, what would do."""
-    return PydanticCustomError(
-        _REFUSED, "{what}; {remedy}", {"what": what, "remedy": remedy, "below": below}
-    )
+def refuse(what: str, remedy: str, *below: str | int, code: str = "") -> PydanticCustomError:
+    """The error to raise for a value, or for the key ``below`` it: what is wrong, what would do;
+    ``code`` as of Problem."""
+    context = {"what": what, "remedy": remedy, "below": below, "code": code}
+    return PydanticCustomError(_REFUSED, "{what}; {remedy}", context)
 
 
 def choice(choose: Callable[[Any], str | None], what: str, remedy: str) -> Discriminator:
@@ -90,7 +90,8 @@ def problems(error: ValidationError, model: type[BaseModel], document: Document)
         if not misspelt and not _follows(details, value_at(document.data, spot.path)):
             path, what, remedy = _words(details, spot, document)
             key = details["type"] == "extra_forbidden"
-            found[document.problem(path, what, remedy, key=key)] = None
+            code = details.get("ctx", {}).get("code", "")
+            found[document.problem(path, what, remedy, code, key=key)] = None
     return list(found)
 
 

@@ -71,9 +71,11 @@ class Document:
             path = path[:-1]
         return self.values.get(path, Place(self.file, 0, 0))
 
-    def problem(self, path: Path, what: str, remedy: str, *, key: bool = False) -> Problem:
+    def problem(
+        self, path: Path, what: str, remedy: str, code: str = "", *, key: bool = False
+    ) -> Problem:
         """A problem of the value (or the key) at ``path``."""
-        return Problem(*self.place(path, key=key), field_name(path), what, remedy)
+        return Problem(*self.place(path, key=key), field_name(path), what, remedy, code)
 
     def override(self, dotted: str, text: str) -> None:
         """Replace the value at ``dotted`` by ``text``, read as YAML; for ``--set dotted=text``."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vmemu._config import models
+from vmemu._config import judging
 
 
 @pytest.fixture(autouse=True)
 def _pages_of_4_and_2048_kib(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests say what page sizes the host has."""
-    monkeypatch.setattr(models, "base_page_size", lambda: 4096)
-    monkeypatch.setattr(models, "smallest_hugepage_size", lambda: 2 << 20)
+    monkeypatch.setattr(judging, "base_page_size", lambda: 4096)
+    monkeypatch.setattr(judging, "smallest_hugepage_size", lambda: 2 << 20)
 
 
 @pytest.fixture

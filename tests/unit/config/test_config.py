@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from scenarios import FULL, SMALL, problems, write
 
 from vmemu import config, hugepages
-from vmemu._config.models import base_page_size, smallest_hugepage_size
+from vmemu._config.judging import base_page_size, smallest_hugepage_size
 from vmemu.errors import HostError
 from vmemu.hostcheck import Code, HostProblem, PostcopyUnsupported
 

@@ -1,0 +1,243 @@
+"""Reasons of `vmemu check` that need another process: users, limits, cgroups, kernels that can't.
+
+As in test_check_reasons.py a run agrees with each verdict, and the remedy makes it ok.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checking import TESTS, codes, command, elsewhere, guest, ram, reasons, scenario, shared, the
+
+from vmemu.userfault import Feature
+
+pytestmark = pytest.mark.usefixtures("userfault")
+
+AS_NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+READING = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
+NOT_LOCKING = ["setpriv", "--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock"]
+Found = dict[str, Any]
+
+
+def agrees(found: Found, verdict: str) -> None:
+    """The verdict is that one, and the run came to what it says."""
+    assert found["verdict"] == verdict, reasons(found)
+    assert (found["ran"] == "completed") == (verdict in {"ok", "degraded"}), found["ran"]
+
+
+def shell(*lines: str) -> list[str]:
+    """A command that does these lines first, in the process that it becomes."""
+    return ["sh", "-ec", "\n".join([*lines, 'exec "$@"']), "sh"]
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root with setpriv can become somebody else")
+
+
+# ---- who asks ----
+
+
+@pytest.fixture
+def only_user_mode() -> Iterator[Path]:
+    """A host on which ordinary users get faults of user mode alone."""
+    setting = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    if not setting.exists() or setting.read_text().strip() != "0":
+        pytest.skip("ordinary users get all faults here, or vm.unprivileged_userfaultfd is absent")
+    device = Path("/dev/userfaultfd")
+    if device.exists() and device.stat().st_mode & 0o006:
+        pytest.skip("everybody may open /dev/userfaultfd here")
+    yield setting
+    setting.write_text("0")
+
+
+@pytest.mark.usefixtures("root")
+def test_faults_from_user_mode_alone_are_degraded(only_user_mode: Path, tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), shared())
+    found = elsewhere(path, *AS_NOBODY, *READING)
+    agrees(found, "degraded")
+    reason = the("user_mode_only", found)
+    assert "EFAULT" in reason["message"]
+    assert reason["remedy"] == "sysctl vm.unprivileged_userfaultfd=1"
+    command(reason["remedy"])
+    agrees(elsewhere(path, *AS_NOBODY, *READING), "ok")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_directory_that_may_not_be_written_to(tmp_path: Path) -> None:
+    directory = Path(f"/dev/shm/vmemu-check-{os.getpid()}")
+    directory.mkdir(mode=0o755)
+    try:
+        path = scenario(tmp_path, shared(path=str(directory / "vram")))
+        found = elsewhere(path, *AS_NOBODY, *READING)
+        agrees(found, "incompatible")
+        reason = the("path_not_writable", found)
+        assert f"{directory} may not be written to" in reason["message"]
+        assert reason["remedy"] == "path: /dev/shm/vram"
+        beside = scenario(tmp_path, shared(path=f"/dev/shm/vmemu-check-{os.getpid()}-vram"))
+        assert elsewhere(beside, *AS_NOBODY, *READING)["ran"] == "completed"
+    finally:
+        directory.rmdir()
+
+
+# ---- limits ----
+
+
+@pytest.mark.usefixtures("root")
+def test_a_limit_on_locked_memory(tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), shared(), memory={"lock": True})
+    low = "ulimit -S -l 64"
+    found = elsewhere(path, *NOT_LOCKING, *shell(low))
+    agrees(found, "incompatible")
+    reason = the("memlock", found)
+    assert "blocks ram, vram can't be locked in memory, 512KiB: 64KiB" in reason["message"]
+    assert "memory.lock" in reason["place"]
+    assert reason["remedy"] == "ulimit -S -l 512"
+    agrees(elsewhere(path, *NOT_LOCKING, *shell(low, reason["remedy"])), "ok")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_hard_limit_on_locked_memory_is_raised_by_root(tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), memory={"lock": True})
+    low = "ulimit -l 64"
+    found = elsewhere(path, *NOT_LOCKING, *shell(low))
+    agrees(found, "incompatible")
+    reason = the("memlock", found)
+    assert reason["remedy"] == "sudo prlimit --pid $$ --memlock=262144"
+    if subprocess.run([*shell(low, "ulimit -l 256"), "true"], check=False).returncode:
+        pytest.skip("this root may not raise limits (CAP_SYS_RESOURCE): the remedy is not tried")
+    sudo = 'sudo() { "$@"; }'
+    agrees(elsewhere(path, *NOT_LOCKING, *shell(low, sudo, reason["remedy"])), "ok")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_process_that_locks_all_its_memory_is_degraded_and_unlocked(tmp_path: Path) -> None:
+    lock = "from vmemu import core\ncore.call(core.lib.vm_mlockall)"
+    found = elsewhere(scenario(tmp_path, ram(), shared()), first=lock)
+    agrees(found, "degraded")
+    assert "mlockall" in the("locked", found)["message"]
+    assert the("locked", found)["remedy"].startswith("munlockall()")
+
+
+def test_a_limit_on_address_space(tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram("2GiB", content={"zero_share": 1.0}))
+    low = f"ulimit -S -v {2 << 20}"
+    found = elsewhere(path, *shell(low))
+    agrees(found, "incompatible")
+    reason = the("memory", found)
+    assert "RLIMIT_AS" in reason["message"] and reason["remedy"] == "ulimit -S -v unlimited"
+    agrees(elsewhere(path, *shell(low, reason["remedy"])), "ok")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[tuple[Path, str]]:
+    """A control group of its own, and the name of its limit on memory."""
+    for root, name in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        group = root / f"vmemu-check-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / name).exists():
+            yield group, name
+            group.rmdir()
+            return
+        group.rmdir()
+    pytest.skip("no control group can be made here")
+
+
+def test_a_control_group_with_too_little_memory(cgroup: tuple[Path, str], tmp_path: Path) -> None:
+    group, name = cgroup
+    (group / name).write_text(str(128 << 20))
+    path = scenario(tmp_path, ram("128MiB"), guest=guest())
+    into = shell(f"echo $$ > {group}/cgroup.procs")
+    found = elsewhere(path, *into)
+    agrees(found, "incompatible")
+    reason = the("memory", found)
+    assert f"{group}/{name}" in reason["message"]
+    command(reason["remedy"])
+    agrees(elsewhere(path, *into), "ok")
+
+
+# ---- kernels that can't ----
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[tuple[str, str]]]:
+    """The environment of a process whose kernel lacks features, or userfaultfd."""
+    if shutil.which("cc") is None or sys.platform != "linux":
+        pytest.skip("cc is not installed: apt-get install gcc")
+    shim = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = TESTS / "data/uffd_shim.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+
+    def environment(*lacks: Feature, does: str = "") -> list[tuple[str, str]]:
+        variables = [("LD_PRELOAD", str(shim)), ("SHIM_MASK", str(int(sum(lacks))))]
+        return [*variables, (does, "1")] if does else variables
+
+    return environment
+
+
+def test_no_userfaultfd_at_all(kernel: Any, tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), shared())
+    found = elsewhere(path, environment=kernel(does="SHIM_DENY"))
+    agrees(found, "incompatible")
+    assert codes(found) == {"userfaultfd"}
+    assert "can't be opened on this host (syscall: " in the("userfaultfd", found)["message"]
+    agrees(elsewhere(path, environment=kernel()), "ok")
+
+
+def test_shared_memory_without_its_feature(kernel: Any, tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), shared())
+    found = elsewhere(path, environment=kernel(Feature.MISSING_SHMEM))
+    agrees(found, "incompatible")
+    assert [block["verdict"] for block in found["blocks"]] == ["ok", "incompatible"]
+    reason = the("feature", found)
+    assert "lacks UFFD_FEATURE_MISSING_SHMEM, which shared memory needs" in reason["message"]
+    assert reason["remedy"] == "backing: anonymous"
+    agrees(elsewhere(scenario(tmp_path, ram()), environment=kernel(Feature.MISSING_SHMEM)), "ok")
+
+
+def test_what_no_figure_tells_is_found_by_doing_it(kernel: Any, tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), shared())
+    found = elsewhere(path, environment=kernel(does="SHIM_REFUSE"))
+    agrees(found, "incompatible")
+    assert [block["verdict"] for block in found["blocks"]] == ["incompatible"] * 2
+    assert "block ram: UFFDIO_REGISTER" in the("proof", found)["message"]
+
+
+def test_no_thread_ids(kernel: Any, tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram())
+    found = elsewhere(path, environment=kernel(Feature.THREAD_ID))
+    agrees(found, "incompatible")
+    assert "UFFD_FEATURE_THREAD_ID" in the("feature", found)["message"]
+
+
+@pytest.mark.parametrize(("wanted", "verdict"), [("kernel", "incompatible"), ("auto", "degraded")])
+def test_dirty_tracking_that_the_kernel_has_not(
+    kernel: Any, tmp_path: Path, wanted: str, verdict: str
+) -> None:
+    def path(tracking: str) -> Path:
+        precopy = {"rounds": 2, "dirty_tracking": tracking}
+        return scenario(tmp_path, ram(), migration={"flip_at": "50%", "precopy": precopy})
+
+    found = elsewhere(path(wanted), environment=kernel(Feature.WP_ASYNC))
+    agrees(found, verdict)
+    reason = the("dirty_tracking", found)
+    assert "lacks UFFD_FEATURE_WP_ASYNC" in reason["message"]
+    mended = reason["remedy"].removesuffix("}}").rpartition(": ")[2]
+    assert mended == ("auto" if wanted == "kernel" else "replay")
+    better = elsewhere(path(mended), environment=kernel(Feature.WP_ASYNC))
+    agrees(better, "degraded" if wanted == "kernel" else "ok")
+    agrees(elsewhere(path(wanted), environment=kernel()), "ok")

@@ -1,0 +1,384 @@
+"""Every reason of `vmemu check` made true: pools, files, pages and traces, in this process.
+
+Each test checks verdict, code, figures and remedy, that a run agrees, and that what the remedy says
+makes it ok. Reasons that need another process are in test_check_limits.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from checking import (
+    check_refused,
+    check_runs,
+    codes,
+    command,
+    guest,
+    huge,
+    outcome,
+    ram,
+    scenario,
+    shared,
+    the,
+)
+
+from vmemu import hugepages
+from vmemu.check.judge import judge
+from vmemu.reservation import Resizer
+
+pytestmark = pytest.mark.usefixtures("userfault")
+
+HOLDER = """
+import sys
+from vmemu.ramblock import Backing, RAMBlock
+block = RAMBlock("other", Backing.HUGETLBFS, int(sys.argv[1]) << 21, 2 << 20)
+block.map()
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+Mount = Callable[..., Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts a file system on a new directory; all are unmounted afterwards, also what a remedy has
+    mounted above."""
+    made: list[Path] = []
+
+    def mounting(kind: str, options: str) -> Path:
+        directory = tmp_path / f"{kind}{len(made)}"
+        directory.mkdir()
+        command = ["mount", "-t", kind, "-o", options, "none", str(directory)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("file systems can't be mounted here")
+        made.append(directory)
+        return directory
+
+    yield mounting
+    for directory in made:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[int], None]]:
+    """Another process that holds so many hugepages."""
+    holders: list[subprocess.Popen[str]] = []
+
+    def holding(pages: int) -> None:
+        argv = [sys.executable, "-c", HOLDER, str(pages)]
+        pipe = subprocess.PIPE
+        holders.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
+        assert holders[-1].stdout is not None
+        assert holders[-1].stdout.readline() == "mapped\n"
+
+    yield holding
+    for holder in holders:
+        holder.communicate(timeout=30)
+
+
+def beyond_memory() -> str:
+    """A size that is more than all memory, in whole GiB."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    return f"{(total >> 30) + 1}GiB"
+
+
+# ---- pools ----
+
+
+def test_a_pool_without_pages_is_too_small_and_the_remedy_makes_it_large_enough(
+    pool_alone: Resizer, tmp_path: Path
+) -> None:
+    pool_alone.resize(0)
+    path = scenario(tmp_path, huge("4MiB", name="a"), huge("2MiB", name="b"))
+    reason = check_refused(path, "pool_small", "blocks a, b need 3 hugepages of 2MiB", "0 in all")
+    assert reason["remedy"] == "sysctl vm.nr_hugepages=3"
+    assert f"{path}:1:" in reason["place"] and "blocks[0].size" in reason["place"]
+    command(reason["remedy"])
+    check_runs(path)
+
+
+def test_every_block_of_a_pool_that_is_too_small_says_so(
+    pool_alone: Resizer, tmp_path: Path
+) -> None:
+    pool_alone.resize(2)
+    report = judge(scenario(tmp_path, huge(name="a"), ram(), huge("2MiB", name="b")))
+    assert [block.verdict for block in report.blocks] == ["incompatible", "ok", "incompatible"]
+
+
+def test_pages_that_others_hold_are_waited_for_or_missing(
+    pool_alone: Resizer, held: Callable[[int], None], tmp_path: Path
+) -> None:
+    pool_alone.resize(4)
+    held(3)
+    path = scenario(tmp_path, huge())
+    reason = check_refused(path, "pool_taken", "needs 2 hugepages", "4 in all", "others hold")
+    assert reason["remedy"] == "sysctl vm.nr_hugepages=5"
+    skipping = scenario(tmp_path, huge(), on_unavailable="skip")
+    assert check_refused(skipping, "pool_taken") == reason
+    waiting = judge(scenario(tmp_path, huge(), on_unavailable={"wait": "30s"}))
+    assert waiting.verdict == "unknown"
+    assert "the run waits up to 30s for it" in the("pool_taken", waiting)["message"]
+    command(reason["remedy"])
+    check_runs(path)
+
+
+def test_more_hugepages_than_memory_will_never_be(pool_alone: Resizer, tmp_path: Path) -> None:
+    path = scenario(tmp_path, huge(beyond_memory()))
+    reason = check_refused(path, "pool_never", "hugepages of 2MiB", "will never have them")
+    assert reason["remedy"].startswith("use a size of at most ")
+
+
+def test_pages_by_overcommit_count(pool_alone: Resizer, tmp_path: Path) -> None:
+    pool_alone.resize(1)
+    setting = hugepages.SYSFS / "hugepages-2048kB/nr_overcommit_hugepages"
+    before = setting.read_text()
+    path = scenario(tmp_path, huge())
+    check_refused(path, "pool_small", "1 in all")
+    setting.write_text("1")
+    try:
+        check_runs(path)
+    finally:
+        setting.write_text(before)
+
+
+# ---- pages ----
+
+
+def test_a_page_size_that_the_host_has_not(tmp_path: Path) -> None:
+    absent = next(s << 20 for s in (16, 4, 64) if s << 20 not in hugepages.page_sizes())
+    path = scenario(tmp_path, huge("64MiB", page_size=absent))
+    reason = check_refused(path, "page_size_absent", f"of {absent >> 20}MiB", "it has: 2MiB")
+    assert reason["remedy"] == "page_size: 2MiB"
+
+
+@pytest.mark.parametrize(
+    ("block", "code", "word", "remedy"),
+    [
+        (huge("3MiB", page_size="2MiB"), "misaligned", "no multiple", "use 2MiB or 4MiB"),
+        (ram("6000"), "misaligned", "no multiple", "use 4KiB or 8KiB"),
+        (ram("4MiB", page_size="2MiB"), "page_size_impossible", "2MiB", "leave page_size out"),
+        (huge("64KiB", page_size="4KiB"), "page_size_impossible", "4KiB", "such as 2MiB"),
+    ],
+)
+def test_what_does_not_fit_together_is_incompatible(
+    tmp_path: Path, block: dict[str, str], code: str, word: str, remedy: str
+) -> None:
+    path = scenario(tmp_path, shared(), block)
+    reason = check_refused(path, code, word)
+    assert remedy in reason["remedy"]
+    assert [b.verdict for b in judge(path).blocks] == ["ok", "incompatible"]
+
+
+def test_the_sizes_that_a_remedy_names_do(tmp_path: Path) -> None:
+    reason = the("misaligned", judge(scenario(tmp_path, ram("6000"))))
+    for size in reason["remedy"].removeprefix("use ").split(" or "):
+        check_runs(scenario(tmp_path, ram(size)))
+
+
+def test_a_target_page_bigger_than_the_hosts(tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), guest=guest(target_page_size="16KiB"))
+    reason = check_refused(path, "target_page", "16KiB", "4KiB")
+    assert reason["remedy"] == "guest: {target_page_size: 4KiB}"
+    assert outcome(path)["ran"].startswith("PostcopyUnsupported: the target page (16KiB)")
+    check_runs(scenario(tmp_path, ram(), guest=guest(target_page_size="4KiB")))
+
+
+def test_mixed_sizes_and_no_preempt_are_degraded_and_run(
+    pool_alone: Resizer, tmp_path: Path
+) -> None:
+    pool_alone.resize(2)
+    migration = {"postcopy": {"preempt": False}}
+    found = check_runs(scenario(tmp_path, huge(), ram(), migration=migration), "degraded")
+    assert "4KiB, 2MiB" in the("mixed_page_sizes", found)["message"]
+    reason = the("preempt_off", found)
+    assert reason["remedy"] == "migration: {postcopy: {preempt: true}}"
+    check_runs(scenario(tmp_path, huge(), migration={"postcopy": {"preempt": True}}))
+
+
+def test_pages_of_1_gib_are_degraded_and_run(pool_alone: Resizer, tmp_path: Path) -> None:
+    setting = hugepages.SYSFS / "hugepages-1048576kB/nr_hugepages"
+    if not setting.exists():
+        pytest.skip("this CPU has no pages of 1 GiB")
+    before = setting.read_text()
+    path = scenario(tmp_path, huge("1GiB", page_size="1GiB"))
+    missing = judge(path)
+    try:
+        if missing.verdict == "incompatible":
+            remedy = the("pool_small", missing)["remedy"]
+            assert remedy.endswith("/hugepages-1048576kB/nr_hugepages")
+            command(remedy)
+        if hugepages.pool(1 << 30).available < 1:
+            pytest.skip("memory is in too small pieces for a page of 1 GiB")
+        reason = the("gigantic_pages", check_runs(path, "degraded"))
+        assert "a whole page of 1GiB" in reason["message"] and "400ms" in reason["message"]
+    finally:
+        setting.write_text(before)
+
+
+# ---- files ----
+
+
+def test_a_directory_without_hugetlbfs_gets_one(pool_alone: Resizer, tmp_path: Path) -> None:
+    pool_alone.resize(2)
+    directory = tmp_path / "huge pages"
+    directory.mkdir()
+    path = scenario(tmp_path, huge(path=str(directory / "ram")))
+    reason = check_refused(path, "path_filesystem", f"{directory}/ram lies on ", "not on hugetlbfs")
+    assert reason["remedy"].startswith(f"mkdir -p '{directory}' && mount -t hugetlbfs")
+    command(reason["remedy"])
+    try:
+        check_runs(path)
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_tmpfs_is_no_hugetlbfs(pool_alone: Resizer, mount: Mount, tmp_path: Path) -> None:
+    pool_alone.resize(2)
+    directory = mount("tmpfs", "size=8m")
+    (directory / "somebody's").write_text("a mount would hide it")
+    path = scenario(tmp_path, huge(path=str(directory / "ram")))
+    reason = check_refused(path, "path_filesystem", f"lies on tmpfs ({directory})")
+    assert reason["remedy"] == "leave path out, for a memfd"
+    check_runs(scenario(tmp_path, huge()))
+    # Where a hugetlbfs would do, it is named.
+    other = mount("hugetlbfs", "pagesize=2M")
+    reason = the("path_filesystem", judge(path := scenario(tmp_path, huge(path=f"{directory}/r"))))
+    assert reason["remedy"] == f"path: {other}/r"
+    check_runs(scenario(tmp_path, huge(path=f"{other}/r")))
+
+
+def test_a_hugetlbfs_of_another_page_size(
+    pool_alone: Resizer, mount: Mount, tmp_path: Path
+) -> None:
+    if 1 << 30 not in hugepages.page_sizes():
+        pytest.skip("this CPU has no pages of 1 GiB")
+    pool_alone.resize(2)
+    directory = mount("hugetlbfs", "pagesize=1G")
+    path = scenario(tmp_path, huge(page_size="2MiB", path=str(directory / "ram")))
+    reason = check_refused(path, "path_page_size", "holds pages of 1GiB, and the block wants 2MiB")
+    assert reason["remedy"] == "leave path out, for a memfd"
+    check_runs(scenario(tmp_path, huge()))
+
+
+def test_a_hugetlbfs_that_is_full(pool_alone: Resizer, mount: Mount, tmp_path: Path) -> None:
+    pool_alone.resize(4)
+    directory = mount("hugetlbfs", "pagesize=2M,size=4M")
+    blocks = [huge("2MiB", name=f"h{n}", path=str(directory / f"h{n}")) for n in range(3)]
+    path = scenario(tmp_path, *blocks)
+    reason = check_refused(path, "path_full", "blocks h0, h1, h2 need 6MiB", "4MiB free of 4MiB")
+    assert reason["remedy"] == "leave path out, for a memfd" or reason["remedy"].startswith("path:")
+    check_runs(scenario(tmp_path, *blocks[:2]))
+
+
+def test_a_full_tmpfs_is_made_larger(mount: Mount, tmp_path: Path) -> None:
+    directory = mount("tmpfs", "size=64k")
+    path = scenario(tmp_path, shared(path=str(directory / "vram")))
+    reason = check_refused(path, "path_full", "256KiB", "64KiB free of 64KiB")
+    assert reason["remedy"] == f"mount -o remount,size=262144 {directory}"
+    command(reason["remedy"])
+    check_runs(path)
+
+
+def test_shared_memory_in_a_file_on_a_disk(tmp_path: Path) -> None:
+    path = scenario(tmp_path, shared(path=str(tmp_path / "vmemu-check-vram")))
+    reason = check_refused(path, "path_filesystem", "not on tmpfs: userfaultfd has no faults")
+    assert reason["remedy"] == "path: /dev/shm/vmemu-check-vram"
+    check_runs(scenario(tmp_path, shared(path="/dev/shm/vmemu-check-vram")))
+
+
+def test_a_directory_that_is_not_there(mount: Mount, tmp_path: Path) -> None:
+    directory = mount("tmpfs", "size=8m") / "deep" / "er"
+    path = scenario(tmp_path, shared(path=str(directory / "vram")))
+    reason = check_refused(path, "path_missing", f"there is no directory {directory}")
+    assert reason["remedy"] == f"mkdir -p {directory}"
+    command(reason["remedy"])
+    check_runs(path)
+
+
+def test_a_file_that_is_there(mount: Mount, tmp_path: Path) -> None:
+    file = mount("tmpfs", "size=8m") / "vram"
+    file.write_text("somebody's")
+    path = scenario(tmp_path, shared(path=str(file)))
+    reason = check_refused(path, "path_exists", f"{file} exists already")
+    assert reason["remedy"] == "name another path, or leave path out, for a memfd"
+    assert file.read_text() == "somebody's"
+    check_runs(scenario(tmp_path, shared(path=str(file) + "2")))
+
+
+# ---- memory ----
+
+
+def test_more_memory_than_there_is_will_never_be(tmp_path: Path) -> None:
+    zeros, size = {"zero_share": 1.0}, beyond_memory()
+    reason = check_refused(scenario(tmp_path, ram(size)), "memory_never", "in all")
+    assert reason["remedy"] == "use smaller blocks"
+    # Zeros take nothing; what the guest may write into them is all that is not known.
+    tight = judge(scenario(tmp_path, ram(size, content=zeros)))
+    assert tight.verdict == "unknown"
+    assert "more for zeros that are written" in the("memory_tight", tight)["message"]
+
+
+# ---- traces ----
+
+BOOT = Path(__file__).parents[2] / "configs/traces/linux-boot.vmtrace.zst"
+
+
+def recorded(directory: Path, **keys: object) -> dict[str, object]:
+    shutil.copy(BOOT, directory / "boot.vmtrace.zst")
+    return guest(trace={"file": "boot.vmtrace.zst", **keys})
+
+
+def test_a_trace_that_does_not_fit_its_blocks(tmp_path: Path) -> None:
+    made = recorded(tmp_path, map={"kind": "compact"})
+    path = scenario(tmp_path, ram("64KiB"), guest=made)
+    reason = check_refused(path, "trace")
+    assert "guest.trace.map" in reason["place"] and reason["remedy"]
+    check_runs(scenario(tmp_path, ram("256MiB"), guest=made))
+
+
+def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
+    made = recorded(tmp_path)
+    (tmp_path / "boot.vmtrace.zst").write_text("no trace")
+    reason = check_refused(scenario(tmp_path, ram(), guest=made), "trace")
+    assert "guest.trace.file" in reason["place"]
+
+
+def test_a_region_beyond_its_block(tmp_path: Path) -> None:
+    regions = {"kind": "regions", "regions": ["0x0-1MiB=vram"], "outside": "drop"}
+    path = scenario(tmp_path, ram(), shared(), guest=recorded(tmp_path, map=regions))
+    reason = check_refused(path, "trace", "needs 'vram' up to 0x100000")
+    assert reason["remedy"].endswith("give the block a size of 1MiB")
+    assert [block.verdict for block in judge(path).blocks] == ["ok", "incompatible"]
+
+
+def test_a_pattern_beyond_its_block(tmp_path: Path) -> None:
+    walked = {"kind": "uniform", "accesses": 100, "block": "ram", "stop": "1MiB"}
+    path = scenario(tmp_path, ram(), guest=guest(trace={"synthetic": walked}))
+    check_refused(path, "trace", "1MiB is beyond the end of 'ram', 256KiB")
+    assert judge(path).blocks[0].verdict == "incompatible"
+    check_runs(scenario(tmp_path, ram("1MiB"), guest=guest(trace={"synthetic": walked})))
+
+
+def test_a_flip_beyond_the_trace(tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), migration={"flip_at": 5000})
+    check_refused(path, "trace", "access 5,000 is beyond the end of the trace")
+    check_runs(scenario(tmp_path, ram(), migration={"flip_at": 500}))
+
+
+def test_content_bigger_than_its_block(tmp_path: Path) -> None:
+    (tmp_path / "dump.raw").write_bytes(bytes(8192))
+    content = {"kind": "file", "path": "dump.raw"}
+    path = scenario(tmp_path, ram("4KiB", content=content))
+    reason = check_refused(path, "content", "8,192 bytes, more than the block's 4,096")
+    assert reason["remedy"] == "use a larger block, or cut the file"
+    check_runs(scenario(tmp_path, ram("8KiB", content=content)))
+
+
+def test_a_scenario_with_nothing_wrong_has_no_reasons(tmp_path: Path) -> None:
+    assert codes(check_runs(scenario(tmp_path, ram(), shared()))) == set()

@@ -1,0 +1,111 @@
+"""Rules on userfaultfd: how it opens, and the features that the scenario can't do without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vmemu.check import proofs
+from vmemu.check.case import BlockOf, Case, End, Finding
+from vmemu.check.codes import Code
+from vmemu.check.verdict import Verdict
+
+_EVERY_BLOCK = "THREAD_ID"
+_OF_BACKING = {"hugetlbfs": "MISSING_HUGETLBFS", "shared": "MISSING_SHMEM"}
+_TRACKING = ("WP_ASYNC", "WP_UNPOPULATED")
+
+
+def rules(case: Case) -> Iterator[Finding]:
+    """All of this file."""
+    userfault = case.destination.host.userfault
+    if userfault.how is None:
+        yield _cant_open(case, case.destination)
+    else:
+        yield from _features(case, _granted(case.destination))
+        if userfault.how == "user_mode_only":
+            yield _user_mode_only(case)
+    yield from _tracking(case)
+
+
+def guest_runs_at_source(case: Case) -> bool:
+    """Whether the guest makes accesses before the flip, as far as that can be told without its
+    traces."""
+    flip = case.scenario.migration.flip_at
+    at = flip.position
+    return flip.after_ns is not None or bool(at and (at.accesses or at.share))
+
+
+def _granted(end: End) -> frozenset[str]:
+    """What is announced is not always given to who asks for it."""
+    userfault = end.host.userfault
+    return frozenset(userfault.features) - frozenset(userfault.refused)
+
+
+def _cant_open(case: Case, end: End) -> Finding:
+    ways = [way for way in end.host.userfault.ways if not way.works]
+    reasons = "; ".join(f"{way.how}: {way.why}" for way in ways)
+    message = f"userfaultfd can't be opened on {end.called}" + (f" ({reasons})" if reasons else "")
+    remedy = next((way.remedy for way in ways if way.remedy), "")
+    return case.of_all("", Code.USERFAULTFD, message, remedy)
+
+
+def _user_mode_only(case: Case) -> Finding:
+    end = case.destination
+    message = (
+        f"userfaultfd of {end.called} takes faults from user mode only: a system call that touches"
+        " a page which is missing gets EFAULT instead of waiting for it"
+    )
+    remedy = "sysctl vm.unprivileged_userfaultfd=1"
+    return case.of_all("", Code.USER_MODE_ONLY, message, remedy, verdict=Verdict.DEGRADED)
+
+
+def _features(case: Case, features: frozenset[str]) -> Iterator[Finding]:
+    if _EVERY_BLOCK not in features:
+        yield case.of_all("", Code.FEATURE, _lacks(case.destination, _EVERY_BLOCK))
+    for block in case.blocks:
+        wanted = _OF_BACKING.get(block.block.backing)
+        if wanted and wanted not in features:
+            yield case.of_block(
+                block.number,
+                "backing",
+                Code.FEATURE,
+                f"{_lacks(case.destination, wanted)}, which {block.block.backing} memory needs",
+                _another_backing(block),
+            )
+
+
+def _lacks(end: End, feature: str) -> str:
+    return f"userfaultfd of {end.called} lacks UFFD_FEATURE_{feature}"
+
+
+def _another_backing(of: BlockOf) -> str:
+    return f"backing: anonymous{'' if of.block.path is None else ', without path'}"
+
+
+def _tracking(case: Case) -> Iterator[Finding]:
+    """The guest's writes at the source, which the next round of pre-copy has to send again."""
+    wanted = case.scenario.migration.precopy.dirty_tracking
+    if wanted == "replay" or not guest_runs_at_source(case):
+        return
+    why = _no_tracking(case.source)
+    if not why:
+        return
+    field = "migration.precopy.dirty_tracking"
+    message = f"the kernel of {case.source.called} can't track dirty pages: {why}"
+    if wanted == "kernel":
+        remedy = "migration: {precopy: {dirty_tracking: auto}}"
+        yield case.of_all(field, Code.DIRTY_TRACKING, message, remedy)
+    else:
+        message += "; the replay does it, which sees only what the replay writes"
+        remedy = "migration: {precopy: {dirty_tracking: replay}}"
+        yield case.of_all(field, Code.DIRTY_TRACKING, message, remedy, verdict=Verdict.DEGRADED)
+
+
+def _no_tracking(end: End) -> str:
+    """Why the kernel there can't; empty when it can."""
+    if end.host.userfault.how is None:
+        return "userfaultfd can't be opened"
+    missing = [name for name in _TRACKING if name not in _granted(end)]
+    if missing:
+        listed = ", ".join(f"UFFD_FEATURE_{name}" for name in missing)
+        return f"userfaultfd lacks {listed}"
+    return proofs.no_tracking_here() if end.here else proofs.no_tracking(end)

@@ -1,0 +1,102 @@
+"""Rules on page sizes: whether a host has them, and what they mean for a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vmemu.check.case import BlockOf, Case, End, Finding
+from vmemu.check.codes import Code
+from vmemu.check.verdict import Verdict
+from vmemu.units import GIB, format_duration, format_size
+
+COPY_BYTES_PER_SECOND = 5 * GIB // 2
+"""About what a pipe and UFFDIO_COPY move together, to say how long a large page takes."""
+
+
+def rules(case: Case) -> Iterator[Finding]:
+    """All of this file."""
+    for block in case.blocks:
+        for end in case.ends:
+            yield from _absent(case, end, block)
+        yield from _gigantic(case, block)
+        yield from _behind_the_push(case, block)
+    for end in case.ends:
+        yield from _target_page(case, end)
+    yield from _mixed(case)
+
+
+def _absent(case: Case, end: End, of: BlockOf) -> Iterator[Finding]:
+    """Also at the source: a guest with such a block runs there before."""
+    size = of.block.page_size
+    if not of.hugetlb or end.pool(size) is not None:
+        return
+    sizes = [pool.page_size for pool in end.host.pools]
+    known = ", ".join(format_size(size) for size in sizes) or "none"
+    message = f"{end.called} has no hugepages of {format_size(size)} (it has: {known})"
+    yield case.of_block(
+        of.number, "page_size", Code.PAGE_SIZE_ABSENT, message, _other_size(of, sizes)
+    )
+
+
+def _other_size(of: BlockOf, sizes: list[int]) -> str:
+    fitting = [size for size in sizes if of.block.size % size == 0]
+    if fitting:
+        nearest = min(fitting, key=lambda size: abs(size - of.block.page_size))
+        return f"page_size: {format_size(nearest)}"
+    return "use 'backing: anonymous' or 'backing: shared', without page_size"
+
+
+def _gigantic(case: Case, of: BlockOf) -> Iterator[Finding]:
+    size = of.block.page_size
+    if size < GIB:
+        return
+    takes = format_duration(size * 10**9 // COPY_BYTES_PER_SECOND, digits=2)
+    message = (
+        f"a fault brings a whole page of {format_size(size)}: for about {takes} the vCPU waits, and"
+        " so do all that need another page"
+    )
+    yield case.of_block(
+        of.number,
+        "page_size",
+        Code.GIGANTIC_PAGES,
+        message,
+        "page_size: 2MiB",
+        verdict=Verdict.DEGRADED,
+    )
+
+
+def _behind_the_push(case: Case, of: BlockOf) -> Iterator[Finding]:
+    postcopy = case.scenario.migration.postcopy
+    if not of.hugetlb or postcopy.preempt or not postcopy.push:
+        return
+    message = (
+        "without preempt a page that a vCPU waits for comes behind the one that is being pushed,"
+        f" {format_size(of.block.page_size)}"
+    )
+    remedy = "migration: {postcopy: {preempt: true}}"
+    yield case.of_block(
+        of.number, "page_size", Code.PREEMPT_OFF, message, remedy, verdict=Verdict.DEGRADED
+    )
+
+
+def _target_page(case: Case, end: End) -> Iterator[Finding]:
+    target, base = case.scenario.guest.target_page_size, end.host.kernel.base_page_size
+    if target > base:
+        message = (
+            f"the target page ({format_size(target)}) is bigger than the page of {end.called}"
+            f" ({format_size(base)}): one fault would need several pages of the host"
+        )
+        remedy = f"guest: {{target_page_size: {format_size(base)}}}"
+        yield case.of_all("guest.target_page_size", Code.TARGET_PAGE, message, remedy)
+
+
+def _mixed(case: Case) -> Iterator[Finding]:
+    sizes = sorted({block.block.page_size for block in case.blocks})
+    if len(sizes) < 2:
+        return
+    smallest, largest = sizes[0], sizes[-1]
+    message = (
+        f"blocks have pages of {', '.join(map(format_size, sizes))}: a fault on the largest brings"
+        f" {largest // smallest:,} times as much as one on the smallest, and both wait in one queue"
+    )
+    yield case.of_all("blocks", Code.MIXED_PAGE_SIZES, message, "", verdict=Verdict.DEGRADED)

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from vmemu.config import Scenario, SyntheticTrace
@@ -159,3 +160,14 @@ def shares_of(work: Workload) -> list[SyntheticShare]:
 def sizes_of(work: Workload) -> NDArray[np.uint16]:
     """The table of access sizes of a workload of one trace."""
     return work.vcpus[0][0].sizes
+
+
+# ---- what the host lacks ----
+
+
+def missing(resource: str, reason: str) -> NoReturn:
+    """Skip the test for want of a resource, or fail it where ``VMEMU_REQUIRE`` names that one."""
+    required = os.environ.get("VMEMU_REQUIRE", "").replace(",", " ").split()
+    if resource in required:
+        pytest.fail(f"VMEMU_REQUIRE has {resource}, and: {reason}")
+    pytest.skip(reason)

@@ -28,6 +28,8 @@ STAGES = {
 }
 """From the fault thread to the source, waiting there, on the way, and being placed."""
 QEMU_BUCKETS = 24
+WORST = 10
+"""How many of the longest faults are told one by one."""
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "p999": 0.999}
 
 
@@ -84,6 +86,18 @@ def overlapped(faults: Sequence[NDArray[np.void]]) -> int:
     order = np.argsort(times, kind="stable")
     times, stopped = times[order], np.cumsum(change[order])
     return int(np.diff(times)[stopped[:-1] == len(faults)].sum())
+
+
+def worst(faults: Sequence[NDArray[np.void]]) -> list[tuple[int, np.void]]:
+    """(vCPU, fault) of the ``WORST`` longest, the longest first. ``faults``: those of each vCPU, in
+    their order."""
+    if not faults:
+        return []
+    everything = np.concatenate(faults)
+    vcpus = np.repeat(np.arange(len(faults)), [len(one) for one in faults])
+    # Of equal ones the first to begin: what a run tells must not hang on the order of its vCPUs.
+    longest = np.lexsort((everything["start_ns"], ~latencies(everything)))[:WORST]
+    return [(int(vcpus[index]), everything[index]) for index in longest]
 
 
 def qemu_buckets(latency: NDArray[np.uint64]) -> list[int]:

@@ -6,25 +6,16 @@ resource into a failure, so that a machine that is meant to have it can't pass b
 
 from __future__ import annotations
 
-import os
 import shutil
-from typing import NoReturn
 
 import pytest
-from support import HUGE
+from support import HUGE, missing
 
 from vmemu import hugepages
 from vmemu.errors import HostError
 from vmemu.traces.record import lackey
 from vmemu.traces.record import perf as perf_tool
 from vmemu.userfault import Userfaultfd
-
-
-def _missing(resource: str, reason: str) -> NoReturn:
-    required = os.environ.get("VMEMU_REQUIRE", "").replace(",", " ").split()
-    if resource in required:
-        pytest.fail(f"VMEMU_REQUIRE has {resource}, and: {reason}")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +32,7 @@ def _userfault_refused() -> str:
 def userfault(_userfault_refused: str) -> None:
     """userfaultfd can be opened."""
     if _userfault_refused:
-        _missing("userfault", _userfault_refused)
+        missing("userfault", _userfault_refused)
 
 
 @pytest.fixture
@@ -50,9 +41,9 @@ def hugetlb(userfault: None, pool_lock: None) -> None:
     try:
         total = hugepages.pool(HUGE).total
     except HostError as error:
-        _missing("hugetlb", str(error))
+        missing("hugetlb", str(error))
     if total == 0:
-        _missing("hugetlb", "the pool of 2 MiB hugepages is empty: sysctl vm.nr_hugepages=64")
+        missing("hugetlb", "the pool of 2 MiB hugepages is empty: sysctl vm.nr_hugepages=64")
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +52,7 @@ def valgrind() -> None:
     try:
         lackey.find()
     except HostError as error:
-        _missing("valgrind", str(error))
+        missing("valgrind", str(error))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +61,7 @@ def perf() -> None:
     try:
         perf_tool.find()
     except HostError as error:
-        _missing("perf", str(error))
+        missing("perf", str(error))
 
 
 @pytest.fixture(scope="session")
@@ -78,4 +69,4 @@ def qemu() -> None:
     """QEMU for x86 and a C compiler for its plugin are installed."""
     for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("cc", "gcc")):
         if shutil.which(program) is None:
-            _missing("qemu", f"{program} is not installed: apt-get install {package}")
+            missing("qemu", f"{program} is not installed: apt-get install {package}")

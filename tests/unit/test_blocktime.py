@@ -165,3 +165,17 @@ def test_a_histogram_begins_at_a_microsecond_and_has_eight_buckets_an_octave():
     buckets = blocktime.histogram(np.array([1, 1000, 1001, 2000], np.uint64))
     assert [bucket["count"] for bucket in buckets] == [2, 1, 0, 0, 0, 0, 0, 0, 1]
     assert (buckets[0]["le_ns"], buckets[-1]["le_ns"]) == (1000, 2000)
+
+
+@given(st.lists(fault_lists(), max_size=4))
+def test_the_worst_are_the_longest_of_all_vcpus(vcpus):
+    told = blocktime.worst([faults(one) for one in vcpus])
+    naive = sorted(
+        ((start - end, start, vcpu) for vcpu, one in enumerate(vcpus) for start, end in one),
+        key=lambda fault: fault[:2],
+    )[: blocktime.WORST]
+    assert [(-int(f["end_ns"] - f["start_ns"]), int(f["start_ns"])) for _, f in told] == [
+        fault[:2] for fault in naive
+    ]
+    for vcpu, fault in told:
+        assert (int(fault["start_ns"]), int(fault["end_ns"])) in vcpus[vcpu]

@@ -160,6 +160,14 @@ def test_figures_come_from_where_they_are_counted() -> None:
     assert built["faults"]["messages"] == 4
     assert built["faults"]["latency_ns"]["max"] == 10_000
     assert sum(bucket["count"] for bucket in built["faults"]["histogram"]) == 3
+    assert built["faults"]["worst"] == [
+        {"vcpu": vcpu, "block": "ram", "offset": 0, "write": False, **times}
+        for vcpu, times in [
+            (1, {"start_ns": 1_950, "latency_ns": 10_000}),
+            (0, {"start_ns": 9_950, "latency_ns": 10_000}),
+            (0, {"start_ns": 950, "latency_ns": 2_000}),
+        ]
+    ]
     assert built["blocktime"] == {"overlapped_ns": 3_000, "total_ns": 22_000}
     assert built["throughput"] == {
         "bytes": 831_488, "seconds": 1.0, "bytes_per_second": 831_488,
@@ -261,7 +269,7 @@ def test_whatever_the_figures_the_document_is_valid_and_can_be_shown(
     checked: tuple[int, int],
 ) -> None:
     run, incoming, _ = busy_run()
-    run.status, run.error = status, MigrationError(message)
+    run.status, run.error, run.started_ns = status, MigrationError(message), 0
     block = incoming.ram.block[0].arrived
     block.requested, block.pushed, block.zero = arrived
     names = ("messages", "requests", "shared", "late", "spurious", "foreign", "deferred")

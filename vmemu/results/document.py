@@ -67,7 +67,11 @@ def build(run: Run) -> Document:
         "map": _map(run.workload),
         "vcpus": vcpus,
         "clients": _clients(run),
-        "faults": {"count": sum(vcpu["faults"] for vcpu in vcpus), **_faults(run, everything)},
+        "faults": {
+            "count": sum(vcpu["faults"] for vcpu in vcpus),
+            **_faults(run, everything),
+            "worst": _worst(run, faults),
+        },
         "blocktime": {
             "overlapped_ns": blocktime.overlapped(faults),
             "total_ns": sum(vcpu["blocktime_ns"] for vcpu in vcpus),
@@ -329,6 +333,22 @@ def _faults(run: Run, faults: NDArray[Any]) -> Document:
         },
         "placing": _placing(run),
     }
+
+
+def _worst(run: Run, faults: list[NDArray[Any]]) -> list[Document]:
+    from vmemu import blocktime
+
+    return [
+        {
+            "vcpu": vcpu,
+            "block": run.scenario.blocks[int(fault["block"])].name,
+            "offset": int(fault["offset"]),
+            "write": bool(fault["write"]),
+            "start_ns": int(fault["start_ns"]) - run.started_ns,
+            "latency_ns": int(fault["end_ns"] - fault["start_ns"]),
+        }
+        for vcpu, fault in blocktime.worst(faults)
+    ]
 
 
 def _placing(run: Run) -> Document:

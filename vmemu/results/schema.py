@@ -221,6 +221,17 @@ class Placing(_Model):
     partial: Count
 
 
+class WorstFault(_Model):
+    """One of the longest faults of a run: the access that was stopped, when and for how long."""
+
+    vcpu: Count
+    block: str
+    offset: Bytes
+    write: bool
+    start_ns: Nanoseconds
+    latency_ns: Nanoseconds
+
+
 class Faults(_Model):
     """Faults of all vCPUs, and what the fault thread saw of them."""
 
@@ -238,6 +249,7 @@ class Faults(_Model):
     stages_ns: Stages
     others: Others
     placing: Placing
+    worst: Annotated[list[WorstFault], Field(max_length=10)]
 
 
 class Blocktime(_Model):

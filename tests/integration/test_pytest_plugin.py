@@ -1,0 +1,515 @@
+"""The pytest plugin as a project has it that tests with it: sessions of pytest in a process of
+their own, with real migrations."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from support import HUGE
+
+from vmemu import hugepages
+from vmemu.reservation import Resizer
+from vmemu.results import schema
+
+pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("userfault")
+
+SCENARIO = """\
+seed: 7
+blocks: [{name: ram, backing: anonymous, size: 1MiB}]
+guest: {vcpus: 2, trace: {synthetic: {kind: uniform, accesses: 2000, write_share: 0.4}}}
+migration: {postcopy: {push: false}}
+"""
+SLOW = SCENARIO.replace("vcpus: 2", "vcpus: 1, pace: {kind: rate, accesses_per_second: 10}")
+NEVER = """\
+blocks: [{name: ram, backing: hugetlbfs, size: 16GiB}]
+guest: {trace: {synthetic: {kind: permutation}}}
+"""
+FLIP = 'inject=["loader.flip@block=ram,offset=4097"]'
+READS = "guest.trace.synthetic.write_share=0"
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A directory with a scenario; warnings are errors there, and marks must be registered."""
+    write(
+        pytester,
+        "tox.ini",
+        "[pytest]\n"
+        "addopts = --strict-markers --strict-config -p no:cacheprovider\n"
+        "filterwarnings =\n"
+        "    error\n"
+        "    ignore:Module already imported so cannot be rewritten\n",
+    )
+    write(pytester, "boot.vmemu.yaml", SCENARIO)
+    return pytester
+
+
+def write(project: pytest.Pytester, name: str, text: str) -> Path:
+    file = project.path / name
+    file.write_text(text)
+    return file
+
+
+def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return project.runpytest_subprocess(*arguments)
+
+
+def output(result: pytest.RunResult) -> str:
+    return result.stdout.str()
+
+
+def section(result: pytest.RunResult, name: str) -> str:
+    """What is said of one failed test."""
+    return re.split(
+        r"^_+ .* _+$|^=+ .* =+$", output(result).partition(f"_ {name} _")[2], flags=re.M
+    )[0]
+
+
+def kept(text: str, name: str) -> Path:
+    """The file that a failure names."""
+    found = re.search(rf"^{name}:  (.*)$", text, re.MULTILINE)
+    assert found is not None, text
+    return Path(found[1])
+
+
+# ---- scenario files ----
+
+
+def test_a_scenario_file_is_a_test_a_seed(project: pytest.Pytester) -> None:
+    ids = output(run(project, "--collect-only", "-q", "--vmemu-seeds", "3")).splitlines()[:3]
+    assert ids[0] == "boot.vmemu.yaml::seed7"
+    assert len(set(ids)) == 3
+    result = run(project, "-v", "--vmemu-seeds", "2")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["boot.vmemu.yaml::seed7 PASSED*", f"{ids[1]} PASSED*"])
+    assert not list(project.path.rglob("*.json"))  # those of a test that passed are deleted
+
+
+def test_other_yaml_files_are_left_alone(project: pytest.Pytester) -> None:
+    (project.path / "boot.vmemu.yaml").rename(project.path / "boot.yaml")
+    run(project).assert_outcomes()
+
+
+def test_a_file_that_is_no_scenario_is_an_error_of_collection(project: pytest.Pytester) -> None:
+    write(project, "bad.vmemu.yaml", "blocks: [{name: ram, backing: anonymos, size: 1MB}]\n")
+    result = run(project, "--continue-on-collection-errors")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR collecting bad.vmemu.yaml*",
+            "bad.vmemu.yaml:1:1: guest: is missing; *",
+            "bad.vmemu.yaml:1:31: blocks?0?.backing: 'anonymos' is not known here; *",
+            "bad.vmemu.yaml:1:47: blocks?0?.size: *write 1MiB",
+        ]
+    )
+    assert "Traceback" not in output(result)
+    assert "vmemu/testing" not in output(result)
+
+
+def test_overrides_of_the_command_line(project: pytest.Pytester) -> None:
+    result = run(project, "--vmemu-set", "seed=9", "--vmemu-set", "guest.vcpus=1", "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["boot.vmemu.yaml::seed9 PASSED*"])
+
+
+def test_options_that_mean_nothing(project: pytest.Pytester) -> None:
+    for option, value, said in (
+        ("--vmemu-seeds", "0", "'0' is no number of runs; write such as 3"),
+        ("--vmemu-timeout", "soon", "soon"),
+        ("--vmemu-report", "tox.ini", "--vmemu-report tox.ini: File exists"),
+    ):
+        result = run(project, option, value)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert said in result.stderr.str()
+
+
+def test_marks_of_a_conftest_and_limits_of_the_ini_file_count(project: pytest.Pytester) -> None:
+    write(project, "other.vmemu.yaml", SCENARIO)
+    write(project, "free.vmemu.yaml", SCENARIO)
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("vmemu_limits =\n    other*: p99=1ns blocktime=10min\n    no*.yaml: max=1ns\n")
+    project.makeconftest(
+        """
+        import pytest
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if item.nodeid.startswith("boot"):
+                    item.add_marker(pytest.mark.vmemu_limit(faults=3))
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*_ boot.vmemu.yaml, seed 7 _*",
+            "limit exceeded: faults is *, the limit 3 (accesses that were stopped)",
+            "*_ other.vmemu.yaml, seed 7 _*",
+            "limit exceeded: p99 is *s, the limit 1ns (99 % of the faults took no longer)",
+        ]
+    )
+
+
+# ---- tests that run scenarios ----
+
+
+def test_a_marked_test_has_a_run_a_seed_and_its_figures(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.vmemu("boot.vmemu.yaml", seeds=[3, 1], overrides={"guest.vcpus": 3})
+        @pytest.mark.vmemu_limit(downtime="10min")
+        def test_boot(vmemu_run, vmemu_scenario, vmemu_seed):
+            run = vmemu_run()
+            assert run.ok and run.status == "completed" and run.message == ""
+            assert run.seed == run.result["seed"] == vmemu_scenario.seed == vmemu_seed
+            assert len(run.result["vcpus"]) == vmemu_scenario.guest.vcpus == 3
+            assert run.faults == run.result["faults"]["count"] > 0
+            assert 0 < run.p50_ns <= run.p99_ns <= run.max_ns
+            assert run.worst_faults[0]["latency_ns"] == run.max_ns
+            assert run.result_file.exists() and run.events_file.exists()
+            with pytest.raises(AttributeError, match="a run has no 'p98_ns'"):
+                run.p98_ns
+
+        def test_unmarked(vmemu_run):
+            fast = vmemu_run("boot.vmemu.yaml", seed=5)
+            slow = vmemu_run("boot.vmemu.yaml", overrides=["migration.postcopy.preempt=false"])
+            assert (fast.seed, slow.seed) == (5, 7)
+            assert fast.result_file != slow.result_file
+
+        def test_what_happens_when_it_goes_wrong(vmemu_run):
+            run = vmemu_run("boot.vmemu.yaml", check=False, INJECT,
+                            overrides={"guest.trace.synthetic.write_share": 0})
+            assert run.status == "failed" and not run.ok and "ram+0x1001" in run.message
+            assert run.result["verify"]["bytes_wrong"] == 1
+
+        def test_nothing_at_all(vmemu_run):
+            run = vmemu_run("missing.yaml", check=False)
+            assert run.status == "refused" and "missing.yaml" in run.message
+            with pytest.raises(AttributeError, match="a run that is refused has no figures"):
+                run.p99_ns
+        """.replace("INJECT", FLIP)
+    )
+    result = run(project, "-v", "test_a_marked_test_has_a_run_a_seed_and_its_figures.py")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["*::test_boot?seed3? PASSED*", "*::test_boot?seed1? PASSED*"])
+
+
+def test_failures_say_what_was_wrong_and_how_to_see_it_again(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it=f"""
+        import pytest
+        pytestmark = pytest.mark.vmemu("boot.vmemu.yaml")
+
+        def test_flip(vmemu_run):
+            vmemu_run({FLIP}, overrides="{READS}")
+
+        @pytest.mark.vmemu_limit(p99="1ns", p50="10min")
+        def test_limit(vmemu_run):
+            vmemu_run(seed=9)
+
+        def test_own(vmemu_run):
+            assert vmemu_run().faults == 0
+
+        @pytest.mark.vmemu_limit(p99="10min")
+        def test_nothing_judged(vmemu_run):
+            vmemu_run(check=False)
+
+        @pytest.mark.vmemu_limit(p98="10min")
+        def test_no_limit(vmemu_run):
+            vmemu_run()
+        """
+    )
+    result = run(project, "test_it.py", "--junitxml=junit.xml")
+    result.assert_outcomes(failed=5)
+    flip = section(result, "test_flip")
+    assert "failed: 1 byte of memory and 0 reads of the guest are wrong; first ram+0x1001" in flip
+    assert re.search(r"wrong bytes:\n  block  offset  expected +found\n  ram    0x1001  0x", flip)
+    assert "runs.py" not in flip  # where the plugin notices is nobody's concern
+    command = re.search(r"^replay:  (.*)$", flip, re.MULTILINE)
+    assert command is not None
+    # The command that it says shows the same again.
+    replayed = subprocess.run(
+        f"{sys.executable} -m {command[1]} --json again.json",
+        shell=True,
+        check=False,
+        capture_output=True,
+        cwd=project.path,
+    )
+    assert replayed.returncode == 1
+    again = json.loads((project.path / "again.json").read_text())
+    first = json.loads(kept(flip, "result").read_text())
+    assert again["verify"]["mismatches"] == first["verify"]["mismatches"]
+    assert kept(flip, "events").stat().st_size > 0
+
+    limit = section(result, "test_limit")
+    assert re.search(r"limit exceeded: p99 is \d.*s, the limit 1ns", limit)
+    rows = limit.partition("worst faults:\n")[2].splitlines()
+    assert rows[0].split() == ["vCPU", "block", "offset", "access", "latency", "at"]
+    worst = schema.validate(json.loads(kept(limit, "result").read_text())).faults.worst
+    assert [(row.split()[0], int(row.split()[2], 16)) for row in rows[1 : len(worst) + 1]] == [
+        (str(fault.vcpu), fault.offset) for fault in worst
+    ]
+    assert "--seed 9" in limit
+
+    own = section(result, "test_own")
+    assert "vmemu_run().faults == 0" in own
+    assert "replay:  vmemu run boot.vmemu.yaml\n" in own
+    assert kept(own, "result").exists()
+    assert "no run was judged by it; call vmemu_run() in the test" in output(result)
+    assert "limit: no figure is called 'p98'" in section(result, "test_no_limit")
+    assert "replay:" not in section(result, "test_no_limit")
+    assert "During handling" not in output(result)
+    cases = {
+        case.get("name"): case for case in ET.parse(project.path / "junit.xml").iter("testcase")
+    }
+    properties = {one.get("name"): one.get("value") for one in cases["test_limit"].iter("property")}
+    assert properties["vmemu_command"] == "vmemu run boot.vmemu.yaml --seed 9"
+    assert int(properties["vmemu_p99_ns"] or 0) > 1
+
+
+def test_a_run_that_does_not_end_is_killed_and_fails(project: pytest.Pytester) -> None:
+    write(project, "slow.vmemu.yaml", SLOW)
+    result = run(project, "slow.vmemu.yaml", "--vmemu-timeout", "4s")
+    result.assert_outcomes(failed=1)
+    text = section(result, "slow.vmemu.yaml, seed 7")
+    assert "stuck: not done after " in text
+    assert "replay:  vmemu run slow.vmemu.yaml --seed 7\n" in text
+
+
+def test_a_stuck_run_is_killed_and_says_what_waits_where(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        def test_stuck(vmemu_run):
+            stall = "loader.stall@block=ram,offset=0x3000"
+            vmemu_run("boot.vmemu.yaml", inject=[stall], timeout=8)
+        """
+    )
+    result = run(project, "test_it.py")
+    result.assert_outcomes(failed=1)
+    text = section(result, "test_stuck")
+    assert "stuck: " in text
+    assert re.search(r"stopped:\n  vCPU \d .*ram.*0x3", text)
+    assert "stacks:\n" in text
+    assert "--inject loader.stall@block=ram,offset=0x3000\n" in text
+
+
+def test_the_time_limit_of_pytest_timeout_leaves_room_to_tell(project: pytest.Pytester) -> None:
+    """Its own way out, with its method ``thread``, ends the whole session."""
+    write(project, "slow.vmemu.yaml", SLOW)
+    result = run(project, "--timeout=20", "--timeout-method=thread")
+    result.assert_outcomes(passed=1, failed=1)
+    assert "stuck: not done after " in output(result)
+
+
+def test_what_this_host_has_not_is_a_failure_or_a_skip_as_the_scenario_wishes(
+    project: pytest.Pytester,
+) -> None:
+    write(project, "fails.vmemu.yaml", NEVER)
+    write(project, "skips.vmemu.yaml", NEVER + "on_unavailable: skip\n")
+    far_too_large = NEVER.replace("16GiB", "64TiB")
+    write(project, "large.vmemu.yaml", far_too_large + "on_unavailable: skip\n")
+    project.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.mark.vmemu("fails.vmemu.yaml", overrides={"on_unavailable": "skip"})
+        def test_skips(vmemu_run):
+            vmemu_run()
+            raise AssertionError("not reached")
+        """
+    )
+    result = run(project, "-rs", "--deselect", "boot.vmemu.yaml")
+    result.assert_outcomes(failed=1, skipped=3)
+    assert "refused: " in section(result, "fails.vmemu.yaml, seed 1")
+    result.stdout.fnmatch_lines_random(
+        ["SKIPPED ?1? skips.vmemu.yaml:1: skips.vmemu.yaml: *", "SKIPPED ?1? test_it.py:*: fails.*"]
+    )
+    forced = run(project, "--vmemu-set", "on_unavailable=skip", "--deselect", "boot.vmemu.yaml")
+    forced.assert_outcomes(skipped=4)
+
+
+# ---- reports, and workers ----
+
+
+def test_a_report_has_every_run_of_all_workers(project: pytest.Pytester) -> None:
+    write(project, "limited.vmemu.yaml", SCENARIO)
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("vmemu_limits = limited*: p99=1ns\n")
+    project.makepyfile(
+        test_it="""
+        def test_two(vmemu_run):
+            cpus = vmemu_run("boot.vmemu.yaml").result["host"]["cpus"]
+            vmemu_run("boot.vmemu.yaml", seed=1)
+            assert cpus == 1
+        """
+    )
+    arguments = ("--vmemu-report", "out/report", "--vmemu-seeds", "2")
+    result = run(project, "-n", str(len(os.sched_getaffinity(0))), *arguments)
+    result.assert_outcomes(passed=3, failed=2)
+    names = sorted(file.name for file in (project.path / "out/report").iterdir())
+    assert len(names) == 6 * 2 + 2  # a result and an event log each, what is wrong with two
+    for file in (project.path / "out/report").glob("*[0-9a-f].json"):
+        assert schema.validate(json.loads(file.read_text())).status == "completed"
+    (first, _) = sorted((project.path / "out/report").glob("limited*.txt"))
+    assert first.read_text().startswith("limit exceeded: p99 is ")
+    assert str(kept(first.read_text(), "result")) in output(result)
+
+
+@pytest.mark.timeout(600)  # other tests may have the pool
+def test_nothing_is_left_of_a_run_whose_worker_was_killed(
+    project: pytest.Pytester, pool_alone: Resizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool_alone.resize(2)
+    write(project, "slow.yaml", SLOW.replace("anonymous, size: 1MiB", "hugetlbfs, size: 4MiB"))
+    project.makepyfile(
+        test_it="""
+        import os
+
+        def test_killed(vmemu_run):
+            if not os.path.exists("worker"):
+                with open("worker", "w") as file:
+                    file.write(str(os.getpid()))
+                vmemu_run("slow.yaml")
+        """
+    )
+    monkeypatch.setenv("VMEMU_TEST_OF", str(project.path))
+    session = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-n1", "--max-worker-restart=1", "test_it.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=project.path,
+    )
+    try:
+        until(lambda: hugepages.pool(HUGE).available == 0, session)
+        os.kill(int((project.path / "worker").read_text()), signal.SIGKILL)
+        said = session.communicate(timeout=60)[0].decode()
+    finally:
+        session.kill()
+        session.wait()
+    assert "worker 'gw0' crashed while running 'test_it.py::test_killed'" in said
+    until(lambda: not processes_of(project), None)
+    assert hugepages.pool(HUGE).available == 2
+
+
+def until(reached: object, session: subprocess.Popen[bytes] | None) -> None:
+    assert callable(reached)
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert session is None or session.poll() is None, session.communicate()[0].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def processes_of(project: pytest.Pytester) -> list[str]:
+    """Whatever that session has started and is still there."""
+    wanted, found = f"VMEMU_TEST_OF={project.path}".encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_eight_workers_share_a_pool_for_two(project: pytest.Pytester, pool_alone: Resizer) -> None:
+    """The project's own stress suite; every run passes, and the pool is as it was."""
+    pool_alone.resize(4)
+    (project.path / "boot.vmemu.yaml").unlink()
+    for file in (Path(__file__).parents[1] / "stress").glob("*.vmemu.yaml"):
+        shutil.copy(file, project.path)
+    result = run(project, "-n", "8", "--vmemu-seeds", "3")
+    result.assert_outcomes(passed=15)
+    pool = hugepages.pool(HUGE)
+    assert (pool.total, pool.available) == (4, 4)
+
+
+# ---- memory of the test's own ----
+
+
+def test_memory_of_the_test_is_mapped_served_and_given_back(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import threading
+        from pathlib import Path
+        import pytest
+
+        held = []
+
+        def test_anonymous(ram_block, userfaultfd):
+            block, other = ram_block(), ram_block("shared", "64KiB")
+            userfaultfd.register(block.address, block.size)
+            reader = threading.Thread(target=lambda: held.append(block.read(4096, 2)))
+            reader.start()
+            userfaultfd.copy(block.address + 4096, b"ab" * 2048, 4096, 4096)
+            reader.join()
+            assert held == [b"ab"]
+            held[:] = block, other, userfaultfd
+
+        def test_given_back():
+            assert [one.address for one in held[:2]] == [0, 0]
+            assert held[2].fd == -1
+
+        @pytest.mark.vmemu_features("THREAD_ID", "MISSING_SHMEM")
+        def test_features(userfaultfd):
+            assert {"THREAD_ID", "MISSING_SHMEM"} <= {f.name for f in userfaultfd.features}
+
+        @pytest.mark.vmemu_features("THREAD")
+        def test_no_feature(userfaultfd):
+            pass
+
+        def test_too_much(ram_block):
+            ram_block("hugetlbfs", "16GiB", wait="1ms")
+
+        def test_no_whole_page(ram_block):
+            with pytest.raises(ValueError, match="no whole number of pages of 4096 bytes"):
+                ram_block("shared", 5000, page_size=4096)
+        """
+    )
+    result = run(project, "-rs", "test_it.py")
+    result.assert_outcomes(passed=4, errors=1, skipped=1)
+    assert "mark vmemu_features: no feature is called 'THREAD'; PAGEFAULT_FLAG_WP, " in output(
+        result
+    )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("hugetlb")
+def test_hugepages_of_the_test(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        def test_huge(ram_block, userfaultfd):
+            block = ram_block("hugetlbfs", "2MiB", page_size="2MiB", wait="60s")
+            userfaultfd.register(block.address, block.size)
+            assert userfaultfd.copy(block.address, b"x" * (2 << 20), 2 << 20, 2 << 20)
+            assert block.read(2 << 20 >> 1, 3) == b"xxx"
+        """
+    )
+    run(project, "test_it.py").assert_outcomes(passed=1)
+
+
+# ---- the documentation ----
+
+
+@pytest.mark.usefixtures("hugetlb")
+def test_the_examples_of_the_documentation_pass(pytester: pytest.Pytester) -> None:
+    text = (Path(__file__).parents[2] / "docs/testing.md").read_text()
+    files = re.findall(r"^```\w+\n# (\S+\.\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert {name for name, _ in files} >= {"boot.vmemu.yaml", "test_boot.py", "conftest.py"}
+    for name, content in files:
+        write(pytester, name, content)
+    result = run(pytester, "--strict-markers", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=8)

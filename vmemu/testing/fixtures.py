@@ -1,0 +1,87 @@
+"""What the fixtures ``vmemu_run`` and ``vmemu_scenario`` give to a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmemu.errors import InputError
+from vmemu.testing import failure
+from vmemu.testing.marks import Asked, override_texts, read_mark, seconds
+from vmemu.testing.runs import MigrationRun, Runs
+from vmemu.testing.stash import RUNS
+
+if TYPE_CHECKING:
+    from vmemu.config import Scenario
+
+NO_SCENARIO = (
+    "which scenario? mark the test with @pytest.mark.vmemu('boot.yaml'), or call"
+    " vmemu_run('boot.yaml')"
+)
+
+
+class Runner:
+    """The fixture ``vmemu_run``: called, it runs a scenario in a process of its own."""
+
+    def __init__(self, item: pytest.Item, seed: int | None) -> None:
+        self._item = item
+        self._seed = seed
+        self._runs = item.stash[RUNS] = Runs(item)
+
+    def __call__(
+        self,
+        config: str | os.PathLike[str] | None = None,
+        *,
+        seed: int | None = None,
+        overrides: Mapping[str, Any] | Sequence[str] | None = None,
+        timeout: float | str | None = None,
+        inject: Sequence[str] = (),
+        check: bool = True,
+    ) -> MigrationRun:
+        """Run ``config``, or the scenario of the mark with the mark's overrides, to its end.
+
+        With ``check``, the test fails or is skipped here unless the run completes and keeps to its
+        limits; without, whatever became of it is returned. ``timeout`` is ``"90s"`` or seconds.
+        ``inject`` are fault points, for a test of what happens when something goes wrong.
+        """
+        try:
+            asked = _asked(self._item, config)
+            limit = asked.timeout_s if timeout is None else seconds(timeout, "vmemu_run: timeout")
+        except InputError as error:
+            failure.fail(str(error))
+        limits = self._runs.limits() if check else []
+        run = self._runs.run(
+            asked.config,
+            seed=self._seed if seed is None else seed,
+            overrides=(*asked.overrides, *override_texts(overrides)),
+            timeout_s=limit,
+            inject=inject,
+        )
+        if check:
+            self._runs.judge(run, limits)
+        return run
+
+
+def load_scenario(item: pytest.Item, seed: int | None) -> Scenario:
+    """The scenario of a test's mark; the test fails when it is none."""
+    from vmemu.config import load, split_override
+
+    try:
+        asked = _asked(item, None)
+        texts = (*asked.overrides, *item.config.getoption("vmemu_set"))
+        return load(asked.config, map(split_override, texts), seed)
+    except InputError as error:
+        failure.fail(str(error))
+
+
+def _asked(item: pytest.Item, config: str | os.PathLike[str] | None) -> Asked:
+    """What the closest mark says, or the scenario ``config``, beside the test's file."""
+    if config is not None:
+        return Asked(item.path.parent / config)
+    mark = item.get_closest_marker("vmemu")
+    if mark is None:
+        raise InputError(NO_SCENARIO)
+    return read_mark(mark, item.path)

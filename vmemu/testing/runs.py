@@ -1,0 +1,226 @@
+"""The runs of one test: each in a process of its own, judged, its files kept where needed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from vmemu.errors import HostError, InputError
+from vmemu.jobs.cpus import share_of_xdist
+from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
+from vmemu.testing import failure
+from vmemu.testing.limits import FIGURES, Limit
+from vmemu.testing.marks import limits_of, timeout_of
+
+SHOWN_AS_PROPERTIES = ("p50", "p99", "max", "blocktime", "downtime")
+
+
+@dataclass(frozen=True, repr=False)
+class MigrationRun:
+    """A run that has ended. ``outcome`` says what became of it, ``command`` replays it.
+
+    ``result`` is the result document (docs/results.md), empty when the run left none. Times are
+    nanoseconds.
+    """
+
+    outcome: Outcome
+    command: str
+
+    def __repr__(self) -> str:
+        return f"<MigrationRun {self.status}: {self.command}>"
+
+    @property
+    def status(self) -> str:
+        """completed, skipped, failed, interrupted, refused, stuck or died."""
+        return self.outcome.status
+
+    @property
+    def ok(self) -> bool:
+        """Whether it completed, and every byte was right."""
+        return self.outcome.status == "completed"
+
+    @property
+    def message(self) -> str:
+        """Why it did not complete; empty when it did."""
+        return self.outcome.message
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The result document."""
+        return self.outcome.result or {}
+
+    @property
+    def seed(self) -> int | None:
+        """The seed, None when there is none but the scenario's and it left no result."""
+        seed: int | None = self.result.get("seed", self.outcome.job.seed)
+        return seed
+
+    @property
+    def result_file(self) -> Path:
+        """Its result document as a file; gone after a test that passes without a report."""
+        return self.outcome.result_file
+
+    @property
+    def events_file(self) -> Path:
+        """Its event log (docs/events.md); gone as the result is."""
+        return self.outcome.events_file
+
+    @property
+    def worst_faults(self) -> Sequence[Mapping[str, Any]]:
+        """The ten longest faults, the longest first."""
+        worst: Sequence[Mapping[str, Any]] = self.result["faults"]["worst"]
+        return worst
+
+    def __getattr__(self, name: str) -> int:
+        """``p99_ns``, ``downtime_ns``, ``faults``: what can be limited, by the limit's name."""
+        figure = FIGURES.get(name.removesuffix("_ns"))
+        if figure is None or figure.time != name.endswith("_ns"):
+            raise AttributeError(f"a run has no '{name}'")
+        if not self.result:
+            raise AttributeError(f"a run that is {self.status} has no figures: {self.message}")
+        return figure.read(self.result)
+
+
+class Runs:
+    """What one test runs, and what of it stays."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self.made: list[MigrationRun] = []
+        self.judged = 0
+        self.failed = False
+        self._item = item
+        self._begun = time.monotonic()
+        self._temporary: Path | None = None
+        report: str | None = item.config.getoption("vmemu_report")
+        self._report = item.config.invocation_params.dir / report if report else None
+        self._told: set[int] = set()
+
+    def run(
+        self,
+        scenario: Path,
+        *,
+        seed: int | None,
+        overrides: Sequence[str],
+        timeout_s: float | None = None,
+        inject: Sequence[str] = (),
+    ) -> MigrationRun:
+        """Run a scenario to its end, or until its time is over: ``timeout_s``, or the default."""
+        everything = (*overrides, *self._item.config.getoption("vmemu_set"))
+        job = Job(scenario, seed, everything, tuple(inject), share_of_xdist())
+        number = f"-{len(self.made) + 1}" if self.made else ""
+        name = file_name(self._item.nodeid) + number
+        with SupervisedRun(job, self._directory(), name) as supervised:
+            supervised.start()
+            spent_s = time.monotonic() - self._begun
+            outcome = supervised.wait(timeout_of(self._item, timeout_s, spent_s))
+        run = MigrationRun(outcome, job.command())
+        self.made.append(run)
+        self._note(run)
+        return run
+
+    def limits(self) -> list[Limit]:
+        """The limits on its runs; the test fails when they can't be read."""
+        try:
+            return limits_of(self._item)
+        except InputError as error:
+            failure.fail(str(error))
+
+    def judge(self, run: MigrationRun, limits: Sequence[Limit]) -> None:
+        """Fail or skip the test as the run's end and the limits demand."""
+        self.judged += 1
+        if run.status == "skipped" or _refused_by_a_host_to_be_skipped(run.outcome):
+            pytest.skip(f"{run.outcome.job.scenario.name}: {run.message}")
+        if not run.ok:
+            self._fail(run, failure.headline(run.status, run.message))
+        exceeded = [text for limit in limits if (text := limit.exceeded(run.result))]
+        if exceeded:
+            self._fail(run, "limit exceeded: " + "; ".join(exceeded), with_worst=True)
+
+    def require_judged(self) -> None:
+        """Fail a test that has limits, and no run that they were held against."""
+        if not self.judged and self.limits():
+            failure.fail("mark vmemu_limit: no run was judged by it; call vmemu_run() in the test")
+
+    def attend(self, report: pytest.TestReport) -> None:
+        """Add to a report of the test what is to be known of its runs; clean up after the last."""
+        if report.failed:
+            self.failed = True
+            if untold := self._untold():
+                report.sections.append(("vmemu", untold))
+        elif report.skipped and isinstance(report.longrepr, tuple):
+            path, line, _ = self._item.reportinfo()
+            if report.longrepr[0] == __file__:  # who skips is the test, not this file
+                report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
+        if report.when == "teardown":
+            self._finish()
+
+    def _untold(self) -> str:
+        """Of a test that failed by itself: its runs, for whoever wants to see one again."""
+        untold = [run for run in self.made if id(run) not in self._told]
+        self._told.update(map(id, untold))
+        lines = (failure.headline(run.status, run.message) for run in untold)
+        return "\n\n".join(map(failure.describe, untold, lines))
+
+    def _finish(self) -> None:
+        """Delete the files of a test that passed, unless a report is wanted."""
+        if self._temporary and not self.failed:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary = None
+
+    def _fail(self, run: MigrationRun, what: str, *, with_worst: bool = False) -> NoReturn:
+        text = failure.describe(run, what, with_worst=with_worst)
+        self._told.add(id(run))
+        if self._report:
+            run.result_file.with_suffix(".txt").write_text(text + "\n", "utf-8")
+        failure.fail(text)
+
+    def _directory(self) -> Path:
+        if self._report:
+            self._report.mkdir(parents=True, exist_ok=True)
+            return self._report
+        if self._temporary is None:
+            self._temporary = _temporary(self._item)
+        return self._temporary
+
+    def _note(self, run: MigrationRun) -> None:
+        """For JUnit: a property a figure."""
+        properties = self._item.user_properties
+        properties.append(("vmemu_command", run.command))
+        if run.result:
+            properties += [
+                (f"vmemu_{name}_ns", getattr(run, f"{name}_ns")) for name in SHOWN_AS_PROPERTIES
+            ]
+
+
+def _refused_by_a_host_to_be_skipped(outcome: Outcome) -> bool:
+    """Whether a run could not even begin here, and its scenario wants to be skipped then."""
+    if outcome.exit_code != HostError.exit_code:
+        return False
+    from vmemu.config import load, split_override
+
+    scenario = load(outcome.job.scenario, map(split_override, outcome.job.overrides))
+    return scenario.on_unavailable == "skip"
+
+
+def file_name(nodeid: str) -> str:
+    """A file name of a test's own: two tests whose ids differ in odd characters only have two."""
+    readable = re.sub(r"[^\w.-]+", "_", nodeid, flags=re.ASCII).strip("_")[-120:]
+    return f"{readable}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
+
+
+def _temporary(item: pytest.Item) -> Path:
+    """A new directory among those of ``tmp_path``, which pytest gives up after some sessions."""
+    factory: pytest.TempPathFactory | None = getattr(item.config, "_tmp_path_factory", None)
+    name = re.sub(r"\W", "_", item.name)[:30]
+    if factory is None:
+        return Path(tempfile.mkdtemp(prefix=f"vmemu-{name}-"))
+    return factory.mktemp(f"vmemu-{name}", numbered=True)

@@ -75,6 +75,7 @@ def test_examples_of_verbs_have_only_options_that_there_are() -> None:
     for verb in (
         "run",
         "doctor",
+        "stress",
         "compare",
         "trace convert",
         "trace info",

@@ -58,6 +58,19 @@ def _inside(annotation: Any) -> Means | None:
     return next((found for member in members if (found := _inside(member))), None)
 
 
+def in_one_line(value: Any) -> str:
+    """Plain data as YAML in one line, as the value of ``--set`` has it."""
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=1 << 20,
+        default_flow_style=True,
+    )
+    return text.strip()
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes nothing that ``yamlfile`` refuses."""
 

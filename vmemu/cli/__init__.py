@@ -10,6 +10,7 @@ from vmemu.cli.signals import EXIT_INTERRUPTED, ending_at_once
 VERBS = {
     "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
     "doctor": ("vmemu.cli.doctor", "Say what post-copy can do on this host, and what mends it."),
+    "stress": ("vmemu.cli.stress", "Run random variations of a scenario until one fails."),
     "compare": ("vmemu.cli.compare", "Lay event logs of migrations side by side, ours and QEMU's."),
     "config": ("vmemu.cli.config", "Explain the fields of a scenario; show a whole one."),
     "trace": ("vmemu.cli.trace", "Look at recorded traces and convert them."),

@@ -52,7 +52,7 @@ def build(run: Run) -> Document:
     vcpus = _vcpus(run, faults)
     return {
         "schema": SCHEMA,
-        "vmemu": _version(),
+        "vmemu": version(),
         "host": _host(run),
         "scenario": run.scenario.effective(),
         "seed": run.scenario.seed,
@@ -87,7 +87,8 @@ def build(run: Run) -> Document:
     }
 
 
-def _version() -> str:
+def version() -> str:
+    """Of vmemu, as it is installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -1,0 +1,64 @@
+"""What of a scenario may be varied on this host, asked of the host itself."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+from support import HUGE
+from test_ordinary_user import as_ordinary_user
+
+from vmemu import reservation
+from vmemu.reservation import Resizer
+from vmemu.stress.kinds import HostKinds
+
+pytestmark = pytest.mark.usefixtures("userfault")
+
+UNPRIVILEGED = """
+import json, os, resource, tempfile
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+from vmemu.stress.kinds import HostKinds
+from vmemu.stress.loop import Loop, Plan
+from vmemu.stress.variations import Variations
+kinds = HostKinds.of_this_host()
+with tempfile.TemporaryDirectory() as directory:
+    os.chdir(directory)
+    Path("small.yaml").write_text(
+        "blocks: [{name: ram, backing: anonymous, size: 64KiB}]\\n"
+        "guest: {trace: {synthetic: {kind: permutation}}}\\n"
+    )
+    Path("runs").mkdir()
+    loop = Loop(Variations("small.yaml", 1, kinds), Plan(jobs=2, runs=4), Path("runs"))
+    status = loop.run(lambda: None)
+    left = os.listdir("runs")
+failure = str(loop.tally.failure)
+print(json.dumps([os.geteuid(), kinds.memory, kinds.lockable, status, left, failure]))
+"""
+
+
+def test_ordinary_memory_is_there_without_a_pool(pool_alone: Resizer) -> None:
+    pool_alone.resize(0)
+    kinds = HostKinds.of_this_host()
+    assert {("anonymous", mmap.PAGESIZE), ("shared", mmap.PAGESIZE)} <= set(kinds.memory)
+    assert ("hugetlbfs", HUGE) not in kinds.memory
+    assert HUGE not in kinds.pools
+    assert {"auto", "replay"} <= set(kinds.tracking)
+
+
+def test_a_pool_counts_as_a_whole_even_while_others_have_it(pool_alone: Resizer) -> None:
+    pool_alone.resize(3)
+    free = HostKinds.of_this_host()
+    with reservation.hold({HUGE: 3}):
+        taken = HostKinds.of_this_host()
+    assert free == taken
+    assert ("hugetlbfs", HUGE) in free.memory
+    assert free.pools[HUGE] == 3
+
+
+def test_an_ordinary_user_runs_variations_of_what_may_be_locked() -> None:
+    uid, memory, lockable, status, left, failure = as_ordinary_user(UNPRIVILEGED)
+    assert uid == 65534
+    assert {"anonymous", "shared"} <= {backing for backing, _ in memory}
+    assert lockable == 65536
+    assert (status, left, failure) == ("completed", [], "None")

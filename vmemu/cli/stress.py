@@ -1,0 +1,258 @@
+"""``vmemu stress``: random variations of a scenario, run until one fails or the time is over."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmemu.cli.signals import EXIT_INTERRUPTED, strike
+
+if TYPE_CHECKING:
+    from vmemu.stress.document import StressDocument
+    from vmemu.stress.loop import Loop, Plan
+    from vmemu.stress.variations import Variations
+
+EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": EXIT_INTERRUPTED}
+DURATION = "60s"
+LINE_EVERY_S = 5.0
+
+
+@click.command()
+@click.argument("scenario_file", metavar="SCENARIO.yaml")
+@click.option("--duration", metavar="TIME", help="Start runs for so long, such as 10min.")
+@click.option("--runs", type=click.IntRange(min=1), metavar="N", help="Run so many variations.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 1024), metavar="N", help="Runs at a time; one for each CPU."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, (1 << 64) - 1), metavar="S", help="Makes the same variations."
+)
+@click.option(
+    "--first", type=click.IntRange(min=0), default=0, metavar="I", help="The number to begin with."
+)
+@click.option(
+    "--set",
+    "overrides",
+    metavar="PATH=VALUE",
+    multiple=True,
+    help="In the place of the scenario's value, in all variations; may be repeated.",
+)
+@click.option("--timeout", default="60s", metavar="TIME", help="Of each run; 60s.")
+@click.option("--report", metavar="DIR", help="Where a failed run leaves its result and events.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures; - for stdout.")
+@click.option("--inject", multiple=True, metavar="POINT", hidden=True)
+def stress(
+    scenario_file: str,
+    *,
+    duration: str | None,
+    runs: int | None,
+    jobs: int | None,
+    seed: int | None,
+    first: int,
+    overrides: tuple[str, ...],
+    timeout: str,
+    report: str | None,
+    json_file: str | None,
+    inject: tuple[str, ...],
+) -> int:
+    """Run a scenario and random variations of it, each in a process of its own, every byte checked.
+
+    Stops at the first failure and prints the command that replays it. Without --duration and
+    --runs it goes on for 60 seconds; with both, until the first of them is reached.
+
+    Ends with 0 when nothing failed, 1 when something did, 2 when the input is wrong, 3 when this
+    host can't run the scenario itself, 130 when it was interrupted.
+    """
+    from vmemu.results import document
+    from vmemu.stress.loop import Plan
+
+    if json_file is not None:
+        document.check_place(json_file, scenario_file)
+    if duration is None and runs is None:
+        duration = DURATION
+    plan = Plan(
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        first=first,
+        runs=runs,
+        duration_s=_seconds("--duration", duration) if duration else float("inf"),
+        timeout_s=_seconds("--timeout", timeout),
+        memory=_memory(),
+        inject=inject,
+    )
+    variations = _variations(scenario_file, seed, overrides, inject)
+    kept = _report(report)
+    with _directory() as directory:
+        result = _run(variations, plan, directory, kept)
+    if json_file is not None:
+        document.write(result.model_dump(mode="json", by_alias=True), json_file)
+    _show(result, sys.stderr if json_file == "-" else sys.stdout)
+    return EXIT_CODES[result.status]
+
+
+def _seconds(option: str, text: str) -> float:
+    from vmemu import units
+    from vmemu.errors import InputError
+
+    try:
+        duration_ns = units.parse_duration(text)
+    except units.UnitError as error:
+        raise InputError(f"{option}: {error}") from None
+    if duration_ns == 0:
+        raise InputError(f"{option}: there is no time to run anything in; give such as 60s")
+    return duration_ns / 1e9
+
+
+def _memory() -> int:
+    """What all runs together may take: most of what there is room for now."""
+    from vmemu.host.room import memory_room
+
+    return memory_room().size * 9 // 10
+
+
+def _variations(
+    file: str, seed: int | None, overrides: tuple[str, ...], inject: tuple[str, ...]
+) -> Variations:
+    """Of a scenario that this host can run. Without a seed, of one that nobody has had yet."""
+    from vmemu.config import load, split_override
+    from vmemu.stress import base
+    from vmemu.stress.kinds import HostKinds
+    from vmemu.stress.variations import Variations
+
+    scenario = load(file, map(split_override, overrides))
+    if inject:
+        from vmemu.testing import faultpoints
+
+        sizes = {block.name: block.size for block in scenario.blocks}
+        faultpoints.flips(map(faultpoints.parse, inject), sizes)
+    kinds = HostKinds.of_this_host()
+    base.require(scenario, kinds)
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "little")
+    return Variations(file, seed, kinds, overrides)
+
+
+def _report(directory: str | None) -> Path | None:
+    """The directory, made if it is not there; a failure must not find that it can't be used."""
+    from vmemu.errors import InputError
+
+    if directory is None:
+        return None
+    made = Path(directory)
+    try:
+        made.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--report {directory}: {error.strerror}") from None
+    if not os.access(made, os.W_OK | os.X_OK):
+        raise InputError(f"--report {directory}: nothing may be written there")
+    return made
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """Where runs leave their files; it stays when a failed one has left something in it."""
+    import tempfile
+
+    strike()
+    made = Path(tempfile.mkdtemp(prefix="vmemu-stress-"))
+    try:
+        yield made
+    finally:
+        if not any(made.iterdir()):
+            made.rmdir()
+
+
+# ---- running ----
+
+
+def _run(
+    variations: Variations, plan: Plan, directory: Path, report: Path | None
+) -> StressDocument:
+    from vmemu.stress.loop import Loop
+    from vmemu.stress.summary import summarise
+
+    loop = Loop(variations, plan, directory, report)
+    began = time.monotonic()
+    with _progress(loop, plan, variations.seed) as watch:
+        status = loop.run(watch)
+    seconds = time.monotonic() - began
+    return summarise(loop.tally, variations, plan, status, seconds)
+
+
+@contextmanager
+def _progress(loop: Loop, plan: Plan, seed: int) -> Iterator[Any]:
+    """What the loop calls as it goes: a bar on a terminal, else a line now and then."""
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        yield _Lines(loop)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    with bar:
+        task = bar.add_task("stress", total=None, detail="")
+        began = time.monotonic()
+
+        def draw() -> None:
+            now = time.monotonic() - began
+            by_time = now / plan.duration_s
+            by_runs = len(loop.tally.runs) / plan.runs if plan.runs else 0.0
+            done = min(max(by_time, by_runs), 1.0)
+            bar.update(task, completed=done * 100, total=100, detail=_so_far(loop))
+            bar.refresh()
+
+        yield draw
+
+
+class _Lines:
+    """A line every some seconds in which something has happened."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._last_s = time.monotonic()
+        self._runs = 0
+
+    def __call__(self) -> None:
+        runs = len(self._loop.tally.runs)
+        if runs > self._runs and time.monotonic() - self._last_s >= LINE_EVERY_S:
+            self._last_s, self._runs = time.monotonic(), runs
+            print(_so_far(self._loop), file=sys.stderr, flush=True)
+
+
+def _so_far(loop: Loop) -> str:
+    from vmemu.units import counted
+
+    of = loop.tally.statuses
+    done = f"{of['completed']:,} completed, {of['skipped']:,} skipped"
+    now = ", ".join(map(str, loop.under_way))
+    return f"{counted(of.total(), 'run')}: {done}" + (f"; now {now}" if now else "")
+
+
+# ---- showing ----
+
+
+def _show(result: StressDocument, stream: Any) -> None:
+    from vmemu.errors import VmemuError
+    from vmemu.results import document, terminal
+    from vmemu.stress.summary import text
+
+    try:
+        terminal.write_text(text(result), stream)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk behind a redirection
+        document.silence(stream)
+        raise VmemuError(f"the figures can't be shown: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""``vmemu stress``: a scenario and random variations of it, run until one fails."""

@@ -1,0 +1,111 @@
+"""A stress run that has ended, as its document and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vmemu.results.document import version
+from vmemu.stress import document
+from vmemu.stress.loop import Plan, Status
+from vmemu.stress.tally import Tally
+from vmemu.stress.variations import Variations
+from vmemu.units import counted, format_duration, format_size
+
+MOST_REASONS = 5
+
+
+def summarise(
+    tally: Tally, variations: Variations, plan: Plan, status: Status, seconds: float
+) -> document.StressDocument:
+    """The document of a stress run that has ended."""
+    kinds = variations.kinds
+    memory = (
+        document.Memory(backing=backing, page_size=page_size) for backing, page_size in kinds.memory
+    )
+    return document.StressDocument(
+        vmemu=version(),
+        scenario=str(variations.file),
+        given=variations.given,
+        seed=variations.seed,
+        first=plan.first,
+        jobs=plan.jobs,
+        status=status,
+        duration_ns=round(seconds * 1e9),
+        host=document.Host(
+            memory=tuple(memory),
+            pools={str(size): pages for size, pages in kinds.pools.items()},
+            lockable=kinds.lockable,
+            dirty_tracking=kinds.tracking,
+        ),
+        totals=tally.totals,
+        seen=tally.seen,
+        failure=tally.failure,
+        runs=tuple(sorted(tally.runs, key=lambda ran: ran.variation)),
+    )
+
+
+def text(result: document.StressDocument) -> str:
+    """What a person sees: how it ended, what was seen, and of a failure all that there is."""
+    lines = [_verdict(result), *_failure(result.failure), "", *_figures(result)]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(result: document.StressDocument) -> str:
+    totals = result.totals
+    runs = f"{counted(totals.runs, 'run')} in {format_duration(result.duration_ns, digits=3)}"
+    if result.failure is not None:
+        return (
+            f"{result.failure.status}: variation {result.failure.variation} of seed {result.seed},"
+            f" after {runs}"
+        )
+    if result.status == "interrupted":
+        return f"interrupted: {runs}, none failed"
+    if not totals.completed:
+        return f"skipped: {runs}, and none could be done"
+    skipped = f", {totals.skipped:,} skipped" if totals.skipped else ""
+    right = f"{counted(totals.bytes_checked, 'byte')} right"
+    return f"completed: {runs}{skipped}, none failed; {right}"
+
+
+def _failure(failure: document.Failure | None) -> Iterator[str]:
+    if failure is None:
+        return
+    yield from failure.reason.splitlines()
+    for name, value in (
+        ("run it again", failure.command),
+        ("as here", failure.again),
+        ("result", failure.result_file),
+        ("events", failure.events_file),
+    ):
+        if value is not None:
+            yield f"  {name:<13} {value}"
+    yield from (f"  stopped       {one}" for one in failure.stopped)
+    if failure.stacks:
+        yield from ("", *failure.stacks.splitlines())
+
+
+def _figures(result: document.StressDocument) -> Iterator[str]:
+    totals, seen = result.totals, result.seen
+    ended = f", {totals.ended:,} ended early" if totals.ended else ""
+    figures = [
+        ("seed", f"{result.seed}, from variation {result.first} on"),
+        ("runs", f"{totals.completed:,} completed, {totals.skipped:,} skipped{ended}"),
+        *_skips(totals.skip_reasons),
+        ("checked", f"{counted(totals.bytes_checked, 'byte')}, {counted(totals.faults, 'fault')}"),
+    ]
+    if totals.slowest is not None:
+        worst = format_duration(totals.slowest.p99_ns, digits=3)
+        figures.append(("slowest p99", f"{worst} in variation {totals.slowest.variation}"))
+    sizes = {format_size(int(size)): count for size, count in seen.page_sizes.items()}
+    for name, counts in (("backings", seen.backings), ("pages", sizes), ("modes", seen.modes)):
+        if counts:
+            figures.append((name, ", ".join(f"{what} {count}" for what, count in counts.items())))
+    return (f"{name:<13} {value}" for name, value in figures)
+
+
+def _skips(reasons: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """The usual ones; reasons have figures in them, and there may be many."""
+    for why, count in list(reasons.items())[:MOST_REASONS]:
+        yield "", f"skipped {counted(count, 'time')}: {why}"
+    if len(reasons) > MOST_REASONS:
+        yield "", f"and for {counted(len(reasons) - MOST_REASONS, 'other reason')}"

@@ -1,0 +1,121 @@
+"""What a stress run has come to so far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from vmemu.config import RatePace, RecordedPace, Scenario
+from vmemu.jobs.supervised import Outcome
+from vmemu.stress import document
+from vmemu.stress.variations import Variation
+
+
+class Tally:
+    """Counts the runs that have ended."""
+
+    def __init__(self) -> None:
+        self.runs: list[document.Ran] = []
+        self.failure: document.Failure | None = None
+        self.statuses: Counter[str] = Counter()
+        self._skips: Counter[str] = Counter()
+        self._backings: Counter[str] = Counter()
+        self._page_sizes: Counter[int] = Counter()
+        self._modes: Counter[str] = Counter()
+
+    def add(
+        self, variation: Variation, outcome: Outcome, status: document.Status, reason: str
+    ) -> None:
+        """A run that has ended; ``status`` and ``reason`` are what stress makes of its outcome."""
+        self.runs.append(_ran(variation, outcome, status, reason))
+        self.statuses[status] += 1
+        if status == "skipped":
+            self._skips[reason] += 1
+        if status == "completed":
+            blocks = variation.scenario.blocks
+            self._backings.update({block.backing for block in blocks})
+            self._page_sizes.update({block.page_size for block in blocks})
+            self._modes.update(modes(variation.scenario))
+
+    @property
+    def totals(self) -> document.Totals:
+        """Sums over all runs."""
+        of = self.statuses
+        completed = [ran for ran in self.runs if ran.status == "completed"]
+        quiet = of["completed"] + of["skipped"] + of["ended"]
+        return document.Totals(
+            runs=len(self.runs),
+            completed=of["completed"],
+            skipped=of["skipped"],
+            failed=len(self.runs) - quiet,
+            ended=of["ended"],
+            skip_reasons=dict(self._skips.most_common()),
+            bytes_checked=sum(ran.bytes_checked or 0 for ran in completed),
+            faults=sum(ran.faults or 0 for ran in completed),
+            slowest=_slowest(completed),
+        )
+
+    @property
+    def seen(self) -> document.Seen:
+        """What the completed runs were like."""
+        sizes = {str(size): self._page_sizes[size] for size in sorted(self._page_sizes)}
+        return document.Seen(
+            backings=dict(sorted(self._backings.items())),
+            page_sizes=sizes,
+            modes=dict(sorted(self._modes.items(), key=lambda pair: (-pair[1], pair[0]))),
+        )
+
+
+def modes(scenario: Scenario) -> Iterator[str]:
+    """What a scenario does, in words."""
+    postcopy, precopy = scenario.migration.postcopy, scenario.migration.precopy
+    guest, flip = scenario.guest, scenario.migration.flip_at
+    several = len({block.page_size for block in scenario.blocks}) > 1
+    at_once = flip.after_ns is None and str(flip) in ("0", "0%")
+    found = {
+        "preempt": postcopy.preempt,
+        "one channel": not postcopy.preempt,
+        "push": postcopy.push,
+        "demand faults alone": not postcopy.push,
+        "limited push": postcopy.push and postcopy.bandwidth > 0,
+        "several fault threads": postcopy.fault_threads > 1,
+        "release_ram": postcopy.release_ram,
+        "pre-copy": precopy.rounds > 0,
+        "converging pre-copy": precopy.rounds > 0 and precopy.switch == "converged",
+        "dirty tracking by the replay": precopy.rounds > 0 and precopy.dirty_tracking == "replay",
+        "guest at the source first": not at_once,
+        "several vCPUs": guest.vcpus > 1,
+        "balloon": guest.balloon is not None,
+        "locked memory": scenario.memory.lock,
+        "clients": bool(scenario.clients),
+        "mixed page sizes": several,
+        "recorded pace": isinstance(guest.pace, RecordedPace),
+        "fixed rate": isinstance(guest.pace, RatePace),
+    }
+    return (name for name, holds in found.items() if holds)
+
+
+def _slowest(completed: list[document.Ran]) -> document.Slowest | None:
+    known = [(ran.p99_ns, ran.variation) for ran in completed if ran.p99_ns is not None]
+    if not known:
+        return None
+    p99_ns, variation = max(known)
+    return document.Slowest(variation=variation, p99_ns=p99_ns)
+
+
+def _ran(
+    variation: Variation, outcome: Outcome, status: document.Status, reason: str
+) -> document.Ran:
+    result = outcome.result or {}
+    return document.Ran(
+        variation=variation.number,
+        seed=variation.scenario.seed,
+        overrides=variation.overrides,
+        command=outcome.job.command(),
+        status=status,
+        reason=reason,
+        duration_ns=round(outcome.seconds * 1e9),
+        bytes_checked=result.get("verify", {}).get("bytes_checked"),
+        faults=result.get("faults", {}).get("count"),
+        p99_ns=result.get("faults", {}).get("latency_ns", {}).get("p99"),
+    )

@@ -16,9 +16,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
-
 from vmemu._config import wording, yamlfile
 from vmemu._config.crosscheck import across
 from vmemu._config.guest import (
@@ -61,6 +58,14 @@ from vmemu._config.section import Section
 from vmemu._config.synthetics import Permutation, Phases, Sequential, Synthetic, Uniform
 from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
 from vmemu.errors import ConfigError, Problem, VmemuError
+from vmemu.model.fields import (
+    Field,
+    PrivateAttr,
+    Refusal,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from vmemu.units import printable
 
 __all__ = [
@@ -133,19 +138,29 @@ class Scenario(Section):
         " moved.",
         examples=["[{name: vhost0, block: pc.ram, trace: {synthetic: {kind: permutation}}}]"],
     )
-    memory: Memory = Field(default=Memory(), description="The destination's memory as a whole.")
-    source: Source = Field(
-        default=Source(), description="The process that holds the pages at first."
+    memory: Memory = Field(
+        default=Memory.model_construct(), description="The destination's memory as a whole."
     )
-    channel: Channel = Field(default=Channel(), description="What the two sides are connected by.")
-    migration: Migration = Field(default=Migration(), description="How the pages move.")
-    verify: Verify = Field(default=Verify(), description="What is compared with what it must be.")
+    source: Source = Field(
+        default=Source.model_construct(), description="The process that holds the pages at first."
+    )
+    channel: Channel = Field(
+        default=Channel.model_construct(), description="What the two sides are connected by."
+    )
+    migration: Migration = Field(
+        default=Migration.model_construct(), description="How the pages move."
+    )
+    verify: Verify = Field(
+        default=Verify.model_construct(), description="What is compared with what it must be."
+    )
     on_unavailable: Unavailable = Field(
         default="fail",
         description="When the host lacks a resource: fail, skip the run, or wait for it.",
         examples=["{wait: 30s}"],
     )
-    limits: Limits = Field(default=Limits(), description="What ends a run that gets nowhere.")
+    limits: Limits = Field(
+        default=Limits.model_construct(), description="What ends a run that gets nowhere."
+    )
 
     _document: yamlfile.Document | None = PrivateAttr(None)
 
@@ -153,8 +168,8 @@ class Scenario(Section):
     def _check_across(self, info: ValidationInfo) -> Scenario:
         # load() makes these checks itself, even when some field is wrong; Python callers don't.
         if not (info.context or {}).get("loading"):
-            for path, what, remedy, *_ in across(self.model_dump(mode="json")):
-                raise PydanticCustomError(
+            for path, what, remedy, *_ in across(self.model_dump()):
+                raise Refusal(
                     "across", "{what}", {"what": f"{yamlfile.field_name(path)}: {what}; {remedy}"}
                 )
         return self
@@ -205,7 +220,7 @@ class Scenario(Section):
 
         Sizes are integers in bytes; durations are integers in nanoseconds under names with ``_ns``.
         """
-        effective: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        effective: dict[str, Any] = self.model_dump(by_alias=True)
         return effective
 
 
@@ -243,7 +258,7 @@ def load_to_judge(
     elif misfits:
         raise ConfigError(misfits)
     assert scenario is not None, "what does not fit is let pass"
-    scenario._document = document
+    vars(scenario)["_document"] = document  # it is frozen but for who reads it
     return scenario, misfits
 
 
@@ -290,7 +305,7 @@ def _without_problems(document: yamlfile.Document) -> Scenario:
     scenario = _validated(document)
     if scenario is None or document.problems:
         raise ConfigError(document.problems)
-    scenario._document = document
+    vars(scenario)["_document"] = document  # it is frozen but for who reads it
     return scenario
 
 

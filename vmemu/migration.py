@@ -53,7 +53,7 @@ from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
 from vmemu.status import RunStatus, StatusClient
-from vmemu.units import counted
+from vmemu.units import counted, format_size
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -152,9 +152,9 @@ class Migration:
             run.error.add_note(f"cleaning up failed as well: {error}")
 
     def _migrate(self) -> None:
-        with self._enter("prepare"), self._interrupts.allowed():
+        with self._enter("prepare"), self._interrupts.allowed(), self._memory_for_plans():
             self._prepare()
-        with self._enter("map"):
+        with self._enter("map"), self._memory_for_plans():
             self._map()
         with self._enter("source"):
             self._start_source()
@@ -180,6 +180,16 @@ class Migration:
         finally:
             phase = Phase(name, start - self.run_state.started_ns, time.monotonic_ns() - start)
             self.run_state.phases.append(phase)
+
+    @contextmanager
+    def _memory_for_plans(self) -> Iterator[None]:
+        """Nothing runs yet; what is laid out by the page may be more than there is."""
+        try:
+            yield
+        except MemoryError:
+            size = format_size(sum(block.size for block in self.scenario.blocks))
+            what = f"this host has too little memory to plan a run on {size}"
+            raise HostError(f"{what}; use smaller blocks, or free memory") from None
 
     # ---- the phases ----
 

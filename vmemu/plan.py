@@ -1,21 +1,24 @@
 """What a scenario asks for, as the objects that do it: blocks, their contents, the workload.
 
 Nothing is taken from the machine here; a trace that does not fit the blocks is an error at its
-place in the scenario.
+place in the scenario. What traces need is imported when one is asked for: where nothing is
+replayed, the blocks alone are wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vmemu.client_worker import ClientSpec
 from vmemu.config import FileContent, Scenario
-from vmemu.content import ContentSpec
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import Backing, RAMBlock
-from vmemu.recipe import Recipe
-from vmemu.trace_plan import client_replayer, guest_replayer
-from vmemu.workload import Workload
+
+if TYPE_CHECKING:
+    from vmemu.client_worker import ClientSpec
+    from vmemu.content import ContentSpec
+    from vmemu.recipe import Recipe
+    from vmemu.workload import Workload
 
 
 def blocks_of(scenario: Scenario) -> list[RAMBlock]:
@@ -34,6 +37,8 @@ def blocks_of(scenario: Scenario) -> list[RAMBlock]:
 
 def contents_of(scenario: Scenario) -> tuple[ContentSpec, ...]:
     """What each block holds before the guest runs."""
+    from vmemu.content import ContentSpec
+
     return tuple(
         ContentSpec(path=str(block.content.path))
         if isinstance(block.content, FileContent)
@@ -52,6 +57,8 @@ def make_workload(scenario: Scenario, blocks: Sequence[RAMBlock]) -> tuple[Workl
 
     Raises ConfigError when a trace can't be read or laid on the blocks.
     """
+    from vmemu.trace_plan import guest_replayer
+
     return guest_replayer(scenario, entries_of(blocks)).make(scenario)
 
 
@@ -62,6 +69,9 @@ def client_plans(
 
     Raises ConfigError when a trace can't be read or laid on the client's block.
     """
+    from vmemu.client_worker import ClientSpec
+    from vmemu.trace_plan import client_replayer
+
     entries, contents = entries_of(blocks), contents_of(scenario)
     names = [block.name for block in blocks]
     plans = []

@@ -12,7 +12,6 @@ import errno
 import mmap
 import os
 import resource
-import secrets
 import shlex
 import time
 from bisect import bisect_right
@@ -344,7 +343,7 @@ def _nameless(directory: str) -> int:
         # is theirs as well, and then the second try says so of a directory that is not there.
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
             raise
-    name = os.path.join(directory, f".vmemu-{secrets.token_hex(16)}")
+    name = os.path.join(directory, f".vmemu-{os.urandom(16).hex()}")
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.unlink(name)
     return fd

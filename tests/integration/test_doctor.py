@@ -30,7 +30,7 @@ NOBODY = 65534
 SURVEY = """
 import json
 from vmemu.host.survey import survey
-print(survey(proofs=True, wakeups=True).model_dump_json(by_alias=True))
+print(json.dumps(survey(proofs=True, wakeups=True).model_dump(by_alias=True)))
 """
 ANSWERS = """
 import json

@@ -76,6 +76,7 @@ def test_examples_of_verbs_have_only_options_that_there_are() -> None:
         "run",
         "doctor",
         "stress",
+        "check",
         "compare",
         "trace convert",
         "trace info",

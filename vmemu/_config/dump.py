@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from vmemu._config import yamlfile
 from vmemu._config.types import Means
+from vmemu.model.base import Model
+from vmemu.model.fields import FieldInfo
 
 
-def to_yaml(model: BaseModel) -> str:
+def to_yaml(model: Model) -> str:
     """The whole of ``model`` with its defaults, as YAML that is read back to the same."""
     return yaml.dump(
         plain(model), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20
     )
 
 
-def plain(model: BaseModel) -> dict[str, Any]:
+def plain(model: Model) -> dict[str, Any]:
     """The fields of ``model`` as plain data with the units of a scenario; without those that are
     left out."""
     fields = type(model).model_fields
@@ -33,7 +33,7 @@ def plain(model: BaseModel) -> dict[str, Any]:
 
 def written(value: Any, field: FieldInfo) -> Any:
     """One field's ``value`` as a scenario has it."""
-    if isinstance(value, BaseModel):
+    if isinstance(value, Model):
         return plain(value)
     if isinstance(value, tuple):
         return [written(item, field) for item in value]

@@ -1,11 +1,7 @@
 """The guest: its vCPUs, the traces that they replay, and when."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Annotated, Any, Literal
-
-from pydantic import Field, Tag, ValidationInfo, field_validator
 
 from vmemu._config import wording
 from vmemu._config.maps import AutoMap, Map
@@ -21,6 +17,7 @@ from vmemu._config.types import (
     by_kind,
 )
 from vmemu._config.wording import refuse
+from vmemu.model.fields import Field, Tag, ValidationInfo, field_validator
 from vmemu.units import format_size
 
 MOST_VCPUS = 256
@@ -67,9 +64,12 @@ class RecordedTrace(Section):
         examples=["traces/linux-boot.vmtrace"],
     )
     map: Map = Field(
-        default=AutoMap(), description="How recorded addresses become bytes of blocks."
+        default=AutoMap.model_construct(),
+        description="How recorded addresses become bytes of blocks.",
     )
-    window: Window = Field(default=Window(), description="The part of the trace that is replayed.")
+    window: Window = Field(
+        default=Window.model_construct(), description="The part of the trace that is replayed."
+    )
     loops: Whole = Field(
         default=1, ge=1, le=MOST_LOOPS, description="How often the window is replayed, 1 to 10^6."
     )
@@ -178,7 +178,9 @@ class Guest(Section):
         description="What the guest touches: a recording or a synthetic trace, or a list of them.",
         examples=["{file: traces/linux-boot.vmtrace}"],
     )
-    pace: PaceConfig = Field(default=AsapPace(), description="When accesses are made.")
+    pace: PaceConfig = Field(
+        default=AsapPace.model_construct(), description="When accesses are made."
+    )
     balloon: BalloonConfig | None = Field(
         default=None, description="A worker that gives pages back once post-copy is over."
     )

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pydantic import ValidationInfo
-
 from vmemu import hugepages, units
 from vmemu._config.wording import refuse
+from vmemu.model.fields import ValidationInfo
 
 
 @dataclass(frozen=True)

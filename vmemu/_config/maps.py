@@ -1,11 +1,13 @@
 """How recorded addresses become bytes of blocks: the kinds of ``map``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
+from vmemu._config import wording
+from vmemu._config.section import Section
+from vmemu._config.types import Means, Name, RegionText, Size
+from vmemu._config.wording import refuse
+from vmemu.model.fields import (
     AfterValidator,
     Discriminator,
     Field,
@@ -14,11 +16,6 @@ from pydantic import (
     Tag,
     WithJsonSchema,
 )
-
-from vmemu._config import wording
-from vmemu._config.section import Section
-from vmemu._config.types import Means, Name, RegionText, Size
-from vmemu._config.wording import refuse
 from vmemu.units import format_size, printable
 
 SMALLEST_PAGE = 4096

@@ -1,19 +1,15 @@
-"""The sections of a scenario as frozen pydantic models; to add a field or a section, start here.
+"""The sections of a scenario as frozen models; to add a field or a section, start here.
 What the guest does is in ``guest``, and below it in ``maps`` and ``synthetics``.
 
 Every field says in its ``description`` what it means and in which unit; sizes are bytes and
 durations nanoseconds once they are read.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-from pydantic import Field, Tag, ValidationInfo, field_validator
 
 from vmemu import units
 from vmemu._config import wording
@@ -36,6 +32,7 @@ from vmemu._config.types import (
     by_kind,
 )
 from vmemu._config.wording import refuse
+from vmemu.model.fields import Field, Tag, ValidationInfo, field_validator
 from vmemu.units import format_size
 
 LARGEST_BLOCK = 1 << 46
@@ -110,7 +107,8 @@ class Block(Section):
         " as /dev/shm, to hold the block; left out: a memfd. Not for anonymous memory.",
     )
     content: Content = Field(
-        default=SeededContent(), description="What its bytes are before the guest runs."
+        default=SeededContent.model_construct(),
+        description="What its bytes are before the guest runs.",
     )
 
     @field_validator("page_size", mode="before")
@@ -324,13 +322,15 @@ class Precopy(Section):
 class Migration(Section):
     """How the pages move."""
 
-    precopy: Precopy = Field(default=Precopy(), description="The pre-copy phase.")
+    precopy: Precopy = Field(default=Precopy.model_construct(), description="The pre-copy phase.")
     flip_at: FlipAt = Field(
         default=FlipPoint(position=Position(share=Fraction(0))),
         description="How much of the trace runs on the source before the guest moves: a share,"
         " a number of accesses, or a time such as 2s (or its end, if that comes earlier).",
     )
-    postcopy: Postcopy = Field(default=Postcopy(), description="The post-copy phase.")
+    postcopy: Postcopy = Field(
+        default=Postcopy.model_construct(), description="The post-copy phase."
+    )
 
 
 class Verify(Section):

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
-
 from vmemu import units
 from vmemu._config import wording, yamlfile
 from vmemu._config.types import Means, validator
+from vmemu.model.fields import PlainSerializer, PlainValidator, WithJsonSchema
 
 GRAIN = 4096
 """What a range begins and ends at multiples of, in bytes: the smallest guest page."""

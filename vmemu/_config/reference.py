@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
 from vmemu._config import dump, prose, wording, yamlfile
 from vmemu.config import Scenario
 from vmemu.errors import InputError
+from vmemu.model import jsonschema
+from vmemu.model.base import Model
+from vmemu.model.fields import UNDEFINED, FieldInfo
 from vmemu.units import printable
 
 
@@ -27,7 +26,7 @@ class Variant:
     """One of the mappings that may stand at a place; ``title`` tells it from the others."""
 
     title: str
-    model: type[BaseModel]
+    model: type[Model]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def explain(field: str) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a scenario, its defaults as a scenario writes them."""
-    made = Scenario.model_json_schema()
+    made = jsonschema.of(Scenario)
     for chapter in chapters():
         for variant in chapter.variants:
             name = variant.model.__name__
@@ -182,7 +181,7 @@ def _number(field: FieldInfo, value: int) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "of the host"
-    if field.default is PydanticUndefined:
+    if field.default is UNDEFINED:
         return "**required**"
     if field.default is None:
         return "left out"

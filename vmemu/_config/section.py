@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from vmemu.model.base import Model
 
 
-class Section(BaseModel):
+class Section(Model):
     """A mapping of a scenario: unknown keys are errors, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)

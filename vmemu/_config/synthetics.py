@@ -4,13 +4,16 @@ A kind is a pattern: a walk over a range of RAM. It is a trace of its own (with 
 stands in a phase (with ``weight``).
 """
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import (
+from vmemu._config import wording
+from vmemu._config.ranges import Bound, MemoryBound
+from vmemu._config.section import Section
+from vmemu._config.types import MOST_ACCESSES, Flag, Means, Name, Share, Size, Whole, by_kind
+from vmemu._config.wording import refuse
+from vmemu.model.fields import (
     AfterValidator,
     Field,
     PlainValidator,
@@ -19,12 +22,6 @@ from pydantic import (
     WithJsonSchema,
     field_validator,
 )
-
-from vmemu._config import wording
-from vmemu._config.ranges import Bound, MemoryBound
-from vmemu._config.section import Section
-from vmemu._config.types import MOST_ACCESSES, Flag, Means, Name, Share, Size, Whole, by_kind
-from vmemu._config.wording import refuse
 from vmemu.units import counted, format_size
 
 LARGEST_STRIDE = 1 << 46

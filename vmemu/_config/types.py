@@ -1,7 +1,7 @@
 """The types of a scenario's fields: what each accepts, and the number or path that it becomes.
 
 The classes :class:`Position` and :class:`Region` are plain and frozen; the annotated names below
-them tie them, and the units, to pydantic.
+them say what a field takes of each, and of the units.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
+from vmemu import units
+from vmemu._config import wording
+from vmemu._config.wording import refuse
+from vmemu.model.fields import (
     BeforeValidator,
     Discriminator,
     Field,
@@ -23,10 +26,6 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
 )
-
-from vmemu import units
-from vmemu._config import wording
-from vmemu._config.wording import refuse
 
 REGION_GRAIN = 4096
 """What the numbers of a region must be multiples of, in bytes: the smallest guest page."""
@@ -141,10 +140,10 @@ Share = Annotated[
     WithJsonSchema({"type": ["number", "string"], "description": "0.0 to 1.0, or 0% to 100%"}),
     Means("share", float),
 ]
-Flag = Annotated[bool, Field(strict=True), Means("`true` or `false`", bool)]
-Whole = Annotated[int, Field(strict=True), Means("whole number", int)]
-Positive = Annotated[float, Field(strict=True, allow_inf_nan=False), Means("number", float)]
-Name = Annotated[str, BeforeValidator(_name), Field(strict=True), Means("name")]
+Flag = Annotated[bool, Means("`true` or `false`", bool)]
+Whole = Annotated[int, Means("whole number", int)]
+Positive = Annotated[float, Field(allow_inf_nan=False), Means("number", float)]
+Name = Annotated[str, BeforeValidator(_name), Means("name")]
 ExistingPath = Annotated[Path, BeforeValidator(_existing), Means("path of what exists")]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Means("absolute path")]
 

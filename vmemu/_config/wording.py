@@ -1,24 +1,21 @@
-"""From pydantic's errors to problems that a person can act on.
+"""From the faults of data to problems that a person can act on.
 
-A validator refuses a value with :func:`refuse`. pydantic's own errors are put into words here, by
-the field's annotation and the value that stands there. Each is located by its path in the YAML,
-which is pydantic's ``loc`` without the tags that unions add to it.
+A validator refuses a value with :func:`refuse`. The faults that ``vmemu.model`` finds are put into
+words here, by the field's annotation and the value that stands there. Each is located by its path
+in the YAML, which is the fault's ``loc`` without the tags that unions add to it.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, Discriminator, Tag, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
-
 from vmemu._config.yamlfile import Document, Path, Unreadable, value_at
 from vmemu.errors import Problem
+from vmemu.model.base import Model
+from vmemu.model.fields import Discriminator, Fault, FieldInfo, Refusal, Tag, ValidationError
 from vmemu.units import printable
 
 _REFUSED = "refused"
@@ -27,28 +24,16 @@ MISSING = "is missing"
 """What is wrong with a field that must be there."""
 
 
-def refuse(what: str, remedy: str, *below: str | int, code: str = "") -> PydanticCustomError:
+def refuse(what: str, remedy: str, *below: str | int, code: str = "") -> Refusal:
     """The error to raise for a value, or for the key ``below`` it: what is wrong, what would do;
     ``code`` as of Problem."""
     context = {"what": what, "remedy": remedy, "below": below, "code": code}
-    return PydanticCustomError(_REFUSED, "{what}; {remedy}", context)
+    return Refusal(_REFUSED, "{what}; {remedy}", context)
 
 
 def choice(choose: Callable[[Any], str | None], what: str, remedy: str) -> Discriminator:
     """A union's discriminator, and what is said when it finds no member to choose."""
-    return Discriminator(
-        choose,
-        custom_error_type=_REFUSED,
-        custom_error_message="{what}; {remedy}",
-        custom_error_context=_Context(what=what, remedy=remedy),
-    )
-
-
-class _Context(dict[str, Any]):
-    """The words of a choice. A union of types has to be hashed, and so all that is in it."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(self.items()))
+    return Discriminator(choose, refuse(what, remedy))
 
 
 def show(value: Any) -> str:
@@ -69,7 +54,7 @@ def show(value: Any) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The remedy for a ``word`` that is none of ``known``: the nearest of them, or all."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
+    close = _close(word, known)
     if close:
         return f"did you mean '{printable(close[0])}'?"
     if not known:
@@ -77,34 +62,41 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"use one of {', '.join(printable(k) for k in known[:16])}"
 
 
-def problems(error: ValidationError, model: type[BaseModel], document: Document) -> list[Problem]:
+def _close(word: str, known: Iterable[str]) -> list[str]:
+    """The one of ``known`` that is nearest to ``word``, if any is near."""
+    import difflib
+
+    return difflib.get_close_matches(word, list(known), n=1)
+
+
+def problems(error: ValidationError, model: type[Model], document: Document) -> list[Problem]:
     """The problems in ``error`` of validating ``document`` as ``model``, located.
 
     Those that only follow from an unreadable value, which is reported already, are left out.
     """
     found: dict[Problem, None] = {}
-    spotted = [(d, _spot(d["loc"], model)) for d in error.errors(include_url=False)]
-    meant = {_meant(spot) for details, spot in spotted if details["type"] == "extra_forbidden"}
-    for details, spot in spotted:
-        misspelt = details["type"] == "missing" and spot.path in meant
-        if not misspelt and not _follows(details, value_at(document.data, spot.path)):
-            path, what, remedy = _words(details, spot, document)
-            key = details["type"] == "extra_forbidden"
-            code = details.get("ctx", {}).get("code", "")
+    spotted = [(fault, _spot(fault.loc, model)) for fault in error.faults]
+    meant = {_meant(spot) for fault, spot in spotted if fault.type == "extra_forbidden"}
+    for fault, spot in spotted:
+        misspelt = fault.type == "missing" and spot.path in meant
+        if not misspelt and not _follows(fault, value_at(document.data, spot.path)):
+            path, what, remedy = _words(fault, spot, document)
+            key = fault.type == "extra_forbidden"
+            code = fault.context.get("code", "")
             found[document.problem(path, what, remedy, code, key=key)] = None
     return list(found)
 
 
-def with_kinds_guessed(error: ValidationError, model: type[BaseModel], data: Any) -> Any:
+def with_kinds_guessed(error: ValidationError, model: type[Model], data: Any) -> Any:
     """A copy of ``data`` in which each misspelt ``kind`` is what was probably meant; None when
     nothing can be guessed."""
     guessed = None
-    for details in error.errors(include_url=False):
-        if details["type"] != "union_tag_invalid" or not isinstance(details["input"], dict):
+    for fault in error.faults:
+        if fault.type != "union_tag_invalid" or not isinstance(fault.value, dict):
             continue
-        spot = _spot(details["loc"], model)
-        kind, kinds = str(details["input"].get("kind"))[:100], list(members(spot.annotation))
-        close = difflib.get_close_matches(kind, kinds, n=1)
+        spot = _spot(fault.loc, model)
+        kind, kinds = str(fault.value.get("kind"))[:100], members(spot.annotation)
+        close = _close(kind, kinds)
         if close:
             guessed = copy.deepcopy(data) if guessed is None else guessed
             value_at(guessed, spot.path)["kind"] = close[0]
@@ -114,19 +106,14 @@ def with_kinds_guessed(error: ValidationError, model: type[BaseModel], data: Any
 def _meant(spot: _Spot) -> Path:
     """The path of the field that an unknown key probably means; empty if there is none."""
     fields = spot.parent.model_fields if spot.parent else {}
-    close = difflib.get_close_matches(str(spot.path[-1]), fields, n=1)
+    close = _close(str(spot.path[-1]), fields)
     return (*spot.path[:-1], close[0]) if close else ()
 
 
-def _follows(details: ErrorDetails, value: Any) -> bool:
-    """Whether an error only follows from another, which is reported by itself."""
-    if details["type"] == "extra_forbidden":
+def _follows(fault: Fault, value: Any) -> bool:
+    """Whether a fault only follows from another, which is reported by itself."""
+    if fault.type == "extra_forbidden":
         return False
-    if details["type"] == "default_factory_not_called":
-        return True
-    # pydantic counts only the entries that are right: a list of wrong ones is not an empty one.
-    if details["type"] == "too_short" and details["input"]:
-        return True
     kind = value.get("kind") if isinstance(value, dict) else None
     return isinstance(value, Unreadable) or isinstance(kind, Unreadable)
 
@@ -135,16 +122,16 @@ class _Spot(NamedTuple):
     """What a ``loc`` leads to: its path in the YAML, the model around it, the field, its type."""
 
     path: Path
-    parent: type[BaseModel] | None
+    parent: type[Model] | None
     field: FieldInfo | None
     annotation: Any
     union: dict[str, Any]
     """The members by their tags, if the model around it is one of a union."""
 
 
-def _spot(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Spot:
+def _spot(loc: tuple[int | str, ...], model: type[Model]) -> _Spot:
     path: Path = ()
-    parent: type[BaseModel] | None = None
+    parent: type[Model] | None = None
     field: FieldInfo | None = None
     annotation: Any = model
     union: dict[str, Any] = {}
@@ -167,7 +154,7 @@ def _spot(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Spot:
 
 
 def is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return isinstance(annotation, type) and issubclass(annotation, Model)
 
 
 def bare(annotation: Any) -> Any:
@@ -193,18 +180,18 @@ def members(annotation: Any) -> dict[str, Any]:
     }
 
 
-def _words(details: ErrorDetails, spot: _Spot, document: Document) -> tuple[Path, str, str]:
-    """Where, what and the remedy of one of pydantic's errors."""
-    kind, value = details["type"], details["input"]
+def _words(fault: Fault, spot: _Spot, document: Document) -> tuple[Path, str, str]:
+    """Where, what and the remedy of one fault."""
+    kind, value = fault.type, fault.value
     if kind == _REFUSED:
-        context = details["ctx"]
+        context = fault.context
         return (*spot.path, *context.get("below", ())), context["what"], context["remedy"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _union(spot, value)
     if kind == "extra_forbidden" and (kinds := _kinds_with(spot)):
         around = value_at(document.data, spot.path[:-1])
         return spot.path, *_of_another_kind(kinds, around.get("kind"), spot)
-    return spot.path, *_what(kind, spot, value, details["msg"])
+    return spot.path, *_what(kind, spot, value, fault.message)
 
 
 def _kinds_with(spot: _Spot) -> list[str]:
@@ -254,16 +241,12 @@ def _what(kind: str, spot: _Spot, value: Any, message: str) -> tuple[str, str]:
 
 _WANTED = {
     "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
     "float_type": "a number",
     "finite_number": "a number that can be used here",
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
     "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "dict_type": "a mapping",
 }
 
 
@@ -294,7 +277,7 @@ def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
 
 
 def _one_of(value: Any, choices: list[str]) -> str:
-    close = difflib.get_close_matches(str(value)[:100], choices, n=1)
+    close = _close(str(value)[:100], choices)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}{'use one of ' if len(choices) > 1 else 'use '}{', '.join(choices)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -9,6 +10,7 @@ from vmemu.cli.signals import EXIT_INTERRUPTED, ending_at_once
 
 VERBS = {
     "run": ("vmemu.cli.run", "Run a scenario: a guest migrates by post-copy, every byte checked."),
+    "check": ("vmemu.cli.check", "Say of scenarios whether they will migrate, and why not."),
     "doctor": ("vmemu.cli.doctor", "Say what post-copy can do on this host, and what mends it."),
     "stress": ("vmemu.cli.stress", "Run random variations of a scenario until one fails."),
     "compare": ("vmemu.cli.compare", "Lay event logs of migrations side by side, ours and QEMU's."),
@@ -19,10 +21,14 @@ VERBS = {
 
 EXIT_FAILED, EXIT_HOST = 1, 3
 
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""What modules make at import stays: to look for garbage among it would be a tenth of a start."""
+
 
 def main() -> None:
     """Run a verb and end with its exit code: 0 done, 1 failed, 2 wrong input, 3 not on this host,
     130 interrupted. No traceback reaches a user, unless VMEMU_DEBUG is set."""
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     with ending_at_once():
         code = _guarded()
     sys.exit(code)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 import click
 
 from vmemu.cli.signals import SIGNALS
+from vmemu.cli.streams import refuse_one_place
 
 if TYPE_CHECKING:
     from vmemu.config import Scenario
@@ -107,7 +108,7 @@ def _run_and_keep(
     for file in (json_file, events):
         if file is not None:
             document.check_place(file, *_files_read(scenario))
-    _refuse_one_place(json_file, events)
+    refuse_one_place(("--json", json_file), ("--events", events))
     with _progress(scenario, show_progress) as callback:
         migration = Migration(scenario, progress=callback, events=events, **injected)
         interrupts.run_begins(migration.run_state)
@@ -124,18 +125,6 @@ def _files_read(scenario: Scenario) -> list[Path]:
     traces = scenario.guest.trace if isinstance(scenario.guest.trace, tuple) else ()
     files = [getattr(trace, "file", None) for trace in traces or (scenario.guest.trace,)]
     return [file for file in (scenario.path, *files) if file is not None]
-
-
-def _refuse_one_place(json_file: str | None, events: str | None) -> None:
-    """The result would replace the events, or stand in the middle of them."""
-    if json_file is None or events is None:
-        return
-    place = os.path.realpath(json_file)
-    if place == os.path.realpath(events) and place != os.devnull:
-        from vmemu.errors import InputError
-
-        shown = "standard output" if events == "-" else events
-        raise InputError(f"{shown}: --json and --events can't both be there; name another for one")
 
 
 def _injected(scenario: Scenario, inject: tuple[str, ...]) -> Injected:

@@ -44,3 +44,18 @@ def write_json(document: dict[str, Any], file: str) -> None:
     from vmemu.results import document as documents
 
     documents.write(document, file)
+
+
+def refuse_one_place(*outputs: tuple[str, str | None]) -> None:
+    """Raise InputError when two of (option, file) would be written to the same place, the one over
+    the other or in the middle of it."""
+    taken: dict[str, str] = {}
+    for option, file in outputs:
+        place = os.devnull if file is None else os.path.realpath(file)
+        if place in taken and place != os.devnull:
+            from vmemu.errors import InputError
+
+            shown = "standard output" if file == "-" else file
+            what = f"{shown}: {taken[place]} and {option} can't both be there"
+            raise InputError(f"{what}; name another for one")
+        taken[place] = option

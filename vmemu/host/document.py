@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from vmemu.model.base import Model
+from vmemu.model.fields import Field
 
 SCHEMA = "vmemu-host/1"
 """Changes its number when a key goes away or changes its meaning; new keys keep it."""
@@ -18,8 +19,8 @@ Backing = Literal["anonymous", "hugetlbfs", "shared"]
 FaultKind = Literal["missing", "minor", "write_protect"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+class _Part(Model):
+    extra = "ignore"
 
 
 class Kernel(_Part):
@@ -199,5 +200,3 @@ class HostDocument(_Part):
     cpus: Cpus
     problems: tuple[Problem, ...] = ()
     unknown: tuple[Unknown, ...] = ()
-
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)

@@ -12,7 +12,6 @@ import os
 import pwd
 import re
 import shlex
-import shutil
 import signal
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -189,6 +188,8 @@ class Circumstances:
         mode, owner = self._files.ownership(DEVICE)
         who = _user_name()
         why = f"{DEVICE} is of {owner} with mode {mode}, and this process is {who}'s"
+        import shutil
+
         if shutil.which("setfacl"):
             return Refusal(why, f"setfacl -m u:{shlex.quote(who)}:rw {DEVICE}")
         return Refusal(why, f"chmod a+rw {DEVICE}")

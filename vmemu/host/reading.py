@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from vmemu.errors import InputError
 from vmemu.host.document import SCHEMA, HostDocument
+from vmemu.model.fields import ValidationError
 from vmemu.units import printable
 
 _REMEDY = "write one with: vmemu doctor --json FILE"
@@ -59,9 +58,8 @@ def _check_schema(data: Any, name: str) -> None:
 
 def _wording(error: ValidationError) -> str:
     """The first keys that are wrong, each with why."""
-    found = error.errors(include_url=False, include_context=False)
-    told = [f"{_key(one['loc'])}: {one['msg'].lower()}" for one in found[:_SHOWN]]
-    more = len(found) - len(told)
+    told = [f"{_key(one.loc)}: {one.message}" for one in error.faults[:_SHOWN]]
+    more = len(error.faults) - len(told)
     return "; ".join(told) + (f"; and {more} more" if more else "")
 
 

@@ -16,15 +16,15 @@ from vmemu.host.problems import problems
 from vmemu.userfault import How
 
 
-def survey(*, proofs: bool = False, wakeups: bool = False) -> HostDocument:
+def survey(*, proofs: bool = False, wakeups: bool = False, version: bool = True) -> HostDocument:
     """This host as post-copy sees it.
 
-    ``proofs`` tries the kinds of memory and fault, ``wakeups`` measures what waking a thread costs;
-    without them that part stays empty, and the rest takes a few milliseconds and maps nothing.
-    Raises HostError where the C core does not load; whatever else can't be found out stands in
-    ``unknown``.
+    ``proofs`` tries the kinds of memory and fault, ``wakeups`` measures what waking a thread costs,
+    ``version`` finds out which vmemu this is; without them that part stays empty, and the rest
+    takes a few milliseconds and maps nothing. Raises HostError where the C core does not load;
+    whatever else can't be found out stands in ``unknown``.
     """
-    return Survey().document(proofs=proofs, wakeups=wakeups)
+    return Survey().document(proofs=proofs, wakeups=wakeups, version=version)
 
 
 @dataclass
@@ -36,10 +36,12 @@ class Survey:
     def __post_init__(self) -> None:
         self.identity: Identity = identify(self.files)
 
-    def document(self, *, proofs: bool = False, wakeups: bool = False) -> HostDocument:
-        """All of them."""
+    def document(
+        self, *, proofs: bool = False, wakeups: bool = False, version: bool = True
+    ) -> HostDocument:
+        """All of them, as ``survey`` gives them."""
         found = HostDocument(
-            vmemu=_version(),
+            vmemu=_version() if version else "",
             recorded_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             hostname=os.uname().nodename,
             kernel=kernel(),

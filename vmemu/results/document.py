@@ -63,7 +63,7 @@ def build(run: Run) -> Document:
             for p in run.phases
         ],
         "blocks": _blocks(run),
-        "pace": run.scenario.guest.pace.model_dump(mode="json"),
+        "pace": run.scenario.guest.pace.model_dump(),
         "map": _map(run.workload),
         "vcpus": vcpus,
         "clients": _clients(run),
@@ -445,7 +445,11 @@ def write(document: Document, path: str) -> None:
     ordinary file (a device, a pipe) is written to. Raises InputError when the place can't be
     written, VmemuError when it is full.
     """
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: str) -> None:
+    """Write ``text`` as ``write`` does its document."""
     try:
         if path == "-":
             _write_stdout(text)

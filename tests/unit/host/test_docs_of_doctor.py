@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from pydantic import BaseModel
 
 from vmemu.host import problems
 from vmemu.host.document import HostDocument
 from vmemu.host.opening import HowName
+from vmemu.model.base import Model
 
 PAGE = (Path(__file__).parents[3] / "docs/doctor.md").read_text()
 NAMED = set(re.findall(r"`([a-z_]+)`", PAGE))
 
 
-def keys(model: type[BaseModel]) -> Iterator[str]:
+def keys(model: type[Model]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield field.alias or name
         for part in (field.annotation, *get_args(field.annotation)):
-            if isinstance(part, type) and issubclass(part, BaseModel):
+            if isinstance(part, type) and issubclass(part, Model):
                 yield from keys(part)
 
 

@@ -19,7 +19,7 @@ from vmemu.host.survey import survey
 
 
 def written(host: HostDocument) -> bytes:
-    return host.model_dump_json(by_alias=True).encode()
+    return json.dumps(host.model_dump(by_alias=True)).encode()
 
 
 def document(**changes: Any) -> bytes:
@@ -69,10 +69,10 @@ def test_what_is_no_host_document(content: bytes, words: str) -> None:
     ("changes", "words"),
     [
         ({"memory": {"total": "much"}}, "memory.total: "),
-        ({"pools": [{"page_size": 4096}]}, "pools[0].total: field required"),
+        ({"pools": [{"page_size": 4096}]}, "pools[0].total: is missing"),
         ({"kernel": None}, "kernel: "),
         ({"userfault": {"how": "magic", "ways": []}}, "userfault.how: "),
-        ({"cpus": {}}, "cpus.online: field required; cpus.allowed: field required"),
+        ({"cpus": {}}, "cpus.online: is missing; cpus.allowed: is missing"),
     ],
 )
 def test_the_key_that_is_wrong_is_named(changes: dict[str, Any], words: str) -> None:

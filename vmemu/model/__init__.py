@@ -1,0 +1,1 @@
+"""Models of data that people or other programs wrote, declared as with pydantic; see ``base``."""

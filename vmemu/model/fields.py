@@ -1,0 +1,193 @@
+"""What a field of a model is declared with: the parts of its type, its limits, what checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+F = TypeVar("F")
+
+Validate = Callable[..., Any]
+"""``(value)`` or ``(value, info)``: the value that it becomes; raises Refusal."""
+
+
+class _Undefined:
+    def __repr__(self) -> str:
+        return "UNDEFINED"
+
+
+UNDEFINED = _Undefined()
+"""The default of a field that must be given."""
+
+
+# ---- what is wrong ----
+
+
+class Refusal(ValueError):
+    """A validator's error: its ``type`` for programs, and what belongs to it."""
+
+    def __init__(self, type_: str, message: str, context: Mapping[str, Any] | None = None) -> None:
+        self.type = type_
+        self.context = dict(context or {})
+        super().__init__(message.format(**self.context))
+
+
+class Fault(NamedTuple):
+    """One thing wrong with a value. ``loc`` leads to it: names of fields, numbers of list entries,
+    and the tag of each union's member that was chosen on the way."""
+
+    type: str
+    loc: tuple[int | str, ...]
+    message: str
+    value: Any
+    context: Mapping[str, Any] = MappingProxyType({})
+
+
+class ValidationError(ValueError):
+    """Data is no such thing; ``faults`` has everything that is wrong with it."""
+
+    def __init__(self, title: str, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        lines = (f"{'.'.join(map(str, one.loc))}: {one.message}" for one in self.faults)
+        super().__init__("\n".join([f"this is no {title}:", *lines]))
+
+
+class ValidationInfo(NamedTuple):
+    """What a validator may look at: the fields of the section that were read before its own, and
+    what the caller of ``model_validate`` gave."""
+
+    data: Mapping[str, Any]
+    context: Mapping[str, Any] | None
+
+
+# ---- parts of a type, in ``Annotated`` ----
+# Plain classes: to make a dataclass takes as long as to import a module.
+
+
+class _Calls:
+    """A part that calls ``func``."""
+
+    __match_args__ = ("func",)
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+
+class BeforeValidator(_Calls):
+    """A Validate that makes what its type takes of a value."""
+
+
+class AfterValidator(_Calls):
+    """A Validate that checks a value which its type has taken."""
+
+
+class PlainValidator(_Calls):
+    """A Validate that stands in the place of the type."""
+
+
+class PlainSerializer(_Calls):
+    """Makes plain data of the value."""
+
+
+class WithJsonSchema:
+    """What the type is in a JSON schema."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+
+
+class Tag:
+    """The name of a union's member."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+
+
+class Discriminator:
+    """Chooses the tag of a union's member by the value; where it finds none, ``refusal`` is what
+    is wrong, if the usual words won't do."""
+
+    def __init__(self, choose: Callable[[Any], str | None], refusal: Refusal | None = None) -> None:
+        self.choose = choose
+        self.refusal = refusal
+
+
+# ---- fields ----
+
+
+class Limits:
+    """The limits that were given, and no others: ``ge``, ``gt``, ``le``, ``min_length``."""
+
+    def __init__(self, **given: Any) -> None:
+        vars(self).update({name: limit for name, limit in given.items() if limit is not None})
+
+
+class FieldInfo:
+    """One field of a model. ``annotation`` is its type without the ``Annotated`` around it, whose
+    parts are in ``metadata``. Data may have it under its ``alias`` as well."""
+
+    def __init__(
+        self,
+        default: Any = UNDEFINED,
+        *,
+        default_factory: Callable[[dict[str, Any]], Any] | None = None,
+        validate_default: bool = False,
+        description: str = "",
+        examples: list[Any] | None = None,
+        alias: str | None = None,
+        serialization_alias: str | None = None,
+        allow_inf_nan: bool = True,
+        **limits: Any,
+    ) -> None:
+        self.annotation: Any = None
+        self.metadata: list[Any] = [Limits(**limits)] if limits else []
+        self.default = default
+        self.default_factory = default_factory
+        self.validate_default = validate_default
+        self.description = description
+        self.examples = examples
+        self.alias = alias
+        self.serialization_alias = serialization_alias or alias
+        self.allow_inf_nan = allow_inf_nan
+
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is UNDEFINED and self.default_factory is None
+
+
+def Field(default: Any = UNDEFINED, **rest: Any) -> Any:  # noqa: N802
+    """A field with its default and what FieldInfo takes; of any type, for type checkers."""
+    return FieldInfo(default, **rest)
+
+
+def PrivateAttr(default: Any) -> Any:  # noqa: N802
+    """What is kept with a model and is no field of it."""
+    return default
+
+
+class Check(NamedTuple):
+    """A model's method that checks ``fields`` of it, or with none the whole."""
+
+    fields: tuple[str, ...]
+    mode: str
+    func: Callable[..., Any]
+
+
+def field_validator(*fields: str, mode: str = "after") -> Callable[[F], F]:
+    """Makes a class method ``(value)`` or ``(value, info)`` check those fields, before or after
+    their type does."""
+
+    def mark(method: Any) -> Any:
+        return Check(fields, mode, method.__func__)
+
+    return mark
+
+
+def model_validator(*, mode: str) -> Callable[[F], F]:
+    """Makes a method check a model of which all fields are right."""
+
+    def mark(method: Any) -> Any:
+        return Check((), mode, method)
+
+    return mark

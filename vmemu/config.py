@@ -60,7 +60,6 @@ from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region,
 from vmemu.errors import ConfigError, Problem, VmemuError
 from vmemu.model.fields import (
     Field,
-    PrivateAttr,
     Refusal,
     ValidationError,
     ValidationInfo,
@@ -162,17 +161,14 @@ class Scenario(Section):
         default=Limits.model_construct(), description="What ends a run that gets nowhere."
     )
 
-    _document: yamlfile.Document | None = PrivateAttr(None)
+    _document: yamlfile.Document | None = None
 
-    @model_validator(mode="after")
-    def _check_across(self, info: ValidationInfo) -> Scenario:
+    @model_validator
+    def _check_across(self, info: ValidationInfo) -> None:
         # load() makes these checks itself, even when some field is wrong; Python callers don't.
         if not (info.context or {}).get("loading"):
             for path, what, remedy, *_ in across(self.model_dump()):
-                raise Refusal(
-                    "across", "{what}", {"what": f"{yamlfile.field_name(path)}: {what}; {remedy}"}
-                )
-        return self
+                raise Refusal("across", f"{yamlfile.field_name(path)}: {what}; {remedy}")
 
     @property
     def path(self) -> Path | None:

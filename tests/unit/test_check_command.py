@@ -188,7 +188,6 @@ def modules_after(*words: str) -> set[str]:
 
 
 HEAVY = {
-    "pydantic",
     "numpy",
     "rich",
     "email",

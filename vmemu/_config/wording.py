@@ -28,7 +28,7 @@ def refuse(what: str, remedy: str, *below: str | int, code: str = "") -> Refusal
     """The error to raise for a value, or for the key ``below`` it: what is wrong, what would do;
     ``code`` as of Problem."""
     context = {"what": what, "remedy": remedy, "below": below, "code": code}
-    return Refusal(_REFUSED, "{what}; {remedy}", context)
+    return Refusal(_REFUSED, f"{what}; {remedy}", context)
 
 
 def choice(choose: Callable[[Any], str | None], what: str, remedy: str) -> Discriminator:

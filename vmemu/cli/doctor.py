@@ -55,7 +55,7 @@ def _survey(json_file: str | None) -> int:
     if json_file is not None:
         from vmemu.results import document
 
-        document.write(host.model_dump(mode="json", by_alias=True), json_file)
+        document.write(host.model_dump(by_alias=True), json_file)
     _show(host, sys.stderr if json_file == "-" else sys.stdout)
     return EXIT_OK if support.ordinary(host).works else EXIT_HOST
 

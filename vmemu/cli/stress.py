@@ -91,7 +91,7 @@ def stress(
     with _directory() as directory:
         result = _run(variations, plan, directory, kept)
     if json_file is not None:
-        document.write(result.model_dump(mode="json", by_alias=True), json_file)
+        document.write(result.model_dump(by_alias=True), json_file)
     _show(result, sys.stderr if json_file == "-" else sys.stdout)
     return EXIT_CODES[result.status]
 

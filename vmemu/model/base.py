@@ -1,15 +1,15 @@
 """Models: a class whose annotated fields say what a mapping may hold, read from plain data.
 
-Names and meaning are pydantic's, so that whoever knows it can read the models. It is not used for
-what every verb needs at its start: to come up and to build the models of a scenario takes pydantic
-200 ms, these 20. What reads a field is made when a value of it is read for the first time.
+Names and meaning are pydantic's, so that whoever knows it can read the models. It is not used
+itself: to come up and to build the models of a scenario takes pydantic 200 ms, these 20, and a verb
+may take 150 in all. What reads a field is made when a value of it is read for the first time.
 
 All faults of the data are found, not only the first. What was read is frozen.
 """
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import (
@@ -50,16 +50,17 @@ class _Models(type):
     """Finds the fields of a model and what checks them: those of its bases first."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _Models:
-        hints = namespace.get("__annotations__", {})
-        own = {
-            key: _field(hint, namespace.pop(key, UNDEFINED), namespace["__module__"])
-            for key, hint in hints.items()
-            if not key.startswith("_") and not str(hint).startswith("ClassVar")
-        }
         checks = {key: one for key, one in namespace.items() if isinstance(one, Check)}
         for key in checks:
             del namespace[key]
         made = super().__new__(cls, name, bases, namespace)
+        own: dict[str, FieldInfo] = {}
+        hints: dict[str, Any] = inspect.get_annotations(made, eval_str=True)
+        for key, hint in hints.items():
+            if not key.startswith("_") and get_origin(hint) is not ClassVar:
+                own[key] = _field(hint, namespace.get(key, UNDEFINED))
+                if key in namespace:
+                    delattr(made, key)
         fields: dict[str, FieldInfo] = {}
         inherited: dict[str, Check] = {}
         for base in reversed(made.__mro__[1:]):
@@ -71,10 +72,8 @@ class _Models(type):
         return made
 
 
-def _field(annotation: Any, given: Any, module: str) -> FieldInfo:
+def _field(annotation: Any, given: Any) -> FieldInfo:
     """The field; what its type says of it holds as well."""
-    if isinstance(annotation, str):
-        annotation = eval(annotation, vars(sys.modules[module]))
     info = given if isinstance(given, FieldInfo) else FieldInfo(given)
     parts: list[Any] = []
     if get_origin(annotation) is Annotated:
@@ -130,9 +129,7 @@ class Model(metaclass=_Models):
         vars(made).update({**vars(self), **(update or {})})
         return made
 
-    def model_dump(
-        self, *, mode: Literal["json"] = "json", by_alias: bool = False
-    ) -> dict[str, Any]:
+    def model_dump(self, *, by_alias: bool = False) -> dict[str, Any]:
         """Plain data, fit for JSON; under their aliases, names say the unit."""
         return {
             (field.serialization_alias if by_alias else None) or name: _plain(
@@ -150,23 +147,25 @@ class Model(metaclass=_Models):
         values: dict[str, Any] = {}
         faults: list[Fault] = []
         for name, field in cls.model_fields.items():
+            key = field.alias or name
             try:
-                given = data.get(field.alias or name, data.get(name, UNDEFINED))
+                given = data.get(key, UNDEFINED)
                 if given is UNDEFINED:
                     if field.is_required():
-                        raise Wrong(Fault("missing", (*loc, name), "is missing", data))
+                        raise Wrong(Fault("missing", (*loc, key), "is missing", data))
                     given = _default(field, None if faults else values)
                     if not field.validate_default:
                         values[name] = given
                         continue
-                values[name] = cls._reader(name)(given, (*loc, name), values, context)
+                values[name] = cls._reader(name)(given, (*loc, key), values, context)
             except Wrong as wrong:
                 faults += wrong.faults
         if cls.extra == "forbid":
+            known = {field.alias or name for name, field in cls.model_fields.items()}
             faults += (
                 Fault("extra_forbidden", (*loc, key), "is not known here", value)
                 for key, value in data.items()
-                if key not in cls.model_fields
+                if key not in known
             )
         if faults:
             raise Wrong(*faults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 F = TypeVar("F")
 
@@ -30,7 +30,7 @@ class Refusal(ValueError):
     def __init__(self, type_: str, message: str, context: Mapping[str, Any] | None = None) -> None:
         self.type = type_
         self.context = dict(context or {})
-        super().__init__(message.format(**self.context))
+        super().__init__(message)
 
 
 class Fault(NamedTuple):
@@ -117,7 +117,8 @@ class Discriminator:
 
 
 class Limits:
-    """The limits that were given, and no others: ``ge``, ``gt``, ``le``, ``min_length``."""
+    """The limits that were given, and no others: ``ge``, ``gt``, ``le`` of a number,
+    ``min_length`` and ``max_length`` of a list."""
 
     def __init__(self, **given: Any) -> None:
         vars(self).update({name: limit for name, limit in given.items() if limit is not None})
@@ -125,7 +126,7 @@ class Limits:
 
 class FieldInfo:
     """One field of a model. ``annotation`` is its type without the ``Annotated`` around it, whose
-    parts are in ``metadata``. Data may have it under its ``alias`` as well."""
+    parts are in ``metadata``. Data has it under its ``alias`` if it has one."""
 
     def __init__(
         self,
@@ -161,11 +162,6 @@ def Field(default: Any = UNDEFINED, **rest: Any) -> Any:  # noqa: N802
     return FieldInfo(default, **rest)
 
 
-def PrivateAttr(default: Any) -> Any:  # noqa: N802
-    """What is kept with a model and is no field of it."""
-    return default
-
-
 class Check(NamedTuple):
     """A model's method that checks ``fields`` of it, or with none the whole."""
 
@@ -174,7 +170,7 @@ class Check(NamedTuple):
     func: Callable[..., Any]
 
 
-def field_validator(*fields: str, mode: str = "after") -> Callable[[F], F]:
+def field_validator(*fields: str, mode: Literal["before", "after"] = "after") -> Callable[[F], F]:
     """Makes a class method ``(value)`` or ``(value, info)`` check those fields, before or after
     their type does."""
 
@@ -184,10 +180,6 @@ def field_validator(*fields: str, mode: str = "after") -> Callable[[F], F]:
     return mark
 
 
-def model_validator(*, mode: str) -> Callable[[F], F]:
-    """Makes a method check a model of which all fields are right."""
-
-    def mark(method: Any) -> Any:
-        return Check((), mode, method)
-
-    return mark
+def model_validator(method: Callable[..., Any]) -> Any:
+    """Makes a method ``(self, info)`` check a model of which all fields are right."""
+    return Check((), "after", method)

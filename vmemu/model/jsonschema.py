@@ -16,6 +16,7 @@ _WORDS = {
     "gt": "exclusiveMinimum",
     "le": "maximum",
     "min_length": "minItems",
+    "max_length": "maxItems",
 }
 _TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": "integer"},
@@ -24,7 +25,11 @@ _TYPES: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     Path: {"type": "string", "format": "path"},
     type(None): {"type": "null"},
+    Any: {},
 }
+
+
+_HOLDING = {tuple: ("array", "items"), dict: ("object", "additionalProperties")}
 
 
 def of(model: type[Model]) -> dict[str, Any]:
@@ -36,20 +41,21 @@ def of(model: type[Model]) -> dict[str, Any]:
 
 def _of_model(model: type[Model], inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
     fields = model.model_fields
-    required = [name for name, field in fields.items() if field.is_required()]
+    keys = {name: field.alias or name for name, field in fields.items()}
+    required = [keys[name] for name, field in fields.items() if field.is_required()]
     return {
         "title": model.__name__,
         "type": "object",
         "description": inspect.getdoc(model) or "",
-        "properties": {name: _of_field(name, field, inner) for name, field in fields.items()},
+        "properties": {keys[name]: _of_field(keys[name], fields[name], inner) for name in fields},
         **({"required": required} if required else {}),
         "additionalProperties": model.extra == "ignore",
     }
 
 
-def _of_field(name: str, field: FieldInfo, inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _of_field(key: str, field: FieldInfo, inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "title": name.replace("_", " ").title(),
+        "title": key.replace("_", " ").title(),
         "description": field.description,
     }
     if field.examples:
@@ -75,11 +81,11 @@ def _bare(annotation: Any, inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return _of(arguments[0], flat(list(arguments[1:])), inner)
     if origin in (Union, types.UnionType):
         return {"anyOf": [_bare(member, inner) for member in arguments]}
-    if origin is tuple:
-        return {"type": "array", "items": _bare(arguments[0], inner)}
+    if origin in _HOLDING:
+        kind, held = _HOLDING[origin]
+        return {"type": kind, held: _bare(arguments[-1 if origin is dict else 0], inner)}
     if origin is Literal:
-        words = list(arguments)
-        return {"type": "string", **({"enum": words} if len(words) > 1 else {"const": words[0]})}
+        return _of_words(list(arguments))
     if isinstance(annotation, type) and issubclass(annotation, Model):
         name = annotation.__name__
         if name not in inner:
@@ -87,3 +93,7 @@ def _bare(annotation: Any, inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
             inner[name] = _of_model(annotation, inner)
         return {"$ref": f"#/$defs/{name}"}
     return dict(_TYPES[annotation])
+
+
+def _of_words(words: list[str]) -> dict[str, Any]:
+    return {"type": "string", **({"enum": words} if len(words) > 1 else {"const": words[0]})}

@@ -70,13 +70,13 @@ def _annotated(annotation: Any) -> Reader:
 
 
 def _bare(annotation: Any, parts: list[Any], inf_nan: bool) -> Reader:
-    origin = get_origin(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return _union(get_args(annotation), parts)
-    if origin is tuple:
-        return _many(_annotated(get_args(annotation)[0]))
+        return _union(arguments, parts)
+    if origin in _HOLDING:
+        return _HOLDING[origin](_annotated(arguments[-1 if origin is dict else 0]))
     if origin is Literal:
-        return _word(get_args(annotation))
+        return _word(arguments)
     if annotation is float:
         return _float(inf_nan)
     if annotation in _SIMPLE:
@@ -142,18 +142,43 @@ def _many(read_one: Reader) -> Reader:
     def read(value: Any, loc: Loc, before: Mapping[str, Any], context: Context) -> Any:
         if not isinstance(value, list | tuple):
             raise Wrong(Fault("tuple_type", loc, "is no list", value))
-        items: list[Any] = []
-        faults: list[Fault] = []
-        for number, item in enumerate(value):
-            try:
-                items.append(read_one(item, (*loc, number), before, context))
-            except Wrong as wrong:
-                faults += wrong.faults
-        if faults:
-            raise Wrong(*faults)
-        return tuple(items)
+        return tuple(_each(read_one, enumerate(value), loc, before, context).values())
 
     return read
+
+
+def _mapping(read_one: Reader) -> Reader:
+    """Of words to values of a type."""
+
+    def read(value: Any, loc: Loc, before: Mapping[str, Any], context: Context) -> Any:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise Wrong(Fault("dict_type", loc, "is no mapping of words", value))
+        return _each(read_one, value.items(), loc, before, context)
+
+    return read
+
+
+_HOLDING: dict[Any, Callable[[Reader], Reader]] = {tuple: _many, dict: _mapping}
+
+
+def _each(
+    read_one: Reader,
+    items: Iterable[tuple[Any, Any]],
+    loc: Loc,
+    before: Mapping[str, Any],
+    context: Context,
+) -> dict[Any, Any]:
+    """What becomes of all items, by their keys; everything wrong with any of them is raised."""
+    found: dict[Any, Any] = {}
+    faults: list[Fault] = []
+    for key, item in items:
+        try:
+            found[key] = read_one(item, (*loc, key), before, context)
+        except Wrong as wrong:
+            faults += wrong.faults
+    if faults:
+        raise Wrong(*faults)
+    return found
 
 
 def _union(members: tuple[Any, ...], parts: list[Any]) -> Reader:
@@ -223,17 +248,18 @@ def _limited(limits: Limits, read_any: Reader) -> Reader:
     def read(value: Any, loc: Loc, before: Mapping[str, Any], context: Context) -> Any:
         found = read_any(value, loc, before, context)
         for name, limit in given.items():
-            kind, holds = _LIMITS[name]
+            kind, holds, words = _LIMITS[name]
             if found is not None and not holds(found, limit):
-                raise Wrong(Fault(kind, loc, f"is out of range: {name} {limit}", found))
+                raise Wrong(Fault(kind, loc, f"is {words} {limit}", found))
         return found
 
     return read
 
 
-_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "ge": ("greater_than_equal", lambda value, limit: value >= limit),
-    "gt": ("greater_than", lambda value, limit: value > limit),
-    "le": ("less_than_equal", lambda value, limit: value <= limit),
-    "min_length": ("too_short", lambda value, limit: len(value) >= limit),
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
+    "ge": ("greater_than_equal", lambda value, limit: value >= limit, "less than"),
+    "gt": ("greater_than", lambda value, limit: value > limit, "not more than"),
+    "le": ("less_than_equal", lambda value, limit: value <= limit, "more than"),
+    "min_length": ("too_short", lambda value, limit: len(value) >= limit, "shorter than"),
+    "max_length": ("too_long", lambda value, limit: len(value) <= limit, "longer than"),
 }

@@ -5,31 +5,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import Annotated, Any, Literal
 
 from vmemu.errors import InputError
+from vmemu.model.base import Model
+from vmemu.model.fields import Field, Refusal, ValidationError, ValidationInfo, model_validator
 
 Count = Annotated[int, Field(ge=0)]
 Nanoseconds = Annotated[int, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
-QemuBuckets = Annotated[list[Count], Field(min_length=24, max_length=24)]
+QemuBuckets = Annotated[tuple[Count, ...], Field(min_length=24, max_length=24)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+def _inconsistent(what: str) -> Refusal:
+    return Refusal("inconsistent", what)
 
 
-class Userfault(_Model):
+class Userfault(Model):
     """``how`` is None when the run did not get as far as opening userfaultfd."""
 
     how: str | None
-    features: list[str]
+    features: tuple[str, ...]
 
 
-class Host(_Model):
+class Host(Model):
     """The machine; ``cpus`` is how many the run could use."""
 
     kernel: str
@@ -37,7 +37,7 @@ class Host(_Model):
     userfault: Userfault
 
 
-class WaitingVcpu(_Model):
+class WaitingVcpu(Model):
     """A vCPU that waited for a page that did not come."""
 
     vcpu: Count
@@ -47,7 +47,7 @@ class WaitingVcpu(_Model):
     waited_ns: Nanoseconds
 
 
-class Error(_Model):
+class Error(Model):
     """Why a run is not completed; what is not of its kind is absent."""
 
     kind: str
@@ -56,10 +56,10 @@ class Error(_Model):
     operation: str | None = None
     errno: int | None = None
     address: Count | None = None
-    waiting: list[WaitingVcpu] | None = None
+    waiting: tuple[WaitingVcpu, ...] | None = None
 
 
-class Phase(_Model):
+class Phase(Model):
     """A stretch of the run, from its begin."""
 
     name: str
@@ -67,7 +67,7 @@ class Phase(_Model):
     duration_ns: Nanoseconds
 
 
-class Pages(_Model):
+class Pages(Model):
     """Host pages of a block, each counted once by how its final content arrived."""
 
     total: Count
@@ -82,14 +82,13 @@ class Pages(_Model):
         """Pages that are there."""
         return self.precopied + self.requested + self.pushed + self.zero
 
-    @model_validator(mode="after")
-    def _each_once(self) -> Self:
+    @model_validator
+    def _each_once(self, info: ValidationInfo) -> None:
         if self.arrived > self.total:
-            raise ValueError(f"{self.arrived} pages arrived, of {self.total}")
-        return self
+            raise _inconsistent(f"{self.arrived} pages arrived, of {self.total}")
 
 
-class Block(_Model):
+class Block(Model):
     """A RAM block."""
 
     name: str
@@ -98,28 +97,26 @@ class Block(_Model):
     size: Annotated[int, Field(gt=0)]
     pages: Pages
 
-    @model_validator(mode="after")
-    def _whole_pages(self) -> Self:
+    @model_validator
+    def _whole_pages(self, info: ValidationInfo) -> None:
         if self.pages.total * self.page_size != self.size:
-            raise ValueError(f"{self.pages.total} pages of {self.page_size} are not {self.size}")
-        return self
+            raise _inconsistent(f"{self.pages.total} pages of {self.page_size} are not {self.size}")
 
 
-class Map(_Model):
+class Map(Model):
     """Recorded pages of a trace: all, those in no block, those on memory that another one has."""
 
     pages: Count
     outside: Count
     merged: Count
 
-    @model_validator(mode="after")
-    def _parts(self) -> Self:
+    @model_validator
+    def _parts(self, info: ValidationInfo) -> None:
         if self.outside + self.merged > self.pages:
-            raise ValueError("more pages lie outside or are merged than there are")
-        return self
+            raise _inconsistent("more pages lie outside or are merged than there are")
 
 
-class VcpuLatency(_Model):
+class VcpuLatency(Model):
     """How long a vCPU's faults stopped it."""
 
     p50: Nanoseconds
@@ -128,7 +125,7 @@ class VcpuLatency(_Model):
     max: Nanoseconds
 
 
-class Lag(_Model):
+class Lag(Model):
     """How late accesses were; ``end`` is that of the last one."""
 
     mean: Nanoseconds
@@ -136,7 +133,7 @@ class Lag(_Model):
     end: Nanoseconds
 
 
-class Vcpu(_Model):
+class Vcpu(Model):
     """What a vCPU did and what it suffered."""
 
     id: Count
@@ -152,7 +149,7 @@ class Vcpu(_Model):
     qemu_buckets: QemuBuckets
 
 
-class Pace(_Model):
+class Pace(Model):
     """When accesses were made; what is not of its kind is absent."""
 
     kind: Literal["asap", "recorded", "rate"]
@@ -160,7 +157,7 @@ class Pace(_Model):
     accesses_per_second: Annotated[int, Field(ge=1)] | None = None
 
 
-class Client(_Model):
+class Client(Model):
     """What a process beside the guest did and what it suffered, its threads together."""
 
     name: str
@@ -178,7 +175,7 @@ class Client(_Model):
     latency_ns: VcpuLatency
 
 
-class Latency(_Model):
+class Latency(Model):
     """How long faults of all vCPUs stopped them."""
 
     p50: Nanoseconds
@@ -189,14 +186,14 @@ class Latency(_Model):
     mean: Nanoseconds
 
 
-class Bucket(_Model):
+class Bucket(Model):
     """Faults that took at most ``le_ns`` and more than the bucket before."""
 
     le_ns: Nanoseconds
     count: Count
 
 
-class Stages(_Model):
+class Stages(Model):
     """How long each stage of a requested page took."""
 
     request: Latency
@@ -205,7 +202,7 @@ class Stages(_Model):
     place: Latency
 
 
-class Others(_Model):
+class Others(Model):
     """Faults of threads that are no vCPU, from the fault to the page's place."""
 
     count: Count
@@ -213,7 +210,7 @@ class Others(_Model):
     qemu_buckets: QemuBuckets
 
 
-class Placing(_Model):
+class Placing(Model):
     """What placing pages met on the way; none of it is an error."""
 
     exists: Count
@@ -221,7 +218,7 @@ class Placing(_Model):
     partial: Count
 
 
-class WorstFault(_Model):
+class WorstFault(Model):
     """One of the longest faults of a run: the access that was stopped, when and for how long."""
 
     vcpu: Count
@@ -232,7 +229,7 @@ class WorstFault(_Model):
     latency_ns: Nanoseconds
 
 
-class Faults(_Model):
+class Faults(Model):
     """Faults of all vCPUs, and what the fault thread saw of them."""
 
     count: Count
@@ -245,21 +242,21 @@ class Faults(_Model):
     of_clients: Count
     deferred: Count
     latency_ns: Latency
-    histogram: list[Bucket]
+    histogram: tuple[Bucket, ...]
     stages_ns: Stages
     others: Others
     placing: Placing
-    worst: Annotated[list[WorstFault], Field(max_length=10)]
+    worst: Annotated[tuple[WorstFault, ...], Field(max_length=10)]
 
 
-class Blocktime(_Model):
+class Blocktime(Model):
     """``overlapped_ns``: all vCPUs were stopped at once; ``total_ns``: the sum over vCPUs."""
 
     overlapped_ns: Nanoseconds
     total_ns: Nanoseconds
 
 
-class Throughput(_Model):
+class Throughput(Model):
     """Page content that came while pages were coming."""
 
     bytes: Bytes
@@ -267,7 +264,7 @@ class Throughput(_Model):
     bytes_per_second: Bytes
 
 
-class Discards(_Model):
+class Discards(Model):
     """What the source told the destination to forget of pre-copy."""
 
     commands: Count
@@ -275,14 +272,14 @@ class Discards(_Model):
     bytes: Bytes
 
 
-class DirtyTracking(_Model):
+class DirtyTracking(Model):
     """Who noted which pages the guest wrote at the source, and why."""
 
     method: Literal["kernel", "replay"]
     reason: str
 
 
-class Precopy(_Model):
+class Precopy(Model):
     """What was sent before the flip: target pages, counted each time that they went.
 
     ``dirty_tracking`` is None when the guest did not run at the source.
@@ -294,14 +291,14 @@ class Precopy(_Model):
     dirty_tracking: DirtyTracking | None
 
 
-class State(_Model):
+class State(Model):
     """A state that the destination entered."""
 
     state: Literal["advise", "discard", "listening", "running", "paused", "end"]
     at_ns: Nanoseconds
 
 
-class Balloon(_Model):
+class Balloon(Model):
     """What a balloon gave back, and how often it was refused."""
 
     done: Count
@@ -309,7 +306,7 @@ class Balloon(_Model):
     bytes_given_back: Bytes
 
 
-class Mismatch(_Model):
+class Mismatch(Model):
     """A byte that is not what it must be."""
 
     block: str
@@ -318,7 +315,7 @@ class Mismatch(_Model):
     found: Byte
 
 
-class Verify(_Model):
+class Verify(Model):
     """``ok`` is None when nothing was checked, or the run ended before all of it was."""
 
     ok: bool | None
@@ -326,55 +323,54 @@ class Verify(_Model):
     reads_wrong: Count
     bytes_checked: Bytes
     bytes_wrong: Bytes
-    mismatches: list[Mismatch]
+    mismatches: tuple[Mismatch, ...]
 
 
-class Result(_Model):
+class Result(Model):
     """The whole document."""
 
     schema_: Literal["vmemu-result/1"] = Field(alias="schema")
     vmemu: str
     host: Host
     scenario: dict[str, Any]
-    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
+    seed: Annotated[int, Field(ge=0, le=(1 << 64) - 1)]
     status: Literal["completed", "failed", "interrupted", "skipped"]
     error: Error | None
-    phases: list[Phase]
-    blocks: Annotated[list[Block], Field(min_length=1)]
+    phases: tuple[Phase, ...]
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
     pace: Pace
     map: Map
-    vcpus: Annotated[list[Vcpu], Field(min_length=1)]
-    clients: list[Client]
+    vcpus: Annotated[tuple[Vcpu, ...], Field(min_length=1)]
+    clients: tuple[Client, ...]
     faults: Faults
     blocktime: Blocktime
     throughput: Throughput
     precopy: Precopy
     discards: Discards
     downtime_ns: Nanoseconds
-    states: list[State]
+    states: tuple[State, ...]
     verify: Verify
     balloon: Balloon | None
-    warnings: list[str]
+    warnings: tuple[str, ...]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    @model_validator
+    def _consistent(self, info: ValidationInfo) -> None:
         if (self.error is None) != (self.status == "completed"):
-            raise ValueError("exactly the runs that are not completed have an error")
+            raise _inconsistent("exactly the runs that are not completed have an error")
         if self.status == "completed":
             for block in self.blocks:
                 if block.pages.arrived != block.pages.total:
-                    raise ValueError(f"block {block.name} is not complete, but the run is")
+                    raise _inconsistent(f"block {block.name} is not complete, but the run is")
             if self.verify.ok is False:
-                raise ValueError("a run with wrong bytes is not completed")
+                raise _inconsistent("a run with wrong bytes is not completed")
         unknown = self.precopy.rounds is None
         if unknown and self.status == "completed":
-            raise ValueError("a completed run knows what the source did")
+            raise _inconsistent("a completed run knows what the source did")
         for vcpu in self.vcpus:
             if vcpu.accesses is None and not unknown:
-                raise ValueError("accesses are only unknown of a run that ended in pre-copy")
+                raise _inconsistent("accesses are only unknown of a run that ended in pre-copy")
             if (vcpu.lag_ns is None) != (self.pace.kind == "asap" or vcpu.accesses is None):
-                raise ValueError("exactly the vCPUs of a guest with a pace have a lag")
-        return self
+                raise _inconsistent("exactly the vCPUs of a guest with a pace have a lag")
 
 
 def validate(document: object) -> Result:
@@ -382,8 +378,9 @@ def validate(document: object) -> Result:
     try:
         return Result.model_validate(document)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(step) for step in problem['loc']) or 'document'}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
+        lines = [f"{_key(fault.loc)}: {fault.message}" for fault in error.faults]
         raise InputError("this is no result of vmemu-result/1:\n" + "\n".join(lines)) from None
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place)) or "document"

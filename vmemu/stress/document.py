@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from vmemu.model.base import Model
+from vmemu.model.fields import Field
 
 SCHEMA = "vmemu-stress/1"
 """Changes its number when a key goes away or changes its meaning; new keys keep it."""
@@ -18,11 +19,7 @@ Status = Literal[
 ]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Ran(_Part):
+class Ran(Model):
     """One run. ``status`` is that of ``vmemu.jobs.Outcome``, or ``ended``: it was under way when
     another one failed, or at an interrupt. The figures are None when it left no result."""
 
@@ -38,7 +35,7 @@ class Ran(_Part):
     p99_ns: int | None = None
 
 
-class Failure(_Part):
+class Failure(Model):
     """What stopped it: where the run's result and event log are, None if it left none, and of a
     stuck one which vCPUs waited for what, and where its threads stood."""
 
@@ -53,14 +50,14 @@ class Failure(_Part):
     stacks: str = ""
 
 
-class Memory(_Part):
+class Memory(Model):
     """A kind of memory that post-copy works with on the host."""
 
     backing: str
     page_size: int
 
 
-class Host(_Part):
+class Host(Model):
     """What decides the variations beside scenario, seed and number. ``pools`` are hugepages in all
     by page size; ``lockable`` None is without limit."""
 
@@ -70,14 +67,14 @@ class Host(_Part):
     dirty_tracking: tuple[str, ...]
 
 
-class Slowest(_Part):
+class Slowest(Model):
     """The completed run with the slowest 99th percentile of its faults."""
 
     variation: int
     p99_ns: int
 
 
-class Seen(_Part):
+class Seen(Model):
     """In how many completed runs each was: backings, page sizes in bytes, modes in words."""
 
     backings: dict[str, int]
@@ -85,7 +82,7 @@ class Seen(_Part):
     modes: dict[str, int]
 
 
-class Totals(_Part):
+class Totals(Model):
     """Sums; bytes and faults are of completed runs."""
 
     runs: int
@@ -99,10 +96,8 @@ class Totals(_Part):
     slowest: Slowest | None
 
 
-class StressDocument(_Part):
+class StressDocument(Model):
     """Everything about one stress run; ``runs`` are in the order of their numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_: Literal["vmemu-stress/1"] = Field(default="vmemu-stress/1", alias="schema")
     vmemu: str

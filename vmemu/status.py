@@ -258,14 +258,15 @@ class _Reader:
 
     def _waiting(self, at: int) -> Any:
         """Read until it was the same wait before and after; one that changes so fast stands not."""
-        before = self._part("struct vm_waiting", at)
+        before, place = (self._part("struct vm_waiting", at) for _ in range(2))
         for _ in range(_TRIES):
             after = self._part("struct vm_waiting", at)
-            if before.since_ns == after.since_ns:
-                return before
-            before = after
-        before.since_ns = 0
-        return before
+            # Three, as in which order one of them copies its words is nowhere promised.
+            if before.since_ns == place.since_ns == after.since_ns:
+                return place
+            before, place = place, after
+        place.since_ns = 0
+        return place
 
     def _client(self, place: Any) -> Any:
         return None if place.client == core.lib.VM_STATUS_GUEST else self._clients[place.client]

@@ -99,11 +99,13 @@ class Rig:
             fill_entry(content, SEED, block.name, 12, 0.0)
             core.lib.vm_content_fill(content, self.source.image[index].data, block.size)
 
-    def run(self, begin: int = 0, end: int = NO_END) -> Any:
+    def run(self, begin: int = 0, end: int = NO_END, waiting: Any = None) -> Any:
         """The figures of the only vCPU that replays [begin, end) and marks what is before it."""
         bell = Bell()
         slots = (core.ffi.new("uint32_t *"), core.ffi.new("uint64_t *"))
-        worker = GuestWorker(self.guest, 0, bell, slots=slots, begin=begin, end=end)
+        worker = GuestWorker(
+            self.guest, 0, bell, slots=slots, begin=begin, end=end, waiting=waiting
+        )
         worker.start()
         assert worker.join(30)
         assert worker.error is None
@@ -139,6 +141,14 @@ def test_every_byte_is_touched_where_its_page_lies(case: Case) -> None:
     assert rig.wrong_bytes(written) == 0
     for index in range(len(BLOCKS)):
         assert (rig.guest.block_marks(index) == written[index]).all()
+
+
+def test_a_vcpu_that_has_ended_keeps_no_thread_id() -> None:
+    """The kernel may give it to another thread, which would then be called a vCPU."""
+    rig = Rig(Case([(0, 0)], [(0, STORE, 8)]).workload())
+    place = core.ffi.new("struct vm_waiting *", {"tid": 1})
+    assert rig.run(waiting=place).figures.accesses == 1
+    assert place.tid == 0
 
 
 @settings(deadline=None, max_examples=75)

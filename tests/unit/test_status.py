@@ -76,6 +76,28 @@ def test_a_client_writes_to_the_status_of_the_run(running):
     assert [str(one.client) for one in status.read(os.getpid()).waiting] == ["vhost-blk"]
 
 
+def test_a_wait_that_begins_while_it_is_read_has_the_place_of_its_own(running, monkeypatch):
+    """One read may see when it began before it sees where."""
+    running.waiting(0).tid = 1000
+    real, reads = os.pread, []
+
+    def torn(fd: int, size: int, at: int) -> bytes:
+        data = real(fd, size, at)
+        if size != core.ffi.sizeof("struct vm_waiting"):
+            return data
+        place = core.ffi.new("struct vm_waiting *")
+        core.ffi.memmove(place, data, size)
+        if place.tid == 1000:
+            reads.append(at)
+            place.since_ns = 7
+            place.offset = 0x1000 if len(reads) == 1 else 0x2000
+        return bytes(core.ffi.buffer(place))
+
+    monkeypatch.setattr(os, "pread", torn)
+    (stopped,) = status.read(os.getpid()).waiting
+    assert stopped.offset == 0x2000
+
+
 def test_who_has_no_status_is_said_to_have_none():
     with pytest.raises(StatusError, match="is no run of vmemu, or has not mapped its memory yet"):
         status.read(os.getpid())

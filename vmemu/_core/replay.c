@@ -293,6 +293,8 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
         access_page(v, ref, where, size, kind);
     } else {
         fault.start_ns = vm_now_ns();
+        /* A release store orders only what is before it: the last wait is cleared first. */
+        __atomic_thread_fence(__ATOMIC_RELEASE);
         vm_set(&v->waiting->block, fault.block);
         vm_set(&v->waiting->offset, fault.offset);
         vm_set_release(&v->waiting->since_ns, fault.start_ns);
@@ -457,6 +459,7 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err)
     vm_set_release(v->tid, v->thread);
     rc = vm_for_each_slice(v, v->begin, v->end, g->pace ? replay_paced : replay_slice, &r, err);
     vm_set(v->tid, 0);
+    vm_set(&v->waiting->tid, 0); /* the kernel may give it to another thread */
     free(r.refs);
     return rc;
 }

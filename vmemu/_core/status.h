@@ -21,14 +21,14 @@ enum { VM_STATUS_VERSION = 1, VM_STATUS_GUEST = 0xFFFFFFFF };
 
 /*
  * Where a vCPU waits, in a cache line of its own: others write to theirs as often. Only its thread
- * writes; since_ns is set last and cleared first, so whoever finds the same one before and after
- * reading the rest has read what belongs together.
+ * writes; since_ns is set last and cleared first, so whoever reads the same one before and after
+ * the rest, each by itself, has read what belongs together.
  */
 struct vm_waiting {
     uint64_t since_ns; /* CLOCK_MONOTONIC; 0: not in a touch that may fault */
     uint64_t offset;   /* of the touch, in the block */
     uint32_t block;    /* of a client always 0: it knows only its own */
-    uint32_t tid;      /* its thread, once it runs */
+    uint32_t tid;      /* its thread while it runs, else 0 */
     uint32_t vcpu;     /* its number in the guest, or in the client */
     uint32_t client;   /* index, or VM_STATUS_GUEST */
     uint64_t unused[4];

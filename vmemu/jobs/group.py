@@ -18,7 +18,7 @@ def members(leader: int) -> list[int]:
         if entry.isdigit():
             try:
                 stat = Path(f"/proc/{entry}/stat").read_text(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
+            except OSError:  # gone, or somebody else's where /proc is mounted with hidepid
                 continue
             state, _, group = stat.rpartition(")")[2].split()[:3]
             if int(group) == leader and state not in _ZOMBIES:
@@ -30,8 +30,19 @@ def await_end(leader: int, patience_s: float) -> bool:
     """Wait until no process of a group that was killed is left: only then is its memory given back.
     False when the patience is over."""
     deadline = time.monotonic() + patience_s
-    while members(leader):
+    while _is_there(leader) and members(leader):
         if time.monotonic() > deadline:
             return False
         time.sleep(_PAUSE_S)
+    return True
+
+
+def _is_there(leader: int) -> bool:
+    """Whether anything is in the group, be it a zombie: saves to go through a large /proc."""
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
     return True

@@ -362,7 +362,7 @@ class Resizer:
 
     def restore(self, pages: int, wait_s: float = 30.0) -> None:
         """The same, but pages that somebody still uses may go when they are given back."""
-        self._set(pages, wait_s, lambda pool: pool.total - pool.surplus == pages)
+        self._set(pages, wait_s, lambda pool: _size(pool) == pages)
 
     def _set(self, pages: int, wait_s: float, done: Callable[[hugepages.Pool], bool]) -> None:
         deadline = time.monotonic() + wait_s
@@ -404,5 +404,10 @@ def resizing(
         try:
             yield resizer
         finally:
-            if hugepages.pool(page_size) != pool:
-                resizer.restore(pool.total - pool.surplus)
+            if _size(hugepages.pool(page_size)) != _size(pool):
+                resizer.restore(_size(pool))
+
+
+def _size(pool: hugepages.Pool) -> int:
+    """Pages that it keeps, whatever is taken or given back."""
+    return pool.total - pool.surplus

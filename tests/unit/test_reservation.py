@@ -359,6 +359,13 @@ def test_the_size_comes_back_after_an_error_too(pools):
     assert hugepages.pool(HUGE).total == 8
 
 
+def test_a_size_that_has_not_changed_is_not_written(pools, monkeypatch):
+    """Only root may; and that others take pages meanwhile, or have surplus ones, is no change."""
+    monkeypatch.setattr(reservation.Resizer, "_write", lambda self, pages: pytest.fail("written"))
+    with reservation.resizing(HUGE):
+        pools.set(HUGE, total=9, free=2, surplus=1)
+
+
 def test_a_pool_that_does_not_get_its_size_is_told_with_figures(pools):
     with reservation.resizing(HUGE, pause=lambda seconds: None) as resizer:
         pools.set(HUGE, total=8, free=2, surplus=2)

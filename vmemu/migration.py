@@ -49,11 +49,11 @@ from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.ramblock import RAMBlock
 from vmemu.recipe import Recipe
-from vmemu.runstate import Phase, Progress, Run, StallError, VerificationError
+from vmemu.runstate import Phase, Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
 from vmemu.status import RunStatus, StatusClient
-from vmemu.units import counted, format_size
+from vmemu.units import format_size
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -437,25 +437,7 @@ class Migration:
                 thread.join()
             if thread.error is not None:
                 raise thread.error
-        self._judge()
-
-    def _judge(self) -> None:
-        run = self.run_state
-        wrong_reads = sum(int(worker.figures.reads_wrong) for worker in run.workers)
-        wrong_bytes = run.verification.bytes_wrong if run.verification else 0
-        found = list(run.flip.mismatches) if run.flip is not None else []
-        wrong_reads += run.flip.total("reads_wrong") if run.flip is not None else 0
-        found += [m for worker in run.workers for m in worker.mismatches()]
-        wrong_reads += sum(client.figures.counters["reads_wrong"] for client in run.clients)
-        found += [m for client in run.clients for m in client.figures.mismatches]
-        found += run.verification.mismatches() if run.verification else []
-        if not found:
-            return
-        first, reads = found[0], counted(wrong_reads, "read")
-        raise VerificationError(
-            f"{counted(wrong_bytes, 'byte')} of memory and {reads} of the guest are wrong; first "
-            f"{first.block}+{first.offset:#x}: {first.found:#04x} instead of {first.expected:#04x}"
-        )
+        run.require_right()
 
     # ---- waiting: only here can Ctrl-C strike ----
 
@@ -481,7 +463,7 @@ class Migration:
             if received != pages or not self._somebody_waits():
                 pages, since = received, time.monotonic()
             elif time.monotonic() - since > self._patience_s():
-                raise self._stalled(time.monotonic() - since)
+                raise self.run_state.stalled(time.monotonic() - since)
             with self._interrupts.allowed():
                 self._report()
         self._check()  # the last thread to end may have failed
@@ -502,9 +484,7 @@ class Migration:
     def _somebody_waits(self) -> bool:
         if self._incoming.complete:
             return False
-        run = self.run_state
-        waiting = any(worker.waiting() for worker in run.workers) or run.clients.waiting()
-        return bool(waiting) or self._phase in ("precopy", "drain")
+        return bool(self.run_state.waiting()) or self._phase in ("precopy", "drain")
 
     def _patience_s(self) -> float:
         """How long nothing may come; making an image of many GiB, the source says nothing."""
@@ -512,27 +492,9 @@ class Migration:
         limits, source = self.scenario.limits, self.scenario.source
         return max(limits.stall, source.startup_timeout if starts else 0) / 1e9
 
-    def _stalled(self, seconds: float) -> StallError:
-        waiting = [one for worker in self.run_state.workers if (one := worker.waiting())]
-        waiting += self.run_state.clients.waiting()
-        ram = self._incoming.ram
-        return StallError(seconds, waiting, ram.pages_total - ram.pages_received)
-
     def _report(self) -> None:
-        if self._progress is None:
-            return
-        run = self.run_state
-        verification = run.verification
-        self._progress(
-            Progress(
-                self._phase,
-                accesses=sum(int(worker.figures.accesses) for worker in run.workers),
-                accesses_total=run.workload.accesses if run.workload else 0,
-                pages=int(self._incoming.ram.pages_received),
-                pages_total=int(self._incoming.ram.pages_total),
-                bytes_checked=verification.bytes_checked if verification else 0,
-            )
-        )
+        if self._progress is not None:
+            self._progress(self.run_state.progress(self._phase))
 
     # ---- the way out ----
 

@@ -10,7 +10,7 @@ from vmemu.config import Scenario
 from vmemu.content import ExpectedContent
 from vmemu.errors import MigrationError
 from vmemu.flip import Flip
-from vmemu.guest_worker import GuestWorker, Waiting
+from vmemu.guest_worker import GuestWorker, Mismatch, Waiting
 from vmemu.manager import MemoryManager
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.units import counted
@@ -88,3 +88,54 @@ class Run:
     def ended_in_precopy(self) -> bool:
         """Whether it ended before FLIP told what the source and the guest there had done."""
         return self.flip is None and any(phase.name == "precopy" for phase in self.phases)
+
+    # ---- while it runs ----
+
+    def waiting(self) -> list[Waiting]:
+        """The vCPUs that are stopped now, those of clients too."""
+        guests = [worker.waiting() for worker in self.workers]
+        return [*filter(None, guests), *self.clients.waiting()]
+
+    def stalled(self, seconds: float) -> StallError:
+        """What is wrong when nothing has come for so long."""
+        assert self.incoming is not None
+        ram = self.incoming.ram
+        return StallError(seconds, self.waiting(), ram.pages_total - ram.pages_received)
+
+    def progress(self, phase: str) -> Progress:
+        """How far it is."""
+        assert self.incoming is not None
+        return Progress(
+            phase,
+            accesses=sum(int(worker.figures.accesses) for worker in self.workers),
+            accesses_total=self.workload.accesses if self.workload else 0,
+            pages=int(self.incoming.ram.pages_received),
+            pages_total=int(self.incoming.ram.pages_total),
+            bytes_checked=self.verification.bytes_checked if self.verification else 0,
+        )
+
+    # ---- at its end ----
+
+    def require_right(self) -> None:
+        """Raise VerificationError when a read of the guest or a byte of its memory was wrong."""
+        found = self._mismatches()
+        if not found:
+            return
+        wrong_bytes = self.verification.bytes_wrong if self.verification else 0
+        first, reads = found[0], counted(self._wrong_reads(), "read")
+        raise VerificationError(
+            f"{counted(wrong_bytes, 'byte')} of memory and {reads} of the guest are wrong; first "
+            f"{first.block}+{first.offset:#x}: {first.found:#04x} instead of {first.expected:#04x}"
+        )
+
+    def _mismatches(self) -> list[Mismatch]:
+        """The first of each: at the source, at the destination, in clients, in the end."""
+        found = list(self.flip.mismatches) if self.flip is not None else []
+        found += [m for worker in self.workers for m in worker.mismatches()]
+        found += [m for client in self.clients for m in client.figures.mismatches]
+        return found + (self.verification.mismatches() if self.verification else [])
+
+    def _wrong_reads(self) -> int:
+        wrong = sum(int(worker.figures.reads_wrong) for worker in self.workers)
+        wrong += self.flip.total("reads_wrong") if self.flip is not None else 0
+        return wrong + sum(client.figures.counters["reads_wrong"] for client in self.clients)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Injected = dict[str, tuple[tuple[str, int], ...]]
 
 EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
+_DESCRIPTOR = click.IntRange(0, (1 << 31) - 1)
 
 
 @click.command()
@@ -46,7 +47,9 @@ EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
 )
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing unless something is wrong.")
 @click.option("--inject", multiple=True, metavar="POINT", hidden=True)
-@click.option("--owner-fd", type=int, hidden=True, help="End when the pipe's other end closes.")
+@click.option(
+    "--owner-fd", type=_DESCRIPTOR, hidden=True, help="End when the pipe's other end closes."
+)
 def run(
     scenario_file: str,
     *,

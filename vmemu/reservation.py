@@ -5,24 +5,26 @@ process ends. Around it are three advisory locks, all on files that each pool ha
 may take them, no file is made, and nothing is left when a process is killed.
 
 * *changing* (flock on the pool's directory): the short moments in which pages change hands, such as
-  between proving one page and mapping all, or between a hole and its new reservation. Never held
-  while anybody waits. Who does not get it within some seconds goes on without: its holder may be
-  stopped, and the kernel decides in the end.
+  between proving one page and mapping all, or between a hole and its new reservation. Held by
+  nobody who waits, but for the page of a hole that a stranger has taken. Who does not get it within
+  some seconds goes on without: its holder may be stopped, and the kernel decides in the end.
 * the *line* (locks on ``free_hugepages``): who waits for pages comes in turn, so that one that
   needs many is not starved by those that need few. Each stands at the offset that is its time of
   arrival; it is first when nothing below that is locked.
 * *using* and *resizing* (flock on ``nr_hugepages``): nobody changes a pool's size under those who
   count on it, with a line of its own, so that those who come later let a resizer in.
 
-Several pools are locked in the order of their page sizes, and a place in several lines is of one
-time: nobody waits in a circle. A container with a sysfs of its own does not share the locks; then
-what is left is the kernel's answer, which is asked again.
+Nobody waits in a circle. Pools are locked in the order of their page sizes, each waited for in its
+own line alone. Who waits for pages has nothing yet, and stands in the lines of all their pools with
+one time of arrival. A container with a sysfs of its own does not share the locks; then what is left
+is the kernel's answer, which is asked again.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import mmap
 import os
 import random
@@ -307,21 +309,30 @@ def using(
 def _sized(
     page_sizes: Iterable[int], operation: int, wait_s: float | None, pause: Pause
 ) -> Iterator[None]:
-    sizes = sorted(set(page_sizes))
-    deadline = None if wait_s is None else time.monotonic() + wait_s
+    deadline = math.inf if wait_s is None else time.monotonic() + wait_s
     with ExitStack() as stack:
-        with _Place(sizes, _SIZE) as place:  # left once it is in: those behind may ask
-            place.stand()
-            for size in sizes:
-                fd = _open(stack, size, _SIZE)
-                while not (place.first and _flock(stack, fd, operation)):
-                    if deadline is not None and time.monotonic() >= deadline:
-                        raise HostError(
-                            f"the pool of {format_size(size)} hugepages is still used or resized"
-                            f" by others after {wait_s:g} s"
-                        )
-                    pause(random.uniform(*_STEP_S))
+        for size in sorted(set(page_sizes)):
+            if not _sized_one(stack, size, operation, deadline, pause):
+                raise HostError(
+                    f"the pool of {format_size(size)} hugepages is still used or resized"
+                    f" by others after {wait_s:g} s"
+                )
         yield
+
+
+def _sized_one(
+    stack: ExitStack, page_size: int, operation: int, deadline: float, pause: Pause
+) -> bool:
+    # One line at a time: who stood in that of a larger size as well, and waited here, would keep
+    # whoever has this pool from the larger one, and both would wait for ever.
+    fd = _open(stack, page_size, _SIZE)
+    with _Place([page_size], _SIZE) as place:  # left once it is in: those behind may ask
+        place.stand()
+        while not (place.first and _flock(stack, fd, operation)):
+            if time.monotonic() >= deadline:
+                return False
+            pause(random.uniform(*_STEP_S))
+    return True
 
 
 class Tenancy:

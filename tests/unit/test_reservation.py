@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -331,6 +332,26 @@ def test_a_resizer_waits_for_users_and_those_who_come_later_wait_for_it(pools):
     resizer.join()
     late.join()
     assert order == ["left", "resized", "used"]
+
+
+def test_who_waits_for_one_pool_stands_in_nobodys_way_at_another(pools):
+    """Else a resizer of both would wait for one that waits for it."""
+    waits = threading.Event()
+
+    def pause(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    def use() -> None:
+        with reservation.using([HUGE, GIGA], pause=pause):
+            pass
+
+    with reservation.resizing(HUGE):
+        user = elsewhere(use)
+        waits.wait()
+        with reservation.resizing(GIGA, wait_s=0):
+            pass
+    user.join()
 
 
 def test_a_run_tells_resizers_to_wait_but_never_waits_itself(pools):

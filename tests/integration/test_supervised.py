@@ -30,11 +30,12 @@ from supervised import (
     stalling,
     waits,
 )
-from support import HUGE, PoolLock
+from support import HUGE
 
 from vmemu import hugepages
 from vmemu.jobs import supervised
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
+from vmemu.reservation import Resizer
 
 pytestmark = pytest.mark.usefixtures("userfault")
 TESTS = Path(__file__).parents[1]
@@ -348,7 +349,7 @@ def test_a_child_of_the_owner_does_not_keep_its_runs_alive(tmp_path):
             os.kill(forked, signal.SIGKILL)
 
 
-def test_hugepages_come_back_when_an_owner_is_killed(tmp_path, pool_alone: PoolLock):
+def test_hugepages_come_back_when_an_owner_is_killed(tmp_path, pool_alone: Resizer):
     pool_alone.resize(8)
     huge = "{name: huge, backing: hugetlbfs, size: 8MiB}"
     blocks = f"{{name: ram, backing: anonymous, size: 256KiB}}, {huge}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from vmemu import hugepages, reservation
+from vmemu import core, hugepages, reservation
 from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.hostcheck import needed_ioctls
@@ -113,6 +113,12 @@ class MemoryManager:
         registered, self._registered = self._registered, []
         run_all(partial(uffd.unregister, b.address, b.size) for uffd, b in registered)
 
+    def let_go(self) -> None:
+        """Let whoever waits for a page go on with zeros, and unregister all blocks; safe to call
+        twice. What is registered is no more what it was: the guest's memory is given up."""
+        registered, self._registered = self._registered, []
+        run_all(partial(_let_go, uffd, block) for uffd, block in registered)
+
     def unmap(self) -> None:
         """Give all memory back; safe to call twice."""
         run_all(
@@ -128,6 +134,16 @@ class MemoryManager:
 
     def __exit__(self, *_: object) -> None:
         run_all([self.unregister, self.unmap])
+
+
+def _let_go(uffd: Userfaultfd, block: RAMBlock) -> None:
+    # Unregistered alone, they would take pages of the block: a SIGBUS where its tmpfs is full.
+    try:
+        core.call(core.lib.vm_cover, block.address, block.size)
+    except CoreError:
+        uffd.unregister(block.address, block.size)
+    else:
+        uffd.wake(block.address, block.size)
 
 
 def _register_error(block: RAMBlock, error: CoreError) -> HostError:

@@ -399,7 +399,7 @@ class IncomingPostcopy:
     def release(self) -> None:
         """Let go of every thread that waits for a page: it goes on with zeros, so it must be told
         to stop first."""
-        self.memory.unregister()
+        self.memory.let_go()
 
     def end(self, failed: bool = False) -> None:
         """Give everything but the mappings back. Safe in any state and after any failure; once is

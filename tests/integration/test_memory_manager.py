@@ -390,3 +390,43 @@ def test_two_that_want_more_than_half_in_two_pieces_both_get_done():
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+FULL = """
+import sys
+from pathlib import Path
+from support import scenario
+from vmemu.migration import Migration
+
+place = Path(sys.argv[1])
+block = {"name": "ram", "backing": "shared", "size": "256KiB", "path": str(place / "ram")}
+migration = Migration(scenario([block], migration={"postcopy": {"push": False}}))
+run_guest = migration._run_guest
+
+def fill_first():
+    with (place / "full").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            run_guest()
+
+migration._run_guest = fill_first
+run = migration.run()
+print(run.status, run.error)
+"""
+
+
+@pytest.mark.usefixtures("userfault")
+def test_a_tmpfs_that_others_fill_fails_the_run_and_kills_nobody(small_tmpfs):
+    """vCPUs that are let go take no page of it, which would be a SIGBUS."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(small_tmpfs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("failed UFFDIO_COPY at ")
+    assert "Cannot allocate memory" in done.stdout

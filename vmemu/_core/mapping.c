@@ -46,6 +46,16 @@ int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struc
     return 0;
 }
 
+int vm_cover(uint64_t address, uint64_t length, struct vm_error *err)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    void *at = (void *)(uintptr_t)address;
+
+    return mmap(at, length, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED
+               ? vm_fail_errno(err, "mmap of ordinary memory", address)
+               : 0;
+}
+
 int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err)
 {
     return munmap((void *)(uintptr_t)address, length) < 0 ? vm_fail_errno(err, "munmap", address)

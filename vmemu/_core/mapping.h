@@ -12,6 +12,12 @@
  * a SIGBUS later. alignment is a power of two; the address is a multiple of it.
  */
 int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struct vm_error *err);
+/*
+ * Lay ordinary memory, empty and promised to nobody, over a mapping. Whoever waits for a page there
+ * and is woken goes on with zeros, and takes no page of what was mapped: a tmpfs that is full, or a
+ * hugepage that is withheld, would be a SIGBUS.
+ */
+int vm_cover(uint64_t address, uint64_t length, struct vm_error *err);
 int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err);
 int vm_advise(uint64_t address, uint64_t length, int advice, struct vm_error *err);
 /* Give the bytes of the file back; what is read there afterwards is zeros, or a userfault. */

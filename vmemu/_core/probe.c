@@ -313,12 +313,10 @@ static void let_go(struct probing *t)
 {
     const struct vm_probe *p = t->p;
     uint64_t length = p->pages * p->page_size;
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
     struct vm_error ignored;
 
     vm_set_release(&t->abandoned, 1);
-    if (mmap((void *)(uintptr_t)p->address, length, PROT_READ | PROT_WRITE, flags, -1, 0) ==
-        MAP_FAILED) {
+    if (vm_cover(p->address, length, &ignored) < 0) {
         vm_uffd_unregister(p->uffd, p->address, length, &ignored);
     }
     vm_uffd_wake(p->uffd, p->address, length, &ignored);

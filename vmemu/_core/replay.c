@@ -140,7 +140,7 @@ static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, u
         }
     }
     wrong &= piece_mask(p);
-    /* A stopped run lets go of its faults by unregistering: what is read then is not the guest's
+    /* A stopped run lets go of its faults by other memory: what is read then is not the guest's
      * memory. */
     if (!wrong || vm_get_acquire(&v->stop)) {
         return;

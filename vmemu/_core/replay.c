@@ -140,8 +140,8 @@ static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, u
         }
     }
     wrong &= piece_mask(p);
-    /* A stopped run lets go of its faults by other memory: what is read then is not the guest's
-     * memory. */
+    /* Who is let go when a run is stopped finds ordinary memory: what is read then is not the
+     * guest's. */
     if (!wrong || vm_get_acquire(&v->stop)) {
         return;
     }

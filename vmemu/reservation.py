@@ -46,6 +46,8 @@ PATIENCE_S = 5.0
 """How long ``changing`` waits for others, who hold it for milliseconds; a page of 1 GiB takes one
 second to prove."""
 _LINE, _SIZE = "free_hugepages", "nr_hugepages"
+_RESIZERS = "nr_overcommit_hugepages"
+"""Where those who wait to resize stand as well: a run lets only these pass."""
 _STEP_S = (0.002, 0.01)
 _BEAT_S = (0.02, 0.06)
 _FLOCK = struct.Struct("hhqqi4x")
@@ -326,8 +328,10 @@ def _sized_one(
     # One line at a time: who stood in that of a larger size as well, and waited here, would keep
     # whoever has this pool from the larger one, and both would wait for ever.
     fd = _open(stack, page_size, _SIZE)
-    with _Place([page_size], _SIZE) as place:  # left once it is in: those behind may ask
-        place.stand()
+    with _Place([page_size], _SIZE) as place, _Place([page_size], _RESIZERS) as shown:
+        place.stand()  # left once it is in: those behind may ask
+        if operation == fcntl.LOCK_EX:
+            shown.stand()
         while not (place.first and _flock(stack, fd, operation)):
             if time.monotonic() >= deadline:
                 return False
@@ -348,7 +352,7 @@ class Tenancy:
     def begin(self, page_sizes: Iterable[int]) -> None:
         """Have resizers wait from now on, if none is there."""
         sizes = sorted(set(page_sizes))
-        with _Place(sizes, _SIZE) as place:
+        with _Place(sizes, _RESIZERS) as place:
             for size in sizes if place.first else ():
                 _flock(self._stack, _open(self._stack, size, _SIZE), fcntl.LOCK_SH)
 

@@ -369,6 +369,32 @@ def test_a_run_tells_resizers_to_wait_but_never_waits_itself(pools):
     late.end()
 
 
+def test_only_a_resizer_that_waits_keeps_a_run_from_telling(pools):
+    run, other = reservation.Tenancy(), reservation.Tenancy()
+    with _Place([HUGE], reservation._SIZE) as user:
+        user.stand()
+        run.begin([HUGE])
+    with pytest.raises(HostError, match="still used"), reservation.resizing(HUGE, wait_s=0):
+        pass
+    waits = threading.Event()
+
+    def pause(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    def resize() -> None:
+        with reservation.resizing(HUGE, pause=pause):
+            pass
+
+    resizer = elsewhere(resize)
+    waits.wait()
+    other.begin([HUGE])
+    run.end()
+    resizer.join(60)
+    assert not resizer.is_alive()
+    other.end()
+
+
 def test_the_size_comes_back_after_an_error_too(pools):
     def fail(resizer: reservation.Resizer) -> None:
         # A file takes what is written and does not make pages, which resize would wait for.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import HUGE, Footprint, PoolLock
+from support import HUGE, Footprint
 from test_ordinary_user import as_ordinary_user
 
 from vmemu import hugepages
@@ -19,6 +19,7 @@ from vmemu.host import thp_memory
 from vmemu.host.document import Proof
 from vmemu.host.proofs import Kind, every_kind, prove
 from vmemu.ramblock import BASE_PAGE
+from vmemu.reservation import Resizer
 from vmemu.userfault import Feature, Userfaultfd
 
 pytestmark = pytest.mark.usefixtures("userfault")
@@ -113,7 +114,7 @@ def test_the_memory_of_a_proof_really_is_transparent_hugepages(monkeypatch):
     assert sizes == [("anonymous", whole, whole), ("shared", whole, whole)]
 
 
-def test_hugepages_answer_as_the_features_say(pool_alone: PoolLock):
+def test_hugepages_answer_as_the_features_say(pool_alone: Resizer):
     pool_alone.resize(6)
     before = Footprint.now(), hugepages.pool(HUGE)
     kinds = [k for k in every_kind() if (k.backing, k.page_size) == ("hugetlbfs", HUGE)]
@@ -127,7 +128,7 @@ def test_hugepages_answer_as_the_features_say(pool_alone: PoolLock):
 
 @pytest.mark.parametrize(("pages", "faults"), [(1, 1), (2, 1), (3, 2)])
 def test_a_small_pool_is_enough_and_what_others_reserved_stays_theirs(
-    pool_alone: PoolLock, pages, faults
+    pool_alone: Resizer, pages, faults
 ):
     pool_alone.resize(pages)
     kinds = [Kind("hugetlbfs", HUGE, fault) for fault in FAULTS]
@@ -137,7 +138,7 @@ def test_a_small_pool_is_enough_and_what_others_reserved_stays_theirs(
     assert hugepages.pool(HUGE) == hugepages.Pool(HUGE, pages, pages, 0, 0)
 
 
-def test_an_empty_pool_has_its_remedy_which_mends_it(pool_alone: PoolLock):
+def test_an_empty_pool_has_its_remedy_which_mends_it(pool_alone: Resizer):
     pool_alone.resize(0)
     kinds = [Kind("hugetlbfs", HUGE, fault) for fault in FAULTS]
     for proof in prove(kinds):
@@ -147,7 +148,7 @@ def test_an_empty_pool_has_its_remedy_which_mends_it(pool_alone: PoolLock):
     assert [p.works for p in prove(kinds)] == [has(*NEEDED["hugetlbfs", f]) for f in FAULTS]
 
 
-def test_a_pool_that_may_grow_grows_by_one_page_and_back(pool_alone: PoolLock):
+def test_a_pool_that_may_grow_grows_by_one_page_and_back(pool_alone: Resizer):
     pool_alone.resize(0)
     overcommit = hugepages.SYSFS / "hugepages-2048kB/nr_overcommit_hugepages"
     was = overcommit.read_text()
@@ -161,7 +162,7 @@ def test_a_pool_that_may_grow_grows_by_one_page_and_back(pool_alone: PoolLock):
 
 
 @pytest.fixture
-def gigantic(pool_alone: PoolLock) -> Iterator[None]:
+def gigantic(pool_alone: Resizer) -> Iterator[None]:
     """A page of 1 GiB, for as long as the test takes."""
     if GIB not in hugepages.page_sizes():
         pytest.skip("this kernel has no hugepages of 1GiB")

@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 from support import HUGE, Footprint, anonymous, shared
 
-from vmemu import core, hugepages
+from vmemu import core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.host import proofs, thp_memory
 from vmemu.host.proofs import Kind, every_kind, prove
@@ -379,3 +379,18 @@ def test_a_process_that_has_them_switched_off_says_so():
     finally:
         libc.prctl(set_thp_disable, 0, 0, 0, 0)
         block.unmap()
+
+
+def test_hugepages_are_tried_in_a_moment_of_their_own(monkeypatch):
+    """Else a run that may not wait would find pages taken that are back at once."""
+    held = []
+
+    def none_left(block: RAMBlock) -> None:
+        held.append((block.page_size, reservation._held.sizes))
+        raise HugepageShortage("none")
+
+    opened_with(monkeypatch, ALL)
+    monkeypatch.setattr(RAMBlock, "map", none_left)
+    monkeypatch.setattr(proofs._Trial, "_at_most", lambda trial: 1)
+    prove([Kind("hugetlbfs", HUGE, "missing"), Kind("anonymous", BASE_PAGE, "missing")])
+    assert held == [(HUGE, {HUGE}), (BASE_PAGE, set())]

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from vmemu import core, hugepages
+from vmemu import core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.host import thp_memory
 from vmemu.host.document import Backing, FaultKind, Proof
@@ -178,7 +178,9 @@ class _Trial:
 
     def _attempt(self) -> Proof:
         kind = self._kind
-        with ExitStack() as stack:
+        # In one moment: a run that may not wait is not to fail because these pages are tried.
+        pools = [kind.page_size] if kind.backing == "hugetlbfs" else []
+        with reservation.changing(pools), ExitStack() as stack:
             try:
                 block = self._map(stack)
                 self._prepare(block, stack)

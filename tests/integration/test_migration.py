@@ -23,9 +23,10 @@ from support import HUGE, Footprint, scenario, synthetic
 from vmemu import hugepages
 from vmemu.config import Scenario
 from vmemu.errors import CoreError, HostError, HugepageShortage
-from vmemu.migration import Migration, Progress, Run, StallError, VerificationError
+from vmemu.migration import Migration, Progress, Run
 from vmemu.recipe import Recipe
 from vmemu.results import document
+from vmemu.runstate import StallError, VerificationError
 from vmemu.workload import ASAP, Lane, StreamSlice, Workload
 
 pytestmark = pytest.mark.usefixtures("userfault")

@@ -186,7 +186,7 @@ def test_a_page_of_1gib_answers_as_the_features_say(gigantic):
     assert hugepages.pool(GIB) == before
 
 
-def test_all_proofs_at_once_are_those_of_every_kind(pool_lock: PoolLock):
+def test_all_proofs_at_once_are_those_of_every_kind(pool_lock: None):
     before = Footprint.now()
     found = prove()
     assert [(p.backing, p.page_size, p.thp, p.fault) for p in found] == [

@@ -22,9 +22,10 @@ from vmemu.cthread import Bell
 from vmemu.errors import CoreError, HostError, ProtocolError
 from vmemu.hostcheck import PostcopyUnsupported
 from vmemu.manager import MemoryManager
-from vmemu.migration import Migration, StallError, VerificationError
+from vmemu.migration import Migration
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import BlockEntry, Header, Message, Summary
+from vmemu.runstate import StallError, VerificationError
 
 pytestmark = pytest.mark.usefixtures("userfault")
 TESTS = str(Path(__file__).parents[1])

@@ -23,9 +23,9 @@ from vmemu.blocktime import STAGE_DTYPE
 from vmemu.core import PeerGone
 from vmemu.errors import CoreError, HugepageShortage, InputError, MigrationError, VmemuError
 from vmemu.guest_worker import FAULT_DTYPE, Mismatch, Waiting
-from vmemu.migration import Phase, Run, StallError, VerificationError
 from vmemu.postcopy import Discards, PostcopyState
 from vmemu.results import document, schema, terminal
+from vmemu.runstate import Phase, Run, StallError, VerificationError
 from vmemu.userfault import Feature, How
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "result-example.json"

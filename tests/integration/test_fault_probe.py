@@ -195,7 +195,8 @@ def test_a_deadline_lets_go_of_whoever_touches(uffd, block, kind):
         block.unmap()
         block.map()
         fill(block)
-    assert not Footprint.now().descriptors - before.descriptors
+    # By their number: mapped alone, a hugetlb block has another than within its reservation.
+    assert len(Footprint.now().descriptors) == len(before.descriptors)
 
 
 def test_memory_that_has_no_such_fault_is_refused(uffd):

@@ -6,13 +6,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-KIB, MIB = 1 << 10, 1 << 20
+from any_trace import FAULTS, KIB, MIB, AnyTrace, Data
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-SORT = CONFIGS / "traces" / "sort.vmtrace.zst"
-
-Data = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,8 @@ class Places:
     """The same that takes one page."""
     gigantic: Path
     """hugetlbfs of 1 GiB pages."""
+    sealed: Path
+    """A tmpfs that nobody may write to."""
 
 
 class AnyScenario:
@@ -49,7 +48,7 @@ class AnyScenario:
             "name": f"any-{self._number}",
             "seed": self._number,
             "blocks": blocks,
-            "guest": {"vcpus": self._random.randint(1, 3), "trace": self._trace(blocks)},
+            "guest": {"vcpus": self._random.randint(1, 3), "trace": AnyTrace(self._random, blocks).good()},
             "migration": self._migration(),
             "limits": {"stall": "20s"},
         }
@@ -82,24 +81,17 @@ class AnyScenario:
             made["path"] = str(self._places.huge / f"b{self._number}-{index}")
         return made
 
-    def _trace(self, blocks: list[Data]) -> Any:
-        accesses = self._random.choice((1, 50, 2000))
-        kinds = ("sequential", "uniform", "permutation", "zipf", "hot_cold", "pointer_chase")
-        made: Data = {"kind": self._random.choice(kinds), "accesses": accesses}
-        if self._random.random() < 0.3:
-            made["block"] = self._random.choice(blocks)["name"]
-        if self._random.random() < 0.3:
-            made["stop"] = "50%" if blocks[0]["size"] > 8 * KIB else "100%"
-        return {"synthetic": made}
-
     def _migration(self) -> Data:
         rounds = self._random.choice((0, 0, 1, 2))
+        precopy: Data = {
+            "rounds": rounds,
+            "dirty_tracking": self._random.choice(("auto", "kernel", "replay")),
+        }
+        if rounds and self._random.random() < 0.3:
+            precopy |= {"switch": "converged", "max_downtime": "10ms", "max_time": "500ms"}
         return {
-            "precopy": {
-                "rounds": rounds,
-                "dirty_tracking": self._random.choice(("auto", "kernel", "replay")),
-            },
-            "flip_at": self._random.choice(("0%", "25%", "100%")) if rounds else "0%",
+            "precopy": precopy,
+            "flip_at": self._random.choice(("0%", "0%", "25%", "100%")),
             "postcopy": {
                 "preempt": self._random.random() < 0.7,
                 "push": self._random.random() < 0.7,
@@ -120,11 +112,16 @@ class AnyScenario:
             self._target_page,
             self._recorded,
             self._recorded,
+            self._odd_range,
             self._reach,
             self._lock,
+            self._balloon,
             self._client,
             self._content,
             self._pace,
+            self._bandwidth,
+            self._verify,
+            self._several,
             self._wait,
         ]
 
@@ -142,7 +139,10 @@ class AnyScenario:
 
     def _page_size(self, data: Data) -> None:
         sizes = (4 * KIB, 8 * KIB, 64 * KIB, 2 * MIB, 3 * MIB, 32 * MIB, 1 << 30, 16 << 30)
-        self._one(data)["page_size"] = self._random.choice(sizes)
+        block = self._one(data)
+        block["page_size"] = self._random.choice(sizes)
+        if self._random.random() < 0.5:
+            block["size"] = block["page_size"]
 
     def _place(self, data: Data) -> None:
         """A path that is on something else than it should be, taken, or nowhere."""
@@ -151,6 +151,7 @@ class AnyScenario:
         taken = at.tmpfs / f"taken{self._number}"
         taken.write_bytes(b"somebody's")
         places = [at.tmpfs, at.disk, at.little, at.huge, at.little_huge, at.gigantic]
+        places += [at.sealed]
         paths = [place / name for place in places]
         paths += [at.tmpfs / "gone" / name, taken, at.tmpfs, taken / name, Path("/proc") / name]
         if block["backing"] == "anonymous" and self._random.random() < 0.8:
@@ -161,25 +162,13 @@ class AnyScenario:
         data["guest"]["target_page_size"] = self._random.choice((4 * KIB, 16 * KIB, 2 * MIB))
 
     def _recorded(self, data: Data) -> None:
-        """A recording of 64 pages or so, on blocks that hold it or do not."""
-        block = data["blocks"][0]["name"]
-        maps: list[Data] = [
-            {"kind": "compact"},
-            {"kind": "compact", "block": block},
-            {"kind": "modulo"},
-            {"kind": "first_touch"},
-            {"kind": "auto"},
-            {"kind": "blocks"},
-            {"kind": "regions", "regions": [f"0-64KiB={block}"]},
-            {"kind": "regions", "regions": [f"0-4KiB={block}"], "outside": "drop"},
-        ]
-        trace: Data = {"file": str(SORT), "map": self._random.choice(maps)}
-        windows = (None, {"stop": 500}, {"start": 10, "stop": 20}, {"start": 1 << 40})
-        if (window := self._random.choice(windows)) is not None:
-            trace["window"] = window
+        """A recording, on blocks that hold it or do not."""
         if self._random.random() < 0.3:
             data["blocks"][0] |= {"size": 32 * MIB}
-        data["guest"]["trace"] = trace
+        data["guest"]["trace"] = AnyTrace(self._random, data["blocks"]).recorded()
+
+    def _odd_range(self, data: Data) -> None:
+        data["guest"]["trace"] = AnyTrace(self._random, data["blocks"]).odd_range()
 
     def _reach(self, data: Data) -> None:
         """A flip behind the end of the trace, or in it."""
@@ -187,25 +176,61 @@ class AnyScenario:
 
     def _lock(self, data: Data) -> None:
         data["memory"] = {"lock": True}
-        if self._random.random() < 0.3:
-            data["guest"]["balloon"] = {"limit": 2}
+
+    def _balloon(self, data: Data) -> None:
+        """As many pages as there are, or more."""
+        limits = (1, 2, 100_000)
+        data["guest"]["balloon"] = {"limit": self._random.choice(limits), "rate": 1_000_000}
 
     def _client(self, data: Data) -> None:
-        block = self._one(data)["name"]
-        trace = {"synthetic": {"kind": "uniform", "accesses": 50}}
-        data["clients"] = [{"name": "vhost0", "block": block, "trace": trace}]
+        """One or two, on a block that another process can map or cannot."""
+        clients = []
+        for number in range(self._random.choice((1, 1, 2))):
+            block = self._one(data)
+            traces = AnyTrace(self._random, [block])
+            trace = self._random.choice((traces.synthetic, traces.recorded))()
+            clients.append({"name": f"vhost{number}", "block": block["name"], "trace": trace})
+            clients[-1]["vcpus"] = self._random.choice((1, 2))
+        data["clients"] = clients
 
     def _content(self, data: Data) -> None:
-        """A file of 64 KiB, for a block that may be smaller."""
+        """A file, with a hole or without, for a block that may be smaller; or none."""
         path = self._places.disk / f"content{self._number}"
-        path.write_bytes(bytes(range(256)) * 256)
+        kind = self._random.choice(("full", "full", "hole", "empty", "directory", "gone"))
+        if kind == "directory":
+            path.mkdir(exist_ok=True)
+        elif kind != "gone":
+            path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 256)
+        if kind == "hole":
+            with path.open("r+b") as file:
+                file.truncate(512 * KIB)
         self._one(data)["content"] = {"kind": "file", "path": str(path)}
 
     def _pace(self, data: Data) -> None:
-        kind = self._random.choice(("recorded", "rate"))
-        data["guest"]["pace"] = {"kind": kind}
-        if kind == "rate":
-            data["guest"]["pace"]["accesses_per_second"] = 1_000_000
+        """At recorded times of a trace that has some, or none."""
+        pace: Data = {"kind": self._random.choice(("recorded", "recorded", "rate"))}
+        if pace["kind"] == "rate":
+            pace["accesses_per_second"] = 1_000_000
+        else:
+            pace["factor"] = 100.0
+            if self._random.random() < 0.5:
+                trace = AnyTrace(self._random, data["blocks"]).recording(FAULTS)
+                data["guest"]["trace"] = trace
+        data["guest"]["pace"] = pace
+
+    def _bandwidth(self, data: Data) -> None:
+        """Slow, and not slower than a test may be."""
+        phase = data["migration"][self._random.choice(("precopy", "postcopy"))]
+        phase["bandwidth"] = self._random.choice(("16MiB/s", "1Gbit/s"))
+
+    def _verify(self, data: Data) -> None:
+        data["verify"] = {"reads": self._random.random() < 0.5, "final": True}
+
+    def _several(self, data: Data) -> None:
+        """Traces side by side, on vCPUs that may be more than the accesses."""
+        traces = AnyTrace(self._random, data["blocks"])
+        data["guest"]["trace"] = [traces.synthetic() for _ in range(3)]
+        data["guest"]["vcpus"] = self._random.choice((1, 7))
 
     def _wait(self, data: Data) -> None:
         data["on_unavailable"] = self._random.choice(("fail", "skip", {"wait": "200ms"}))

@@ -83,6 +83,7 @@ def places(tmp_path: Path) -> Iterator[Places]:
         made.huge: ("hugetlbfs", "pagesize=2M"),
         made.little_huge: ("hugetlbfs", "pagesize=2M,size=2M"),
         made.gigantic: ("hugetlbfs", "pagesize=1G"),
+        made.sealed: ("tmpfs", "ro,size=1M"),
     }
     mounted = []
     made.disk.mkdir()

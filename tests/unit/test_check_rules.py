@@ -363,6 +363,20 @@ def test_the_rest_is_judged_beside_what_does_not_fit(judged: Judging) -> None:
     assert {Code.MISALIGNED, Code.POOL_SMALL} <= codes(report)
 
 
+def test_traces_are_not_laid_on_what_no_memory_holds(judged: Judging) -> None:
+    only(Code.MEMORY_NEVER, judged(ram("40TiB"), migration={"flip_at": 40}))
+
+
+def test_a_trace_may_be_too_large_for_who_only_checks(
+    judged: Judging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vmemu.plan.make_workload", fails)
+    assert only(Code.TRACE, judged(ram(), migration={"flip_at": 40}))["verdict"] == "unknown"
+
+
 def test_the_worst_reason_comes_first(judged: Judging) -> None:
     migration = {"postcopy": {"preempt": False}}
     report = judged(huge(), on=host(pools=(pool(total=0),)), migration=migration)

@@ -76,8 +76,17 @@ def _found(case: Case, misfits: list[Problem]) -> Iterator[Finding]:
     found += [finding for rules in _RULES for finding in rules(case)]
     yield from found
     yield from _proven(case, found)
-    if all(problem.code == Code.CONTENT for problem in misfits):
-        yield from traces.rules(case)  # blocks of no possible size have no place for a trace
+    if _can_be_laid_out(found, misfits):
+        yield from traces.rules(case)
+
+
+def _can_be_laid_out(found: list[Finding], misfits: list[Problem]) -> bool:
+    """Blocks of no possible size have no place for a trace; those that no memory holds would need
+    a dictionary of pages that it holds no more, and a run lays out none."""
+    without_memory = {Code.MEMORY, Code.MEMORY_NEVER}
+    return all(problem.code == Code.CONTENT for problem in misfits) and not any(
+        finding.reason.code in without_memory for finding in found
+    )
 
 
 def _proven(case: Case, found: list[Finding]) -> Iterator[Finding]:

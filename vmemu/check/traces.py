@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vmemu.check.case import Case, Finding
 from vmemu.check.codes import Code
-from vmemu.check.verdict import Reason
+from vmemu.check.verdict import Reason, Verdict
 from vmemu.config import RecordedTrace, Scenario
 from vmemu.errors import ConfigError, Problem
 
@@ -24,6 +24,15 @@ def rules(case: Case) -> Iterator[Finding]:
         workload, _ = make_workload(scenario, blocks)
         flip_positions(scenario, workload)
         client_plans(scenario, blocks)
+    except MemoryError:
+        # The hosts in question may have the memory for it, where this one only checks.
+        yield case.of_all(
+            "blocks",
+            Code.TRACE,
+            "there is too little memory here to lay the traces on the blocks",
+            "check it on a host with more memory, or use smaller blocks",
+            verdict=Verdict.UNKNOWN,
+        )
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(None, reason_of(problem, Code.TRACE))

@@ -48,7 +48,10 @@ class AnyScenario:
             "name": f"any-{self._number}",
             "seed": self._number,
             "blocks": blocks,
-            "guest": {"vcpus": self._random.randint(1, 3), "trace": AnyTrace(self._random, blocks).good()},
+            "guest": {
+                "vcpus": self._random.randint(1, 3),
+                "trace": AnyTrace(self._random, blocks).good(),
+            },
             "migration": self._migration(),
             "limits": {"stall": "20s"},
         }
@@ -123,6 +126,7 @@ class AnyScenario:
             self._verify,
             self._several,
             self._wait,
+            self._limits,
         ]
 
     def _one(self, data: Data) -> Data:
@@ -234,6 +238,12 @@ class AnyScenario:
 
     def _wait(self, data: Data) -> None:
         data["on_unavailable"] = self._random.choice(("fail", "skip", {"wait": "200ms"}))
+
+    def _limits(self, data: Data) -> None:
+        """What no host can keep, or what each can."""
+        times = ("1ns", "1ms", "20s", "0s")
+        data["source"] = {"startup_timeout": self._random.choice(times)}
+        data["limits"] = {"stall": self._random.choice(times)}
 
     def _nonsense(self, data: Data) -> None:
         """What is no scenario at all."""

@@ -1,4 +1,4 @@
-"""Traces of every kind for scenarios that are made from a number: with each map, window and walk."""
+"""Traces of every kind, for scenarios made from a number: with each map, window and walk."""
 
 from __future__ import annotations
 

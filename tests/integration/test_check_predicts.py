@@ -28,6 +28,8 @@ pytestmark = [
 ]
 
 PASSES = {Verdict.OK, Verdict.DEGRADED}
+DEPENDS = {Code.MEMORY_TIGHT, Code.POOL_TAKEN, Code.TIME_LIMIT}
+"""On what the guest does, or on what others do meanwhile."""
 POOL = 8
 """Pages of 2 MiB that there are."""
 IN_A_CHUNK = 10
@@ -74,7 +76,7 @@ def disagreement(path: Path, overrides: Overrides = ()) -> str:
     why = f"{path}: {said.verdict}: {[f'{one.code}: {one.message}' for one in reasons]}"
     if said.verdict is Verdict.UNKNOWN:
         unknown = {one.code for one in reasons if one.verdict is said.verdict}
-        return "" if unknown == {Code.MEMORY_TIGHT} else why
+        return "" if unknown <= DEPENDS else why
     came = outcome(path, overrides)
     return "" if (said.verdict in PASSES) == (not came) else f"{why}\n  and it ended: {came}"
 

@@ -363,6 +363,29 @@ def test_the_rest_is_judged_beside_what_does_not_fit(judged: Judging) -> None:
     assert {Code.MISALIGNED, Code.POOL_SMALL} <= codes(report)
 
 
+@pytest.mark.parametrize(
+    ("size", "sections", "remedy"),
+    [
+        ("1MiB", {"limits": {"stall": "1s"}}, "limits: {stall: 2s}"),
+        ("1MiB", {"source": {"startup_timeout": "1ms"}}, "source: {startup_timeout: 2s}"),
+        ("8176MiB", {}, "source: {startup_timeout: 34s}"),
+    ],
+)
+def test_short_limits_in_time_are_unknown(
+    tmp_path: Path, size: str, sections: dict[str, Any], remedy: str
+) -> None:
+    there = host(memory=memory(64 * GIB))
+
+    def judged(sections: dict[str, Any]) -> ScenarioReport:
+        path = scenario(tmp_path, ram(size), **sections)
+        return judge(path, source=there, destination=there)
+
+    found = only(Code.TIME_LIMIT, judged(sections))
+    assert (found["verdict"], found["remedy"]) == ("unknown", remedy)
+    longer = {"limits": {"stall": "2s"}, "source": {"startup_timeout": "34s"}}
+    assert judged(longer).verdict == "ok"
+
+
 def test_traces_are_not_laid_on_what_no_memory_holds(judged: Judging) -> None:
     only(Code.MEMORY_NEVER, judged(ram("40TiB"), migration={"flip_at": 40}))
 

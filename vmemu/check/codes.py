@@ -42,6 +42,7 @@ class Code(enum.StrEnum):
     MEMORY_TIGHT = "memory_tight"
     MEMLOCK = "memlock"
     LOCKED = "locked"
+    TIME_LIMIT = "time_limit"
 
     # Features of the kernel.
     USERFAULTFD = "userfaultfd"

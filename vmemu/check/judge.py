@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator
 from vmemu import units
 from vmemu._config import yamlfile
 from vmemu._config.types import parse_region
-from vmemu.check import block_files, both_ends, features, memory, pages, pools, proofs, traces
+from vmemu.check import (
+    block_files,
+    both_ends,
+    features,
+    memory,
+    pages,
+    pools,
+    proofs,
+    time_limits,
+    traces,
+)
 from vmemu.check.case import Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import BlockReport, Reason, ScenarioReport, Verdict
@@ -21,6 +31,7 @@ _RULES = (
     pools.rules,
     block_files.rules,
     memory.rules,
+    time_limits.rules,
     features.rules,
     both_ends.rules,
 )

@@ -187,7 +187,10 @@ def test_a_run_that_gets_nowhere_is_stuck(environment: dict[str, str], tmp_path:
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("stuck: variation ")
-    assert document_of(kept)["failure"]["status"] == "stuck"
+    failure = document_of(kept)["failure"]
+    assert failure["status"] == "stuck"
+    assert failure["again"].endswith(" --runs 1")
+    assert " --timeout 2s " in failure["again"]  # longer, it would wait for nothing new
 
 
 def test_of_a_stuck_run_it_says_who_waits_for_what(

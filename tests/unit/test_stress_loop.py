@@ -269,6 +269,35 @@ def test_what_an_outcome_means() -> None:
         judge(first, wrong)
 
 
+@pytest.mark.parametrize("verdicts", [[True, True], [True, False], [False]])
+def test_a_refusal_is_held_against_what_check_says(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: list[bool]
+) -> None:
+    """Others may have had the memory, so that the run has another chance, alone."""
+    said = iter(verdicts)
+    monkeypatch.setattr(loop_module, "would_run", lambda file, variation: next(said))
+
+    def watch() -> None:
+        for run in stage.running:
+            if run.number == 2:
+                assert stage.numbers.count(2) == 1 or len(stage.running) == 1
+                run.end("refused", "no userfaultfd", 3)
+            else:
+                run.end()
+
+    made = loop_of(tmp_path, jobs=2, runs=6)
+    wrong = all(verdicts)
+    assert made.run(watch) == ("failed" if wrong else "completed")
+    assert next(said, None) is None
+    assert stage.numbers.count(2) == len(verdicts)
+    (ran,) = (ran for ran in made.tally.runs if ran.variation == 2)
+    assert ran.status == ("refused" if wrong else "skipped")
+    assert ran.reason.startswith("no userfaultfd")
+    if wrong:
+        assert made.tally.failure is not None
+        assert "vmemu check has nothing against it" in made.tally.failure.reason
+
+
 @pytest.mark.parametrize(
     "verify", [{"ok": None, "bytes_checked": 0}, {"ok": True, "bytes_checked": 4096}]
 )
@@ -314,6 +343,22 @@ def test_the_summary_counts_what_was_done(stage: Stage, tmp_path: Path) -> None:
     shown = text(result)
     assert shown.startswith("completed: 6 runs in 12.5s, 2 skipped, none failed; ")
     assert "skipped 2 times: the pool is taken" in shown
+
+
+def test_lines_of_the_summary_are_not_too_long_to_read(stage: Stage, tmp_path: Path) -> None:
+    def watch() -> None:
+        for run in stage.running:
+            run.end()
+
+    plan = Plan(jobs=4, runs=40)
+    made = Loop(VARIATIONS, plan, tmp_path)
+    result = summarise(made.tally, VARIATIONS, plan, made.run(watch), 1.0)
+    lines = text(result).splitlines()
+    assert max(map(len, lines)) <= 100
+    begin = next(at for at, line in enumerate(lines) if line.startswith("modes "))
+    shown = " ".join(line[14:] for line in lines[begin:])
+    assert shown == ", ".join(f"{mode} {count}" for mode, count in result.seen.modes.items())
+    assert all(line.startswith(" " * 14) for line in lines[begin + 1 :])
 
 
 def test_a_failure_is_shown_with_all_that_there_is(stage: Stage, tmp_path: Path) -> None:

@@ -24,10 +24,13 @@ from vmemu.jobs.cpus import deal
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
 from vmemu.memoryneed import memory_needed
 from vmemu.stress import document
+from vmemu.stress.refusals import would_run
 from vmemu.stress.tally import Tally
 from vmemu.stress.variations import Variation, Variations
+from vmemu.units import format_duration
 
 RESULT, EVENTS = ".json", ".events.jsonl"
+TIMEOUT_S = 60.0
 HEARTBEAT_S = 0.5
 """How often whoever watches is called when nothing happens, seconds."""
 
@@ -47,9 +50,15 @@ class Plan:
     first: int = 0
     runs: int | None = None
     duration_s: float = math.inf
-    timeout_s: float = 60.0
+    timeout_s: float = TIMEOUT_S
     memory: float = math.inf
     inject: tuple[str, ...] = ()
+
+    def options(self) -> Iterator[str]:
+        """Of ``vmemu stress``, where one run of it would not be the same without."""
+        yield from (word for point in self.inject for word in ("--inject", point))
+        if self.timeout_s != TIMEOUT_S:
+            yield from ("--timeout", format_duration(round(self.timeout_s * 1e9)))
 
 
 @dataclass
@@ -77,6 +86,8 @@ class Loop:
         self._running: list[_Slot] = []
         self._next = plan.first
         self._waiting: Variation | None = None
+        self._doubted: list[Variation] = []
+        self._tried_again: set[int] = set()
         self._ends_at = math.inf
 
     @property
@@ -116,6 +127,10 @@ class Loop:
     # ---- starting ----
 
     def _start_runs(self) -> None:
+        if self._doubted:
+            if not self._running:
+                self._start(self._doubted.pop())
+            return
         while len(self._running) < self._plan.jobs:
             variation = self._waiting or self._draw()
             if variation is None:
@@ -186,11 +201,25 @@ class Loop:
         except VmemuError:
             self._forget(slot.variation)
             raise
+        refused = outcome.status == "refused" and status == "skipped"
+        if refused and would_run(self._variations.file, slot.variation):
+            if self._tries_again(slot.variation):
+                return
+            status, reason = "refused", f"{reason}; and vmemu check has nothing against it"
         self.tally.add(slot.variation, outcome, status, reason)
         if status in ("completed", "skipped"):
             self._forget(slot.variation)
         else:
             self.tally.failure = self._failure(slot.variation, outcome, status, reason)
+
+    def _tries_again(self, variation: Variation) -> bool:
+        """Run once more, and alone, what was refused for want of something that is there now:
+        others may have had it. False when that was done."""
+        if variation.number in self._tried_again:
+            return False
+        self._tried_again.add(variation.number)
+        self._doubted.append(variation)
+        return True
 
     def _files_of(self, variation: Variation) -> list[Path]:
         return list(self._directory.glob(f"variation-{variation.number}.*"))
@@ -224,7 +253,7 @@ class Loop:
             status=status,
             reason=reason,
             command=outcome.job.command(),
-            again=self._variations.command(variation.number, self._plan.inject),
+            again=self._variations.command(variation.number, *self._plan.options()),
             result_file=result,
             events_file=events,
             stopped=outcome.stopped,

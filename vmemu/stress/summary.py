@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from vmemu.results.document import version
@@ -12,6 +13,7 @@ from vmemu.stress.variations import Variations
 from vmemu.units import counted, format_duration, format_size
 
 MOST_REASONS = 5
+WIDTH = 100
 
 
 def summarise(
@@ -100,7 +102,19 @@ def _figures(result: document.StressDocument) -> Iterator[str]:
     for name, counts in (("backings", seen.backings), ("pages", sizes), ("modes", seen.modes)):
         if counts:
             figures.append((name, ", ".join(f"{what} {count}" for what, count in counts.items())))
-    return (f"{name:<13} {value}" for name, value in figures)
+    return (line for name, value in figures for line in _in_columns(name, value))
+
+
+def _in_columns(name: str, value: str) -> list[str]:
+    """A figure, in as many lines as it takes."""
+    return textwrap.wrap(
+        value,
+        WIDTH,
+        initial_indent=f"{name:<14}",
+        subsequent_indent=" " * 14,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _skips(reasons: dict[str, int]) -> Iterator[tuple[str, str]]:

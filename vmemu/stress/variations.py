@@ -81,13 +81,12 @@ class Variations:
         # A scenario that is fixed in every direction: at least with another seed.
         return self._completed(number, seed, [])
 
-    def command(self, number: int, inject: Sequence[str] = ()) -> str:
-        """What runs that variation alone, under ``vmemu stress``."""
+    def command(self, number: int, *options: str) -> str:
+        """What runs that variation alone, under ``vmemu stress`` with ``options``."""
         words = [word for text in self.given for word in ("--set", text)]
-        words += [word for point in inject for word in ("--inject", point)]
         numbers = ["--seed", str(self.seed), "--first", str(number), "--runs", "1"]
         file = Job(Path(self.file)).arguments()[1]
-        return shlex.join(["vmemu", "stress", file, *words, *numbers])
+        return shlex.join(["vmemu", "stress", file, *words, *options, *numbers])
 
     def _drawn(self, number: int, seed: int, draw: Draw) -> Variation:
         """A variation, or ConfigError where what was drawn does not fit."""

@@ -128,6 +128,9 @@ def test_options_that_mean_nothing(project: pytest.Pytester) -> None:
         ("--vmemu-seeds", "0", "'0' is no number of runs; write such as 3"),
         ("--vmemu-timeout", "soon", "soon"),
         ("--vmemu-report", "tox.ini", "--vmemu-report tox.ini: File exists"),
+        ("--vmemu-report", "/proc/self", "--vmemu-report /proc/self: nothing may be written there"),
+        ("-o", "vmemu_limits=boot*: p98=1ms", "vmemu_limits: boot*: no figure is called 'p98'"),
+        ("-o", "vmemu_limits=boot", "vmemu_limits: 'boot': write 'boot*.vmemu.yaml: p99=2ms"),
     ):
         result = run(project, option, value)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -279,6 +282,67 @@ def test_failures_say_what_was_wrong_and_how_to_see_it_again(project: pytest.Pyt
     assert int(properties["vmemu_p99_ns"] or 0) > 1
 
 
+def test_a_run_is_replayed_from_where_pytest_was_started(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import os, shutil
+
+        def test_elsewhere(vmemu_run, tmp_path, monkeypatch):
+            other = shutil.copy("boot.vmemu.yaml", tmp_path / "other.yaml")
+            start = os.getcwd()
+            monkeypatch.chdir(tmp_path)
+            assert vmemu_run("boot.vmemu.yaml").command == "vmemu run boot.vmemu.yaml"
+            assert vmemu_run(other).command == f"vmemu run {os.path.relpath(other, start)}"
+        """
+    )
+    run(project, "test_it.py").assert_outcomes(passed=1)
+
+
+def test_wrong_uses_are_told_without_a_traceback(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import pytest
+
+        def test_overrides(vmemu_run):
+            vmemu_run("boot.vmemu.yaml", overrides=5)
+
+        def test_config(vmemu_run):
+            vmemu_run(5)
+
+        def test_seed(vmemu_run):
+            vmemu_run("boot.vmemu.yaml", seed="x")
+
+        def test_backing(ram_block):
+            ram_block("nothing")
+
+        def test_size(ram_block):
+            ram_block("shared", "1MB")
+
+        @pytest.mark.vmemu_limit(p99="1s")
+        def test_no_run():
+            pass
+
+        def test_a_text_is_one_point(vmemu_run):
+            assert vmemu_run("boot.vmemu.yaml", check=False, INJECT,
+                             overrides="WRITES").status == "failed"
+        """.replace("INJECT", FLIP.translate({ord("["): None, ord("]"): None})).replace(
+            "WRITES", READS
+        )
+    )
+    result = run(project, "test_it.py", "-rf")
+    result.assert_outcomes(passed=1, failed=6)
+    for name, said in (
+        ("overrides", "overrides=5: write a mapping, or texts such as 'guest.vcpus=4'"),
+        ("config", "a scenario is a path, not 5"),
+        ("seed", "seed='x': write a whole number"),
+        ("backing", "ram_block: backing='nothing'; known: anonymous, hugetlbfs, shared"),
+        ("size", "ram_block: '1MB' has no unit of size that is known"),
+        ("no_run", "mark vmemu_limit: no run was judged by it; call vmemu_run() in the test"),
+    ):
+        assert said in section(result, f"test_{name}")
+    assert "/vmemu/" not in output(result)
+
+
 def test_a_run_that_does_not_end_is_killed_and_fails(project: pytest.Pytester) -> None:
     write(project, "slow.vmemu.yaml", SLOW)
     result = run(project, "slow.vmemu.yaml", "--vmemu-timeout", "4s")
@@ -365,6 +429,52 @@ def test_a_report_has_every_run_of_all_workers(project: pytest.Pytester) -> None
     (first, _) = sorted((project.path / "out/report").glob("limited*.txt"))
     assert first.read_text().startswith("limit exceeded: p99 is ")
     assert str(kept(first.read_text(), "result")) in output(result)
+
+
+def test_workers_that_run_the_same_tests_have_files_of_their_own(
+    project: pytest.Pytester,
+) -> None:
+    result = run(project, "-n", "2", "--dist", "each", "--vmemu-report", "out")
+    result.assert_outcomes(passed=2)
+    assert len(list((project.path / "out").glob("*gw0.json"))) == 1
+    assert len(list((project.path / "out").glob("*gw1.json"))) == 1
+
+
+def test_each_try_of_a_test_keeps_its_files(project: pytest.Pytester) -> None:
+    """As pytest-rerunfailures tries again, in one session; and a second session replaces all."""
+    project.makeconftest(
+        """
+        import pytest
+        from _pytest.runner import runtestprotocol
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_protocol(item, nextitem):
+            for _ in range(2):
+                item._initrequest()
+                reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
+            return True
+        """
+    )
+    project.makepyfile(
+        test_it="""
+        from pathlib import Path
+
+        def test_flaky(vmemu_run):
+            limit = Path("tried")
+            flip = [] if limit.exists() else ["loader.flip@block=ram,offset=4097"]
+            limit.touch()
+            vmemu_run("boot.vmemu.yaml", inject=flip, overrides="WRITES")
+        """.replace("WRITES", READS)
+    )
+    run(project, "test_it.py", "--vmemu-report", "out").assert_outcomes(passed=1)
+    results = {file.name: json.loads(file.read_text()) for file in project.path.glob("out/*.json")}
+    assert sorted(one["status"] for one in results.values()) == ["completed", "failed"]
+    (said,) = (project.path / "out").glob("*.txt")
+    assert results[said.with_suffix(".json").name]["status"] == "failed"
+    run(project, "test_it.py", "--vmemu-report", "out").assert_outcomes(passed=1)
+    assert not list((project.path / "out").glob("*.txt"))
 
 
 @pytest.mark.timeout(600)  # other tests may have the pool

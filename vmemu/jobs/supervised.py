@@ -65,20 +65,24 @@ class Job:
 
     def arguments(self) -> list[str]:
         """Of ``vmemu``."""
-        words = ["run", _as_argument(self.scenario)]
+        return self._words(Path())
+
+    def _words(self, start: Path) -> list[str]:
+        words = ["run", _as_argument(self.scenario, start)]
         words += [] if self.seed is None else ["--seed", str(self.seed)]
         words += [word for override in self.overrides for word in ("--set", override)]
         return words + [word for point in self.inject for word in ("--inject", point)]
 
-    def command(self) -> str:
-        """What replays it in a shell, from the directory that this process is in."""
-        return shlex.join(["vmemu", *self.arguments()])
+    def command(self, start: Path = Path()) -> str:
+        """What replays it in a shell, from the directory ``start``: by default the one that this
+        process is in."""
+        return shlex.join(["vmemu", *self._words(start)])
 
 
-def _as_argument(path: Path) -> str:
-    """A path as it is written from here, which no option can be taken for."""
+def _as_argument(path: Path, start: Path) -> str:
+    """A path as it is written in the directory ``start``, which no option can be taken for."""
     with contextlib.suppress(ValueError, OSError):  # elsewhere; no such directory any more
-        path = path.relative_to(Path.cwd())
+        path = path.relative_to(start.absolute())
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 

@@ -11,7 +11,6 @@ from vmemu.errors import InputError
 from vmemu.testing.marks import read_mark
 from vmemu.testing.runs import Runs
 from vmemu.testing.seeds import seeds
-from vmemu.testing.stash import RUNS
 
 
 def own_seed(file: Path, overrides: Iterable[str], config: pytest.Config) -> int:
@@ -60,7 +59,7 @@ class ScenarioItem(pytest.Item):
         self.seed = seed
 
     def runtest(self) -> None:
-        runs = self.stash[RUNS] = Runs(self)
+        runs = Runs.begin(self)
         limits = runs.limits()
         runs.judge(runs.run(self.path, seed=self.seed, overrides=()), limits)
 

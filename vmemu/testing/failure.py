@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vmemu.testing.runs import MigrationRun
 
 MOST_WRONG_BYTES = 5
+NOT_JUDGED = "mark vmemu_limit: no run was judged by it; call vmemu_run() in the test"
 
 
 def fail(text: str) -> NoReturn:

@@ -12,7 +12,6 @@ from vmemu.errors import InputError
 from vmemu.testing import failure
 from vmemu.testing.marks import Asked, override_texts, read_mark, seconds
 from vmemu.testing.runs import MigrationRun, Runs
-from vmemu.testing.stash import RUNS
 
 if TYPE_CHECKING:
     from vmemu.config import Scenario
@@ -29,7 +28,7 @@ class Runner:
     def __init__(self, item: pytest.Item, seed: int | None) -> None:
         self._item = item
         self._seed = seed
-        self._runs = item.stash[RUNS] = Runs(item)
+        self._runs = Runs.begin(item)
 
     def __call__(
         self,
@@ -38,7 +37,7 @@ class Runner:
         seed: int | None = None,
         overrides: Mapping[str, Any] | Sequence[str] | None = None,
         timeout: float | str | None = None,
-        inject: Sequence[str] = (),
+        inject: str | Sequence[str] = (),
         check: bool = True,
     ) -> MigrationRun:
         """Run ``config``, or the scenario of the mark with the mark's overrides, to its end.
@@ -50,15 +49,18 @@ class Runner:
         try:
             asked = _asked(self._item, config)
             limit = asked.timeout_s if timeout is None else seconds(timeout, "vmemu_run: timeout")
+            more = override_texts(overrides)
+            if not (seed is None or isinstance(seed, int)):
+                raise InputError(f"vmemu_run: seed={seed!r}: write a whole number")
         except InputError as error:
             failure.fail(str(error))
         limits = self._runs.limits() if check else []
         run = self._runs.run(
             asked.config,
             seed=self._seed if seed is None else seed,
-            overrides=(*asked.overrides, *override_texts(overrides)),
+            overrides=(*asked.overrides, *more),
             timeout_s=limit,
-            inject=inject,
+            inject=(inject,) if isinstance(inject, str) else inject,
         )
         if check:
             self._runs.judge(run, limits)
@@ -80,6 +82,8 @@ def load_scenario(item: pytest.Item, seed: int | None) -> Scenario:
 def _asked(item: pytest.Item, config: str | os.PathLike[str] | None) -> Asked:
     """What the closest mark says, or the scenario ``config``, beside the test's file."""
     if config is not None:
+        if not isinstance(config, str | os.PathLike):
+            raise InputError(f"vmemu_run: a scenario is a path, not {config!r}")
         return Asked(item.path.parent / config)
     mark = item.get_closest_marker("vmemu")
     if mark is None:

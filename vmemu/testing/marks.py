@@ -69,12 +69,14 @@ def _seeds(value: Any) -> int | tuple[int, ...]:
 
 def override_texts(overrides: Mapping[str, Any] | Sequence[str] | None) -> tuple[str, ...]:
     """Overrides as ``--set`` takes them: of a mapping whose values are those of Python, or of texts
-    such as ``guest.vcpus=4``."""
+    such as ``guest.vcpus=4``. Raises InputError."""
     if isinstance(overrides, Mapping):
         return tuple(f"{path}={_as_yaml(value)}" for path, value in overrides.items())
     if isinstance(overrides, str):
         return (overrides,)
-    return tuple(str(text) for text in overrides or ())
+    if overrides is None or isinstance(overrides, Sequence):
+        return tuple(str(text) for text in overrides or ())
+    raise InputError(f"overrides={overrides!r}: write a mapping, or texts such as 'guest.vcpus=4'")
 
 
 def _as_yaml(value: Any) -> str:
@@ -104,8 +106,7 @@ def limits_of(item: pytest.Item) -> list[Limit]:
     """The limits on the runs of a test: of the ini option whose pattern fits its file, then of its
     marks, of which the closest counts. Raises InputError."""
     wanted: dict[str, object] = {}
-    for line in item.config.getini("vmemu_limits"):
-        pattern, found = parse_line(line)
+    for pattern, found in limits_of_ini(item.config):
         if _fits(item, pattern):
             wanted |= found
     for mark in reversed(list(item.iter_markers("vmemu_limit"))):
@@ -113,6 +114,14 @@ def limits_of(item: pytest.Item) -> list[Limit]:
             raise InputError('mark vmemu_limit: name what is limited, as p99="2ms"')
         wanted |= mark.kwargs
     return limits(wanted, "limit")
+
+
+def limits_of_ini(config: pytest.Config) -> list[tuple[str, dict[str, object]]]:
+    """The lines of the ini option: patterns, and what ``limits`` takes. Raises InputError."""
+    lines = [parse_line(line) for line in config.getini("vmemu_limits")]
+    for pattern, found in lines:
+        limits(found, f"vmemu_limits: {pattern}")
+    return lines
 
 
 def _fits(item: pytest.Item, pattern: str) -> bool:

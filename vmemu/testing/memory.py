@@ -25,7 +25,7 @@ def ram_block() -> Iterator[Callable[..., RAMBlock]]:
     Arguments: ``backing`` (anonymous, shared, hugetlbfs), ``size``, ``page_size`` (by default the
     smallest of the backing), ``path`` of a file on hugetlbfs or a tmpfs, ``name``, and ``wait``,
     how long to wait for hugepages that others have. Where this host can't, the test is skipped
-    with the reason.
+    with the reason. Raises ValueError for what is no block.
     """
     from vmemu.cleanup import run_all
 
@@ -44,7 +44,11 @@ def ram_block() -> Iterator[Callable[..., RAMBlock]]:
         from vmemu.manager import MemoryManager
         from vmemu.units import parse_duration
 
-        block = _block(backing, size, page_size, path, name or f"ram{len(managers)}")
+        __tracebackhide__ = True
+        try:
+            block = _block(backing, size, page_size, path, name or f"ram{len(managers)}")
+        except ValueError as error:
+            raise ValueError(f"ram_block: {error}") from None
         manager = MemoryManager([block], parse_duration(wait) / 1e9)
         try:
             manager.map()
@@ -93,6 +97,9 @@ def _block(
     from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
     from vmemu.units import parse_size
 
+    known = [kind.value for kind in Backing]
+    if backing not in known:
+        raise ValueError(f"backing={backing!r}; known: {', '.join(known)}")
     kind = Backing(backing)
     smallest = BASE_PAGE
     if kind is Backing.HUGETLBFS:

@@ -7,14 +7,15 @@ that takes time, and nothing is done to tests that do not ask for it. docs/testi
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmemu.testing.memory import ram_block, userfaultfd
-from vmemu.testing.stash import RUNS
+from vmemu.testing.stash import RUNS, WORKER
 
 if TYPE_CHECKING:
     from vmemu.config import Scenario
@@ -81,10 +82,39 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     report: str | None = config.getoption("vmemu_report")
     if report is not None:
-        try:
-            (config.invocation_params.dir / report).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise pytest.UsageError(f"--vmemu-report {report}: {error.strerror}") from None
+        _make_report(config.invocation_params.dir / report, f"--vmemu-report {report}")
+    if config.getini("vmemu_limits"):
+        _check_limits(config)
+    config.stash[WORKER] = getattr(config, "workerinput", {}).get(_WORKER, "")
+
+
+def _make_report(directory: Path, option: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(f"{option}: {error.strerror}") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise pytest.UsageError(f"{option}: nothing may be written there")
+
+
+def _check_limits(config: pytest.Config) -> None:
+    from vmemu.errors import InputError
+    from vmemu.testing.marks import limits_of_ini
+
+    try:
+        limits_of_ini(config)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+_WORKER = "vmemu_worker"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist, for each worker: with ``--dist each`` all run the same tests."""
+    if node.config.getoption("dist") == "each":
+        node.workerinput[_WORKER] = node.workerinput["workerid"]
 
 
 MARKS = (
@@ -125,8 +155,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     done = yield
-    if (runs := item.stash.get(RUNS, None)) is not None:
+    runs = item.stash.get(RUNS, None)
+    if runs is not None:
         runs.require_judged()
+    elif any(mark.name == "vmemu_limit" for mark in item.own_markers):
+        from vmemu.testing.failure import NOT_JUDGED, fail
+
+        fail(NOT_JUDGED)
     return done
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -20,6 +22,7 @@ from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
 from vmemu.testing import failure
 from vmemu.testing.limits import FIGURES, Limit
 from vmemu.testing.marks import limits_of, timeout_of
+from vmemu.testing.stash import RUNS, WORKER
 
 SHOWN_AS_PROPERTIES = ("p50", "p99", "max", "blocktime", "downtime")
 
@@ -91,9 +94,17 @@ class MigrationRun:
 
 
 class Runs:
-    """What one test runs, and what of it stays."""
+    """What one test runs, and what of it stays; a test that is tried again has others."""
 
-    def __init__(self, item: pytest.Item) -> None:
+    @classmethod
+    def begin(cls, item: pytest.Item) -> Runs:
+        """Those of the try that begins."""
+        before = item.stash.get(RUNS, None)
+        item.stash[RUNS] = made = cls(item, before.attempt + 1 if before else 1)
+        return made
+
+    def __init__(self, item: pytest.Item, attempt: int) -> None:
+        self.attempt = attempt
         self.made: list[MigrationRun] = []
         self.judged = 0
         self.failed = False
@@ -116,13 +127,15 @@ class Runs:
         """Run a scenario to its end, or until its time is over: ``timeout_s``, or the default."""
         everything = (*overrides, *self._item.config.getoption("vmemu_set"))
         job = Job(scenario, seed, everything, tuple(inject), share_of_xdist())
-        number = f"-{len(self.made) + 1}" if self.made else ""
-        name = file_name(self._item.nodeid) + number
-        with SupervisedRun(job, self._directory(), name) as supervised:
-            supervised.start()
+        with SupervisedRun(job, self._directory(), self._next_name()) as supervised:
+            try:
+                _said_of(supervised.result_file).unlink(missing_ok=True)  # in a session before
+                supervised.start()
+            except OSError as error:
+                failure.fail(f"a run can't be started: {error}")
             spent_s = time.monotonic() - self._begun
             outcome = supervised.wait(timeout_of(self._item, timeout_s, spent_s))
-        run = MigrationRun(outcome, job.command())
+        run = MigrationRun(outcome, job.command(self._item.config.invocation_params.dir))
         self.made.append(run)
         self._note(run)
         return run
@@ -148,7 +161,7 @@ class Runs:
     def require_judged(self) -> None:
         """Fail a test that has limits, and no run that they were held against."""
         if not self.judged and self.limits():
-            failure.fail("mark vmemu_limit: no run was judged by it; call vmemu_run() in the test")
+            failure.fail(failure.NOT_JUDGED)
 
     def attend(self, report: pytest.TestReport) -> None:
         """Add to a report of the test what is to be known of its runs; clean up after the last."""
@@ -180,8 +193,17 @@ class Runs:
         text = failure.describe(run, what, with_worst=with_worst)
         self._told.add(id(run))
         if self._report:
-            run.result_file.with_suffix(".txt").write_text(text + "\n", "utf-8")
+            with contextlib.suppress(OSError):  # a full disk must not hide what is wrong
+                _said_of(run.result_file).write_text(text + "\n", "utf-8")
         failure.fail(text)
+
+    def _next_name(self) -> str:
+        """Of the next run's files: no other run of this session has it, in whichever worker."""
+        worker: str = self._item.config.stash.get(WORKER, "")
+        attempt = f"try{self.attempt}" if self.attempt > 1 else ""
+        number = str(len(self.made) + 1) if self.made else ""
+        parts = file_name(self._item.nodeid), worker, attempt, number
+        return "-".join(filter(None, parts))
 
     def _directory(self) -> Path:
         if self._report:
@@ -211,10 +233,15 @@ def _refused_by_a_host_to_be_skipped(outcome: Outcome) -> bool:
     return scenario.on_unavailable == "skip"
 
 
+def _said_of(result_file: Path) -> Path:
+    """Where a report has what was wrong with a run."""
+    return result_file.with_suffix(".txt")
+
+
 def file_name(nodeid: str) -> str:
     """A file name of a test's own: two tests whose ids differ in odd characters only have two."""
     readable = re.sub(r"[^\w.-]+", "_", nodeid, flags=re.ASCII).strip("_")[-120:]
-    return f"{readable}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
+    return f"{readable}-{hashlib.sha256(os.fsencode(nodeid)).hexdigest()[:8]}"
 
 
 def _temporary(item: pytest.Item) -> Path:

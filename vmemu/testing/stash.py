@@ -1,4 +1,4 @@
-"""Where a test has its runs, once it has any; apart, so that nobody imports more to look there."""
+"""Where a test has its runs, and a session its name; apart, so that nobody imports more for it."""
 
 from __future__ import annotations
 
@@ -10,3 +10,6 @@ if TYPE_CHECKING:
     from vmemu.testing.runs import Runs
 
 RUNS: pytest.StashKey[Runs] = pytest.StashKey()
+"""Of an item: the runs of its latest try."""
+WORKER: pytest.StashKey[str] = pytest.StashKey()
+"""Of a session's config: which worker this is, where others run the same tests."""

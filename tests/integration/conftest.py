@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from plugin_project import SCENARIO, write
 from support import HUGE, missing
 
 from vmemu import hugepages
@@ -70,3 +71,19 @@ def qemu() -> None:
     for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("cc", "gcc")):
         if shutil.which(program) is None:
             missing("qemu", f"{program} is not installed: apt-get install {package}")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A directory with a scenario; warnings are errors there, and marks must be registered."""
+    write(
+        pytester,
+        "tox.ini",
+        "[pytest]\n"
+        "addopts = --strict-markers --strict-config -p no:cacheprovider\n"
+        "filterwarnings =\n"
+        "    error\n"
+        "    ignore:Module already imported so cannot be rewritten\n",
+    )
+    write(pytester, "boot.vmemu.yaml", SCENARIO)
+    return pytester

@@ -202,7 +202,7 @@ class Runs:
         worker: str = self._item.config.stash.get(WORKER, "")
         attempt = f"try{self.attempt}" if self.attempt > 1 else ""
         number = str(len(self.made) + 1) if self.made else ""
-        parts = file_name(self._item.nodeid), worker, attempt, number
+        parts = file_name(_identity(self._item)), worker, attempt, number
         return "-".join(filter(None, parts))
 
     def _directory(self) -> Path:
@@ -231,6 +231,14 @@ def _refused_by_a_host_to_be_skipped(outcome: Outcome) -> bool:
 
     scenario = load(outcome.job.scenario, map(split_override, outcome.job.overrides))
     return scenario.on_unavailable == "skip"
+
+
+def _identity(item: pytest.Item) -> str:
+    """The id of a test, and where its file is if that is outside of the rootdir, as the id says
+    nothing of it then."""
+    if item.path.is_relative_to(item.config.rootpath):
+        return item.nodeid
+    return f"{item.path.parent}/{item.nodeid}"
 
 
 def _said_of(result_file: Path) -> Path:

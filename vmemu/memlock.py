@@ -20,6 +20,12 @@ from vmemu.errors import CoreError, HostError
 from vmemu.ramblock import RAMBlock
 from vmemu.units import format_size
 
+BALLOON_LOCKED = (
+    "a balloon can't give back memory that is locked, and this process locks all its new memory"
+    " (mlockall with MCL_FUTURE)"
+)
+UNLOCK = "munlockall() in the process, as vmemu.memlock.MemoryLock.unlock() does"
+
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
 
@@ -94,6 +100,11 @@ class MemoryLock:
         self._blocks = blocks
         self._again: list[RAMBlock] = []
         self._all_again = False
+
+    def require_balloon(self) -> None:
+        """Raise HostError where ``relock`` will lock what a balloon is to give back."""
+        if self._all_again and any(not block.hugetlb for block in self._blocks):
+            raise HostError(BALLOON_LOCKED, UNLOCK)
 
     @property
     def _lockable(self) -> list[RAMBlock]:

@@ -210,6 +210,8 @@ class Migration:
         blocks = list(memory.blocks)
         self._memlock = MemoryLock(blocks)
         self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
+        if self.scenario.guest.balloon is not None:
+            self._memlock.require_balloon()
         with self._located():
             memory.map(lambda: self._require_host(blocks))
         contents = contents_of(self.scenario)

@@ -199,8 +199,8 @@ class AnyScenario:
 
     def _content(self, data: Data) -> None:
         """A file, with a hole or without, for a block that may be smaller; or none."""
-        path = self._places.disk / f"content{self._number}"
         kind = self._random.choice(("full", "full", "hole", "empty", "directory", "gone"))
+        path = self._places.disk / f"{kind}{self._number}"
         if kind == "directory":
             path.mkdir(exist_ok=True)
         elif kind != "gone":

@@ -127,6 +127,18 @@ def test_a_process_that_locks_all_its_memory_is_degraded_and_unlocked(tmp_path: 
     assert the("locked", found)["remedy"].startswith("munlockall()")
 
 
+@pytest.mark.parametrize("block", [ram(), shared()], ids=["anonymous", "shared"])
+def test_a_balloon_can_not_give_back_what_such_a_process_locks(
+    tmp_path: Path, block: dict[str, Any]
+) -> None:
+    lock = "from vmemu import core\ncore.call(core.lib.vm_mlockall)"
+    wanted = guest(balloon={"limit": 4, "rate": 1_000_000})
+    found = elsewhere(scenario(tmp_path, block, guest=wanted), first=lock)
+    agrees(found, "incompatible")
+    assert "balloon" in the("locked", found)["message"] and "balloon" in found["ran"]
+    assert the("locked", found)["remedy"].startswith("munlockall()")
+
+
 def test_a_limit_on_address_space(tmp_path: Path) -> None:
     path = scenario(tmp_path, ram("2GiB", content={"zero_share": 1.0}))
     low = f"ulimit -S -v {2 << 20}"

@@ -101,12 +101,15 @@ def _locked(case: Case) -> Iterator[Finding]:
     """A process that locks whatever it maps, which only that process knows."""
     if not case.destination.here:
         return
-    from vmemu.memlock import locks_new_memory
+    from vmemu.memlock import BALLOON_LOCKED, UNLOCK, locks_new_memory
 
-    if locks_new_memory():
+    if not locks_new_memory():
+        return
+    if case.scenario.guest.balloon and any(not of.hugetlb for of in case.blocks):
+        yield case.of_all("guest.balloon", Code.LOCKED, BALLOON_LOCKED, UNLOCK)
+    else:
         message = (
             "this process locks all its new memory (mlockall with MCL_FUTURE), which fills each"
             " page that should be missing: a run unlocks it until post-copy is over"
         )
-        remedy = "munlockall() in the process, as vmemu.memlock.MemoryLock.unlock() does"
-        yield case.of_all("", Code.LOCKED, message, remedy, verdict=Verdict.DEGRADED)
+        yield case.of_all("", Code.LOCKED, message, UNLOCK, verdict=Verdict.DEGRADED)

@@ -6,10 +6,13 @@ resource into a failure, so that a machine that is meant to have it can't pass b
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 
 import pytest
 from plugin_project import SCENARIO, write
+from private_mounts import private_mounts
 from support import HUGE, missing
 
 from vmemu import hugepages
@@ -45,6 +48,18 @@ def hugetlb(userfault: None, pool_lock: None) -> None:
         missing("hugetlb", str(error))
     if total == 0:
         missing("hugetlb", "the pool of 2 MiB hugepages is empty: sysctl vm.nr_hugepages=64")
+
+
+@pytest.fixture
+def own_mounts() -> Iterator[None]:
+    """What a test mounts or unmounts, nobody else sees; nothing of it is left, not even by a test
+    that is killed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(private_mounts())
+        except PermissionError:
+            pytest.skip("file systems can't be mounted here")
+        yield
 
 
 @pytest.fixture(scope="session")

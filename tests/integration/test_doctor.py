@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import without_userfaultfd
-from support import HUGE, Footprint, PoolLock
+from support import HUGE, Footprint
 from test_ordinary_user import as_ordinary_user
 
-from vmemu import hugepages
+from vmemu import hugepages, mounts
 from vmemu.host.document import FaultKind, HostDocument, Problem, Proof
 from vmemu.host.reading import parse
 from vmemu.host.survey import survey
+from vmemu.reservation import Resizer
 from vmemu.units import format_size
 from vmemu.userfault import Userfaultfd, feature_names
 
@@ -263,7 +264,7 @@ def hugepage_problems(host: HostDocument) -> dict[str, Problem]:
     return {one.code: one for one in host.problems if about in one.what}
 
 
-def test_the_remedy_for_an_empty_pool_fills_it(pool_alone: PoolLock) -> None:
+def test_the_remedy_for_an_empty_pool_fills_it(pool_alone: Resizer) -> None:
     pool_alone.resize(0)
     host, code = doctor()
     assert code == 0
@@ -287,7 +288,7 @@ def test_the_remedy_for_an_empty_pool_fills_it(pool_alone: PoolLock) -> None:
     assert sum(node.total for node in pool.nodes) == 64
 
 
-def test_a_pool_that_others_have_taken_grows_by_the_remedy(pool_alone: PoolLock) -> None:
+def test_a_pool_that_others_have_taken_grows_by_the_remedy(pool_alone: Resizer) -> None:
     import mmap
 
     pool_alone.resize(2)
@@ -300,12 +301,19 @@ def test_a_pool_that_others_have_taken_grows_by_the_remedy(pool_alone: PoolLock)
     pool_alone.resize(0)
 
 
+@pytest.fixture
+def no_hugetlbfs(own_mounts: None) -> None:
+    """None is mounted, as far as this test sees."""
+    for mount in reversed(mounts.mounted()):
+        if mount.type == "hugetlbfs":
+            subprocess.run(["umount", "-l", mount.path], check=True)
+
+
+@pytest.mark.usefixtures("no_hugetlbfs")
 def test_the_remedy_for_a_mount_mounts_one_that_files_can_be_made_in(
-    pool_alone: PoolLock,
+    pool_alone: Resizer,
 ) -> None:
     pool_alone.resize(2)
-    if any(mount.page_size == HUGE for mount in survey().mounts if mount.type == "hugetlbfs"):
-        pytest.skip("a hugetlbfs of 2 MiB pages is mounted here already")
     remedy = hugepage_problems(survey())["mount"].remedy
     run_remedy(remedy)
     place = remedy.split()[-1]

@@ -8,9 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,37 +23,24 @@ from vmemu.userfault import Ioctl
 uses_hugepages = pytest.mark.usefixtures("hugetlb", "pool_lock")
 
 
-def needs_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-
-
-def mounted(kind: str, options: str) -> Iterator[Path]:
-    needs_root()
-    with tempfile.TemporaryDirectory(prefix="vmemu-test-") as directory:
-        mount = ["mount", "-t", kind, "-o", options, "vmemu-test", directory]
-        if subprocess.run(mount, check=False, capture_output=True).returncode:
-            pytest.skip(f"{kind} can't be mounted here")
-        try:
-            yield Path(directory)
-        finally:
-            while os.path.ismount(directory):
-                subprocess.run(["umount", directory], check=True)
+def mounted(kind: str, options: str, directory: Path) -> Path:
+    subprocess.run(["mount", "-t", kind, "-o", options, "vmemu-test", directory], check=True)
+    return directory
 
 
 @pytest.fixture
-def hugetlbfs() -> Iterator[Path]:
-    yield from mounted("hugetlbfs", "pagesize=2M")
+def hugetlbfs(own_mounts, tmp_path: Path) -> Path:
+    return mounted("hugetlbfs", "pagesize=2M", tmp_path)
 
 
 @pytest.fixture
-def small_hugetlbfs() -> Iterator[Path]:
-    yield from mounted("hugetlbfs", "pagesize=2M,size=4M")
+def small_hugetlbfs(own_mounts, tmp_path: Path) -> Path:
+    return mounted("hugetlbfs", "pagesize=2M,size=4M", tmp_path)
 
 
 @pytest.fixture
-def small_tmpfs() -> Iterator[Path]:
-    yield from mounted("tmpfs", "size=1M")
+def small_tmpfs(own_mounts, tmp_path: Path) -> Path:
+    return mounted("tmpfs", "size=1M", tmp_path)
 
 
 def reserved_on(block: RAMBlock) -> int:
@@ -192,11 +177,8 @@ def test_shared_memory_on_hugetlbfs_is_refused(hugetlbfs):
 def test_a_mount_with_an_odd_name_is_found(small_tmpfs):
     odd = small_tmpfs / "sp ace\\ü"
     odd.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "vmemu-test", odd], check=True)
-    try:
-        assert hugepages.filesystem_of(str(odd / "file")) == ("tmpfs", str(odd))
-    finally:
-        subprocess.run(["umount", odd], check=True)
+    mounted("tmpfs", "size=1M", odd)
+    assert hugepages.filesystem_of(str(odd / "file")) == ("tmpfs", str(odd))
 
 
 @uses_hugepages

@@ -51,6 +51,7 @@ from vmemu.guest_worker import (
     Waiting,
     gather_marks,
 )
+from vmemu.needed import needed_features
 from vmemu.postcopy import Client
 from vmemu.protocol import BlockEntry, load_object
 from vmemu.ramblock import Backing, RAMBlock, RAMList
@@ -410,8 +411,9 @@ def _serve(spec: ClientSpec, end: socket.socket) -> None:
     block = RAMBlock(spec.block.name, spec.backing, spec.block.size, spec.block.page_size)
     block.attach(memory)
     block.set_thp(False)  # as at the destination: a huge page would fill holes unseen
-    with Userfaultfd(_needed(block)) as uffd:
-        uffd.require(_needed(block))
+    features = needed_features([block])
+    with Userfaultfd(Feature(sum(features))) as uffd:
+        uffd.require(features)
         uffd.register(block.address, block.size)
         places = [status.waiting(slot + vcpu) for vcpu in range(spec.vcpus)]
         guest = _ClientGuest(spec, workload, block, shared, places)
@@ -430,11 +432,6 @@ def _serve(spec: ClientSpec, end: socket.socket) -> None:
     guest.close()
     status.close()
     block.unmap()
-
-
-def _needed(block: RAMBlock) -> Feature:
-    kind = Feature.MISSING_HUGETLBFS if block.hugetlb else Feature.MISSING_SHMEM
-    return Feature.THREAD_ID | kind
 
 
 def _receive(end: socket.socket) -> str:

@@ -58,13 +58,8 @@ from vmemu._config.section import Section
 from vmemu._config.synthetics import Permutation, Phases, Sequential, Synthetic, Uniform
 from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
 from vmemu.errors import ConfigError, Problem, VmemuError
-from vmemu.model.fields import (
-    Field,
-    Refusal,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from vmemu.model.faults import Refusal, ValidationError
+from vmemu.model.fields import Field, ValidationInfo, model_validator
 from vmemu.units import printable
 
 __all__ = [

@@ -20,6 +20,7 @@ from vmemu import core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, HugepageShortage, InputError
 from vmemu.memlock import locks_new_memory
 from vmemu.memoryneed import Need, memory_shortage
+from vmemu.needed import needed_features, needed_ioctls
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
 from vmemu.units import format_size
 from vmemu.userfault import Feature, How, Ioctl, Userfaultfd
@@ -118,21 +119,6 @@ def _listed(problems: Sequence[HostProblem]) -> str:
 
 class PostcopyShortage(HugepageShortage, PostcopyUnsupported):
     """All that is wrong is that pools of hugepages are too small now: waiting may help."""
-
-
-def needed_features(blocks: Sequence[RAMBlock]) -> dict[Feature, tuple[str, ...]]:
-    """The features of userfaultfd that post-copy of these blocks can't do without, and the names of
-    the blocks that need each; none means every block, as blocktime finds its vCPU by thread id."""
-    wanting = {
-        Feature.MISSING_HUGETLBFS: tuple(block.name for block in blocks if block.hugetlb),
-        Feature.MISSING_SHMEM: tuple(b.name for b in blocks if b.backing is Backing.SHARED),
-    }
-    return {Feature.THREAD_ID: ()} | {feature: who for feature, who in wanting.items() if who}
-
-
-def needed_ioctls(block: RAMBlock) -> Ioctl:
-    """What must be possible on a registered range of the block; hugetlb has no ZEROPAGE."""
-    return Ioctl.COPY | Ioctl.WAKE | (Ioctl(0) if block.hugetlb else Ioctl.ZEROPAGE)
 
 
 def postcopy_supported(

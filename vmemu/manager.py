@@ -13,7 +13,7 @@ from functools import partial
 from vmemu import core, hugepages, reservation
 from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
-from vmemu.hostcheck import needed_ioctls
+from vmemu.needed import needed_ioctls
 from vmemu.ramblock import RAMBlock, RAMList
 from vmemu.userfault import Userfaultfd
 

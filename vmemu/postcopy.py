@@ -37,9 +37,9 @@ from vmemu.cleanup import run_all
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
 from vmemu.events import EventBlock, EventLog, pointer
-from vmemu.hostcheck import needed_features
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
+from vmemu.needed import needed_features
 from vmemu.protocol import BlockEntry, Header, Message, Summary
 from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
 from vmemu.units import counted, format_size

@@ -22,7 +22,7 @@ from typing import Any
 
 from vmemu import core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, InputError, VmemuError
-from vmemu.host.room import meminfo
+from vmemu.meminfo import meminfo
 from vmemu.units import format_size
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmemu import config
-from vmemu._config import dump, reference
+from vmemu import scenario_reference as reference
+from vmemu._config import dump
 from vmemu.cli.config import config as config_command
 from vmemu.errors import InputError
 from vmemu.plan import blocks_of, make_workload
@@ -52,7 +53,7 @@ def run(*arguments: str) -> str:
 def test_the_document_is_what_is_generated() -> None:
     written = (REPOSITORY / "docs/scenario.md").read_text()
     assert written == reference.document(), (
-        "python -m vmemu._config.reference > docs/scenario.md writes it anew"
+        "python -m vmemu.scenario_reference > docs/scenario.md writes it anew"
     )
 
 

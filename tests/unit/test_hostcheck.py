@@ -16,11 +16,10 @@ from vmemu.hostcheck import (
     Code,
     HostProblem,
     PostcopyUnsupported,
-    needed_features,
-    needed_ioctls,
     postcopy_supported,
     require_postcopy,
 )
+from vmemu.needed import needed_features, needed_ioctls
 from vmemu.ramblock import RAMBlock
 from vmemu.userfault import Feature, Ioctl
 

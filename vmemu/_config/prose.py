@@ -7,7 +7,7 @@ from __future__ import annotations
 TITLE = """\
 # Scenario reference
 
-<!-- Made by `python -m vmemu._config.reference > docs/scenario.md` from the models. -->
+<!-- Made by `python -m vmemu.scenario_reference > docs/scenario.md` from the models. -->
 
 One YAML file describes a run. `vmemu config explain guest.trace.map` shows a part of this page,
 `vmemu config schema` gives the same as a JSON schema (for editors), `vmemu config show FILE` the

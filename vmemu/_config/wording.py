@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from vmemu._config.yamlfile import Document, Path, Unreadable, value_at
 from vmemu.errors import Problem
 from vmemu.model.base import Model
-from vmemu.model.fields import Discriminator, Fault, FieldInfo, Refusal, Tag, ValidationError
+from vmemu.model.faults import Fault, Refusal, ValidationError
+from vmemu.model.fields import Discriminator, FieldInfo, Tag
 from vmemu.units import printable
 
 _REFUSED = "refused"

@@ -15,7 +15,7 @@ def schema() -> None:
     """Print the JSON schema of a scenario, for editors and other programs."""
     import json
 
-    from vmemu._config import reference
+    from vmemu import scenario_reference as reference
 
     click.echo(json.dumps(reference.schema(), indent=1))
 
@@ -24,7 +24,7 @@ def schema() -> None:
 @click.argument("field", metavar="FIELD")
 def explain(field: str) -> None:
     """Explain a field or a section, such as guest.trace.map."""
-    from vmemu._config import reference
+    from vmemu import scenario_reference as reference
 
     click.echo(reference.explain(field).rstrip("\n"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vmemu.errors import InputError
 from vmemu.host.document import SCHEMA, HostDocument
-from vmemu.model.fields import ValidationError
+from vmemu.model.faults import ValidationError
 from vmemu.units import printable
 
 _REMEDY = "write one with: vmemu doctor --json FILE"

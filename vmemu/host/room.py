@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmemu.host import cgroups
 from vmemu.host.files import HostFiles
+from vmemu.meminfo import meminfo
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,3 @@ def address_room() -> Room | None:
             remedy = f"ulimit -S {option} unlimited"
             rooms.append(Room(max(0, soft - used), f"{name} of this process", remedy))
     return min(rooms, key=lambda room: room.size, default=None)
-
-
-def meminfo(name: str) -> int:
-    """Bytes in the line of /proc/meminfo that begins with ``name``; 0 without it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) << 10
-    return 0

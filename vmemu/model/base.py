@@ -23,26 +23,17 @@ from typing import (
     get_origin,
 )
 
+from vmemu.model.faults import Fault, Loc, ValidationError, Wrong, with_words
 from vmemu.model.fields import (
     UNDEFINED,
     Check,
-    Fault,
     Field,
     FieldInfo,
     PlainSerializer,
-    Refusal,
-    ValidationError,
     ValidationInfo,
+    flat,
 )
-
-Loc = tuple[int | str, ...]
-
-
-class Wrong(Exception):
-    """What is wrong with a value, on its way to whoever asked for it to be read."""
-
-    def __init__(self, *faults: Fault) -> None:
-        self.faults = faults
+from vmemu.model.reading import reader_of
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -86,15 +77,6 @@ def _field(annotation: Any, given: Any) -> FieldInfo:
     return info
 
 
-def flat(parts: list[Any]) -> Iterator[Any]:
-    """Parts of a type, with those of fields among them in their places."""
-    for part in parts:
-        if isinstance(part, FieldInfo):
-            yield from part.metadata
-        else:
-            yield part
-
-
 class Model(metaclass=_Models):
     """A mapping. A subclass declares its fields; those of its bases come first."""
 
@@ -112,7 +94,7 @@ class Model(metaclass=_Models):
         """The model in plain ``data``; ``context`` is for validators. Raises ValidationError with
         everything that is wrong."""
         try:
-            return cls._read(data, (), context)
+            return cls.read_at(data, (), context)
         except Wrong as wrong:
             raise ValidationError(cls.__name__, wrong.faults) from None
 
@@ -139,7 +121,8 @@ class Model(metaclass=_Models):
         }
 
     @classmethod
-    def _read(cls, data: Any, loc: Loc, context: Mapping[str, Any] | None) -> Self:
+    def read_at(cls, data: Any, loc: Loc, context: Mapping[str, Any] | None) -> Self:
+        """The model in ``data``, which stands at ``loc`` of something larger. Raises Wrong."""
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
@@ -187,8 +170,6 @@ class Model(metaclass=_Models):
             readers = {}
             cls._readers = readers  # type: ignore[attr-defined]
         if name not in readers:
-            from vmemu.model.reading import reader_of
-
             checks = [check for check in cls._checks if name in check.fields]
             readers[name] = reader_of(cls, cls.model_fields[name], checks)
         return readers[name]
@@ -223,16 +204,6 @@ def _default(field: FieldInfo, values: dict[str, Any] | None) -> Any:
     if values is None:
         raise Wrong
     return field.default_factory(values)
-
-
-def with_words(func: Callable[..., Any], *arguments: Any) -> Any:
-    """What a validator makes of its arguments, of which the last two are the value and its place;
-    what it refuses becomes Wrong."""
-    *given, value, loc = arguments
-    try:
-        return func(*given)
-    except Refusal as error:
-        raise Wrong(Fault(error.type, loc, str(error), value, error.context)) from None
 
 
 def _serializer(field: FieldInfo) -> Callable[[Any], Any] | None:

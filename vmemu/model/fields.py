@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
+
+from vmemu.model.faults import Refusal
 
 F = TypeVar("F")
 
@@ -19,38 +20,6 @@ class _Undefined:
 
 UNDEFINED = _Undefined()
 """The default of a field that must be given."""
-
-
-# ---- what is wrong ----
-
-
-class Refusal(ValueError):
-    """A validator's error: its ``type`` for programs, and what belongs to it."""
-
-    def __init__(self, type_: str, message: str, context: Mapping[str, Any] | None = None) -> None:
-        self.type = type_
-        self.context = dict(context or {})
-        super().__init__(message)
-
-
-class Fault(NamedTuple):
-    """One thing wrong with a value. ``loc`` leads to it: names of fields, numbers of list entries,
-    and the tag of each union's member that was chosen on the way."""
-
-    type: str
-    loc: tuple[int | str, ...]
-    message: str
-    value: Any
-    context: Mapping[str, Any] = MappingProxyType({})
-
-
-class ValidationError(ValueError):
-    """Data is no such thing; ``faults`` has everything that is wrong with it."""
-
-    def __init__(self, title: str, faults: Iterable[Fault]) -> None:
-        self.faults = tuple(faults)
-        lines = (f"{'.'.join(map(str, one.loc))}: {one.message}" for one in self.faults)
-        super().__init__("\n".join([f"this is no {title}:", *lines]))
 
 
 class ValidationInfo(NamedTuple):
@@ -155,6 +124,15 @@ class FieldInfo:
     def is_required(self) -> bool:
         """Whether there is no default."""
         return self.default is UNDEFINED and self.default_factory is None
+
+
+def flat(parts: list[Any]) -> Iterator[Any]:
+    """Parts of a type, with those of fields among them in their places."""
+    for part in parts:
+        if isinstance(part, FieldInfo):
+            yield from part.metadata
+        else:
+            yield part
 
 
 def Field(default: Any = UNDEFINED, **rest: Any) -> Any:  # noqa: N802

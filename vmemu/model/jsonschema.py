@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from vmemu.model.base import Model, flat
-from vmemu.model.fields import FieldInfo, Limits, WithJsonSchema
+from vmemu.model.base import Model
+from vmemu.model.fields import FieldInfo, Limits, WithJsonSchema, flat
 
 _WORDS = {
     "ge": "minimum",

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from vmemu.model.base import Loc, Model, Wrong, flat, with_words
+from vmemu.model.faults import Fault, Loc, Wrong, with_words
 from vmemu.model.fields import (
     AfterValidator,
     BeforeValidator,
     Check,
     Discriminator,
-    Fault,
     FieldInfo,
     Limits,
     PlainValidator,
     Tag,
     Validate,
     ValidationInfo,
+    flat,
 )
 
 Context = Mapping[str, Any] | None
@@ -28,7 +28,7 @@ Reader = Callable[[Any, Loc, Mapping[str, Any], Context], Any]
 """(value, its place, the fields before it, context): what it becomes; raises Wrong."""
 
 
-def reader_of(owner: type[Model], field: FieldInfo, checks: Iterable[Check]) -> Reader:
+def reader_of(owner: type, field: FieldInfo, checks: Iterable[Check]) -> Reader:
     """What reads ``field`` of the model ``owner``, whose ``checks`` are about it."""
     read = _of(field.annotation, field.metadata, field.allow_inf_nan)
     for check in checks:
@@ -37,7 +37,7 @@ def reader_of(owner: type[Model], field: FieldInfo, checks: Iterable[Check]) -> 
     return read
 
 
-def _bound(func: Callable[..., Any], owner: type[Model]) -> Validate:
+def _bound(func: Callable[..., Any], owner: type) -> Validate:
     if func.__code__.co_argcount == 3:
         return lambda value, info: func(owner, value, info)
     return lambda value: func(owner, value)
@@ -85,14 +85,15 @@ def _bare(annotation: Any, parts: list[Any], inf_nan: bool) -> Reader:
 
 
 def _model(annotation: Any) -> Reader:
-    """A model; anything else is for the parts of the type to check."""
+    """A model, which reads itself; anything else is for the parts of the type to check."""
+    read_at = getattr(annotation, "read_at", None)
+    if read_at is None:
+        return lambda value, *where: value
 
     def read(value: Any, loc: Loc, before: Mapping[str, Any], context: Context) -> Any:
-        return annotation._read(value, loc, context)
+        return read_at(value, loc, context)
 
-    if isinstance(annotation, type) and issubclass(annotation, Model):
-        return read
-    return lambda value, *where: value
+    return read
 
 
 # ---- types ----

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from vmemu.errors import InputError
 from vmemu.model.base import Model
-from vmemu.model.fields import Field, Refusal, ValidationError, ValidationInfo, model_validator
+from vmemu.model.faults import Refusal, ValidationError
+from vmemu.model.fields import Field, ValidationInfo, model_validator
 
 Count = Annotated[int, Field(ge=0)]
 Nanoseconds = Annotated[int, Field(ge=0)]

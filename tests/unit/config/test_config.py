@@ -16,7 +16,7 @@ from vmemu._config.judging import base_page_size, smallest_hugepage_size
 from vmemu.errors import HostError
 from vmemu.hostcheck import Code, HostProblem, PostcopyUnsupported
 from vmemu.model import jsonschema
-from vmemu.model.fields import ValidationError
+from vmemu.model.faults import ValidationError
 
 
 def test_a_small_scenario_has_defaults(directory: Path) -> None:

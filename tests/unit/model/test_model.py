@@ -10,17 +10,15 @@ from hypothesis import strategies as st
 
 from vmemu.model import jsonschema
 from vmemu.model.base import Model
+from vmemu.model.faults import Fault, Refusal, ValidationError
 from vmemu.model.fields import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
-    Fault,
     Field,
     PlainSerializer,
     PlainValidator,
-    Refusal,
     Tag,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,

@@ -1,7 +1,7 @@
 """The reference of a scenario, made from its models: ``docs/scenario.md``, and the answers of
 ``vmemu config``.
 
-``python -m vmemu._config.reference > docs/scenario.md`` writes the document anew.
+``python -m vmemu.scenario_reference > docs/scenario.md`` writes the document anew.
 """
 
 from __future__ import annotations

@@ -106,21 +106,23 @@ class KernelTracker:
     def _prove(self) -> None:
         """A kernel that tells a write to nobody would cost the guest its data."""
         address = core.ffi.new("uint64_t *")
-        core.call(core.lib.vm_map, 3 * PAGE, -1, PAGE, address)
+        core.call(core.lib.vm_map, PAGE, -1, PAGE, address)
         try:
-            self._protect(address[0], 3 * PAGE)
-            core.lib.vm_ram_write(address[0] + PAGE, b"x", 1)
-            found = [self._written(address[0], 3 * PAGE) for _ in range(2)]
+            self._protect(address[0], PAGE)
+            found = [self._written(address[0])]
+            core.lib.vm_ram_write(address[0], b"x", 1)
+            found += (self._written(address[0]) for _ in range(2))
         finally:
-            core.call(core.lib.vm_unmap, address[0], 3 * PAGE)
-        if found != [0b010, 0]:
+            core.call(core.lib.vm_unmap, address[0], PAGE)
+        if found != [0, 1, 0]:
+            told = ", ".join("written" if one else "not written" for one in found)
             raise HostError(
-                f"this kernel reports writes wrongly ({found[0]:#05b}, {found[1]:#05b})"
+                f"this kernel reports writes wrongly: before, after a write, and then: {told}"
             )
 
-    def _written(self, address: int, length: int) -> int:
+    def _written(self, address: int) -> int:
         bits = core.ffi.new("uint64_t *")
-        core.call(core.lib.vm_pagemap_harvest, self._pagemap, address, length, bits)
+        core.call(core.lib.vm_pagemap_harvest, self._pagemap, address, PAGE, bits)
         return int(bits[0])
 
     def _protect(self, address: int, length: int) -> None:

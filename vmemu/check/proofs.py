@@ -1,5 +1,5 @@
 """What was proven by doing: the proofs that a recorded host has, and on this host new ones, of one
-page for each kind of memory that the figures let pass (of three for write protection)."""
+page for each kind of memory that the figures let pass."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def no_tracking(end: End) -> str:
 
 
 def no_tracking_here() -> str:
-    """The same of this host, from three pages of other memory, as the source tries it."""
+    """The same of this host, from a page of other memory, as the source tries it."""
     from vmemu.dirty import KernelTracker
 
     tracker = KernelTracker([])

@@ -131,9 +131,18 @@ class HostError(VmemuError):
 
 
 class HugepageShortage(HostError):
-    """The pool of hugepages can't serve a reservation now."""
+    """The pool of hugepages can't serve a reservation now; ``waited`` is what is to be said of the
+    time that was waited for it, empty when none was."""
 
     kind = "hugepages"
+    waited = ""
+    WAITING_HELPS = ": 'on_unavailable: {wait: 30s}' in the scenario waits for that"
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if self.waited and self.WAITING_HELPS in message:  # it did, and before the remedy
+            return message.replace(self.WAITING_HELPS, f"; {self.waited}", 1)
+        return f"{message}; {self.waited}" if self.waited else message
 
 
 class MigrationError(VmemuError):

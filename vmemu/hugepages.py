@@ -166,10 +166,7 @@ def _who_could_give(figures: Pool, pages: int) -> str:
     held = figures.total - figures.available
     if not held or pages > figures.most:
         return ""
-    return (
-        f"; others hold {held} and may give them back:"
-        " 'on_unavailable: {wait: 30s}' in the scenario waits for that"
-    )
+    return f"; others hold {held} and may give them back{HugepageShortage.WAITING_HELPS}"
 
 
 def filesystem_of(path: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -51,7 +51,14 @@ class MemoryManager:
                 prove()
             self._map_all()
 
-        reservation.take(reservation.pages_of(self.blocks), attempt, self.wait_s, self._pause)
+        pages, begun = reservation.pages_of(self.blocks), time.monotonic()
+        try:
+            reservation.take(pages, attempt, self.wait_s, self._pause)
+        except HugepageShortage as shortage:
+            if self.wait_s > 0:
+                waited_s = time.monotonic() - begun
+                shortage.waited = f"waited {waited_s:.1f} s for that{_held(pages)}"
+            raise
 
     def _map_all(self) -> None:
         try:
@@ -134,6 +141,14 @@ class MemoryManager:
 
     def __exit__(self, *_: object) -> None:
         run_all([self.unregister, self.unmap])
+
+
+def _held(page_sizes: Iterable[int]) -> str:
+    """Who has their pages, as the end of a sentence."""
+    from vmemu import holders  # only where something is short
+
+    found = [holders.held(page_size) for page_size in sorted(page_sizes)]
+    return "".join(f"; {text}" for text in found if text)
 
 
 def _let_go(uffd: Userfaultfd, block: RAMBlock) -> None:

@@ -212,19 +212,22 @@ class Migration:
         self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
         if self.scenario.guest.balloon is not None:
             self._memlock.require_balloon()
+        status = self._open_status(blocks)
         with self._located():
             memory.map(lambda: self._require_host(blocks))
+        status.mapped(blocks)
         contents = contents_of(self.scenario)
         self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
         if self.scenario.memory.lock:
             self._memlock.lock()
-        self._open_status(blocks)
 
-    def _open_status(self, blocks: list[RAMBlock]) -> None:
+    def _open_status(self, blocks: list[RAMBlock]) -> RunStatus:
         """From here on another process can see where this one stands."""
         specs = [spec for spec, _ in self._client_plans]
         clients = [StatusClient(spec.name, spec.index, spec.vcpus) for spec in specs]
         self._status = RunStatus(blocks, clients, self.scenario.guest.vcpus)
+        self._status.enter(self._phase)
+        return self._status
 
     def _require_host(self, blocks: Sequence[RAMBlock]) -> None:
         """Raise PostcopyUnsupported with all that keeps this host from it."""
@@ -444,6 +447,9 @@ class Migration:
     # ---- waiting: only here can Ctrl-C strike ----
 
     def _pause(self, seconds: float) -> None:
+        """Of who waits for hugepages."""
+        if self._status is not None:
+            self._status.wait_for_hugepages()
         with self._interrupts.allowed():
             time.sleep(seconds)
 
@@ -461,6 +467,7 @@ class Migration:
                 self._bell.wait(TICK_S)
             self._note_complete()
             self._check()
+            self._note_progress()
             received = self._incoming.ram.pages_received + self._incoming.figures.messages
             if received != pages or not self._somebody_waits():
                 pages, since = received, time.monotonic()
@@ -493,6 +500,11 @@ class Migration:
         starts = self._phase == "precopy" and not self._incoming.figures.messages
         limits, source = self.scenario.limits, self.scenario.source
         return max(limits.stall, source.startup_timeout if starts else 0) / 1e9
+
+    def _note_progress(self) -> None:
+        """For whoever looks at it from outside."""
+        assert self._status is not None
+        self._status.note(self.run_state.figures())
 
     def _report(self) -> None:
         if self._progress is not None:

@@ -114,6 +114,19 @@ class Run:
             bytes_checked=self.verification.bytes_checked if self.verification else 0,
         )
 
+    def figures(self) -> dict[str, int]:
+        """The same for who reads its status: ``vmemu.status.FIGURES``."""
+        assert self.incoming is not None
+        now = self.progress("")
+        return {
+            "accesses": now.accesses,
+            "accesses_total": now.accesses_total,
+            "pages": now.pages,
+            "pages_total": now.pages_total,
+            "checked": now.bytes_checked,
+            "messages": int(self.incoming.figures.messages),
+        }
+
     # ---- at its end ----
 
     def require_right(self) -> None:

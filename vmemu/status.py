@@ -15,7 +15,7 @@ import contextlib
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vmemu.ramblock import RAMBlock
 
 NAME = "vmemu-status"
+FIGURES = ("accesses", "accesses_total", "pages", "pages_total", "checked", "messages")
+"""How far a run is: accesses of all vCPUs and host pages of all blocks, done and in all; bytes that
+the verification has compared; messages from the source."""
 _TRIES = 100
 _MOST = 1 << 26
 """Bytes of a status that is believed; one of a thousand vCPUs takes some 100 KiB."""
@@ -126,6 +129,26 @@ class RunStatus:
     def enter(self, phase: str) -> None:
         """Say what the run does now."""
         self._head.phase = phase.encode()[:15]
+        self._head.phase_ns = time.monotonic_ns()
+
+    def wait_for_hugepages(self) -> None:
+        """Say that it stands in line for them, until ``mapped``."""
+        if not self._head.hugepages_ns:
+            self._head.hugepages_ns = time.monotonic_ns()
+
+    def mapped(self, blocks: Sequence[RAMBlock]) -> None:
+        """Say where the blocks are, which have their memory from now on."""
+        self._head.hugepages_ns = 0
+        for index, block in enumerate(blocks):
+            self._table("block")[index].host = block.address
+
+    def note(self, figures: Mapping[str, int]) -> None:
+        """Say how far it is: ``FIGURES`` by name."""
+        head = self._head
+        if any(getattr(head, name) != figures[name] for name in FIGURES):
+            head.moved_ns = time.monotonic_ns()
+        for name in FIGURES:
+            setattr(head, name, figures[name])
 
     def show_bitmaps(self, ram: Any) -> None:
         """Say where the bitmaps of a ``struct vm_ram`` of these blocks are."""
@@ -176,12 +199,22 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Status:
-    """A run as it stands; ``threads`` are the vCPUs that run or wait, by their thread ids."""
+    """A run as it stands; ``threads`` are the vCPUs that run or wait, by their thread ids.
+
+    ``figures`` say how far it is, each of ``FIGURES`` by its name; they have last changed
+    ``still_s`` seconds ago, or never. ``phase_s`` is how long the phase goes on. ``hugepages_s`` is
+    how long it waits for its ``hugepages``, their number by page size; None when it does not.
+    """
 
     pid: int
     phase: str
     waiting: tuple[Stopped, ...]
     threads: dict[int, str]
+    phase_s: float
+    hugepages_s: float | None
+    hugepages: dict[int, int]
+    still_s: float | None
+    figures: dict[str, int]
 
 
 def read(pid: int) -> Status:
@@ -211,6 +244,11 @@ def _find(pid: int) -> Path:
     except OSError as error:
         raise StatusError(f"process {pid} can't be looked at: {error.strerror}") from None
     raise StatusError(f"process {pid} is no run of vmemu, or has not mapped its memory yet")
+
+
+def _since(begin_ns: int) -> float | None:
+    """Seconds; None for what has not begun."""
+    return max(time.monotonic_ns() - begin_ns, 0) / 1e9 if begin_ns else None
 
 
 class _Reader:
@@ -245,7 +283,25 @@ class _Reader:
         waiting = [self._stopped(place) for place in places if place.since_ns]
         phase = core.text(head.phase)
         threads = {place.tid: self._who(place) for place in places if place.tid}
-        return Status(self._pid, phase, tuple(waiting), threads)
+        return Status(
+            self._pid,
+            phase,
+            tuple(waiting),
+            threads,
+            phase_s=_since(head.phase_ns) or 0.0,
+            hugepages_s=_since(head.hugepages_ns),
+            hugepages=self._hugepages(),
+            still_s=_since(head.moved_ns),
+            figures={name: int(getattr(head, name)) for name in FIGURES},
+        )
+
+    def _hugepages(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for block in self._blocks:
+            size = 1 << block.page_shift
+            if size > mmap.PAGESIZE:
+                found[size] = found.get(size, 0) + (block.size >> block.page_shift)
+        return found
 
     def _part(self, ctype: str, at: int) -> Any:
         size = core.ffi.sizeof(ctype)
@@ -287,7 +343,7 @@ class _Reader:
             block=core.text(block.name),
             offset=place.offset,
             page=page,
-            seconds=max(time.monotonic_ns() - place.since_ns, 0) / 1e9,
+            seconds=_since(place.since_ns) or 0.0,
             tid=place.tid,
             requested=self._bit(block.requested, page),
             received=self._bit(block.received, page),

@@ -7,8 +7,11 @@ resource into a failure, so that a machine that is meant to have it can't pass b
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from plugin_project import SCENARIO, write
@@ -89,8 +92,10 @@ def qemu() -> None:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A directory with a scenario; warnings are errors there, and marks must be registered."""
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A directory with a scenario; warnings are errors there, marks must be registered, and
+    ``vmemu`` is on PATH."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     write(
         pytester,
         "tox.ini",

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 from plugin_project import READS, SCENARIO, SLOW, kept, output, run, write
 from support import HUGE
 
@@ -21,6 +24,10 @@ from vmemu.reservation import Resizer
 from vmemu.results import schema
 
 pytest_plugins = ["pytester"]
+HUGE_SCENARIO = (
+    SCENARIO.replace("anonymous, size: 1MiB", "hugetlbfs, size: 2MiB")
+    + "on_unavailable: {wait: 60min}\n"
+)
 pytestmark = pytest.mark.usefixtures("userfault")
 
 
@@ -125,8 +132,9 @@ def test_nothing_is_left_of_a_run_whose_worker_was_killed(
         """
     )
     monkeypatch.setenv("VMEMU_TEST_OF", str(project.path))
+    words = ["-n1", "--max-worker-restart=1", "--vmemu-report=out", "test_it.py"]
     session = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-n1", "--max-worker-restart=1", "test_it.py"],
+        [sys.executable, "-m", "pytest", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=project.path,
@@ -141,6 +149,44 @@ def test_nothing_is_left_of_a_run_whose_worker_was_killed(
     assert "worker 'gw0' crashed while running 'test_it.py::test_killed'" in said
     until(lambda: not processes_of(project), None)
     assert hugepages.pool(HUGE).available == 2
+    (said,) = (project.path / "out").glob("test_it.py_test_killed-*.txt")
+    text = said.read_text()
+    assert text.startswith("not ended: its worker, or the whole session, ended before it did\n")
+    assert "called:  test_it.py:7 in test_killed: vmemu_run(" in text
+    assert "replay:  vmemu run slow.yaml\n" in text
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("without", ["", "--vmemu-set on_unavailable=skip"])
+def test_the_files_for_ci_run_as_they_stand(
+    project: pytest.Pytester, without: str, hugetlb: None
+) -> None:
+    """Their commands, where the environment they make is this one."""
+    text = (Path(__file__).parents[2] / "docs/ci.md").read_text()
+    github, gitlab, _ = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    steps = {step.get("name"): step.get("run") for step in github["jobs"]["migrations"]["steps"]}
+    project.mkdir("tests")
+    (project.path / "boot.vmemu.yaml").rename(project.path / "tests/boot.vmemu.yaml")
+    write(project, "tests/huge.vmemu.yaml", HUGE_SCENARIO)
+    write(project, "test_not_mine.py", "def test_it(): assert False\n")
+    (project.path / ".venv").symlink_to(sys.prefix)
+    for command in (steps["Migrate"], gitlab["migrations"]["script"][0]):
+        shutil.rmtree(project.path / "report", ignore_errors=True)
+        done = subprocess.run(
+            ["bash", "-e", "-c", command],
+            env=os.environ | {"WITHOUT": without},
+            cwd=project.path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = project.path / "report"
+        cases = list(ET.parse(report / "junit.xml").iter("testcase"))
+        skipped = [case for case in cases if case.find("skipped") is not None]
+        assert len(cases) == 6
+        assert without or not skipped
+        assert len(list(report.glob("*.events.jsonl"))) >= 6 - len(skipped)
 
 
 def until(reached: object, session: subprocess.Popen[bytes] | None) -> None:

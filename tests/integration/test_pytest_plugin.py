@@ -68,6 +68,7 @@ def test_options_that_mean_nothing(project: pytest.Pytester) -> None:
     for option, value, said in (
         ("--vmemu-seeds", "0", "'0' is no number of runs; write such as 3"),
         ("--vmemu-timeout", "soon", "soon"),
+        ("--vmemu-set", "vcpus", "--vmemu-set: 'vcpus' is no path=value; write such as on_unavail"),
         ("--vmemu-report", "tox.ini", "--vmemu-report tox.ini: File exists"),
         ("--vmemu-report", "/proc/self", "--vmemu-report /proc/self: nothing may be written there"),
         ("-o", "vmemu_limits=boot*: p98=1ms", "vmemu_limits: boot*: no figure is called 'p98'"),
@@ -180,6 +181,9 @@ def test_failures_say_what_was_wrong_and_how_to_see_it_again(project: pytest.Pyt
     flip = section(result, "test_flip")
     assert "failed: 1 byte of memory and 0 reads of the guest are wrong; first ram+0x1001" in flip
     assert re.search(r"wrong bytes:\n  block  offset  expected +found\n  ram    0x1001  0x", flip)
+    assert re.search(
+        r"^called:  test_it\.py:5 in test_flip: vmemu_run\(inject=", flip, re.MULTILINE
+    )
     assert "runs.py" not in flip  # where the plugin notices is nobody's concern
     command = re.search(r"^replay:  (.*)$", flip, re.MULTILINE)
     assert command is not None
@@ -206,6 +210,7 @@ def test_failures_say_what_was_wrong_and_how_to_see_it_again(project: pytest.Pyt
         (str(fault.vcpu), fault.offset) for fault in worst
     ]
     assert "--seed 9" in limit
+    assert "(the limit is the test's: there it completes, and shows its figures" in limit
 
     own = section(result, "test_own")
     assert "vmemu_run().faults == 0" in own
@@ -221,6 +226,64 @@ def test_failures_say_what_was_wrong_and_how_to_see_it_again(project: pytest.Pyt
     properties = {one.get("name"): one.get("value") for one in cases["test_limit"].iter("property")}
     assert properties["vmemu_command"] == "vmemu run boot.vmemu.yaml --seed 9"
     assert int(properties["vmemu_p99_ns"] or 0) > 1
+
+
+def test_what_to_type_where_the_program_is_not_on_path(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = project.mkdir("other")
+    write(project, "other/vmemu", "#!/bin/sh\nexit 9\n").chmod(0o755)  # another installation's
+    monkeypatch.setenv("PATH", f"{other}:/usr/bin:/bin")
+    project.makepyfile(
+        test_it="""
+        def test_it(vmemu_run):
+            print("<" + vmemu_run("boot.vmemu.yaml").command + ">")
+        """
+    )
+    result = run(project, "test_it.py", "-s")
+    command = output(result).partition("<")[2].partition(">")[0]
+    assert command == f"{Path(sys.executable).parent / 'vmemu'} run boot.vmemu.yaml"
+    done = subprocess.run(command, shell=True, check=False, capture_output=True, cwd=project.path)
+    assert done.returncode == 0
+
+
+def test_runs_of_one_test_beside_each_other(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        from concurrent.futures import ThreadPoolExecutor
+        from threading import Thread
+
+        SEEDS = [1, 2, 3]
+
+        def test_each_has_its_own(vmemu_run):
+            with ThreadPoolExecutor(3) as pool:
+                runs = list(pool.map(lambda seed: vmemu_run("boot.vmemu.yaml", seed=seed), SEEDS))
+            assert [run.result["seed"] for run in runs] == SEEDS
+            assert len({run.result_file for run in runs}) == 3
+
+        def test_a_failure_that_nobody_waits_for(vmemu_run):
+            def flip():
+                vmemu_run("boot.vmemu.yaml", INJECT, overrides="WRITES")
+            thread = Thread(target=flip)
+            thread.start()
+            thread.join()
+        """.replace("INJECT", FLIP).replace("WRITES", READS)
+    )
+    result = run(project, "test_it.py", "-p", "no:threadexception")
+    result.assert_outcomes(passed=1, failed=1)
+    text = section(result, "test_a_failure_that_nobody_waits_for")
+    assert "\nfailed: 1 byte of memory and 0 reads of the guest are wrong" in text
+
+
+def test_what_wants_one_line_has_the_line_of_the_test(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it=f"""
+        def test_flip(vmemu_run):
+            vmemu_run("boot.vmemu.yaml", {FLIP}, overrides="{READS}")
+        """
+    )
+    result = run(project, "test_it.py", "--tb=line")
+    result.stdout.fnmatch_lines(["*/test_it.py:2: Failed: failed: 1 byte of memory and 0 reads *"])
 
 
 def test_a_run_is_replayed_from_where_pytest_was_started(project: pytest.Pytester) -> None:
@@ -253,11 +316,20 @@ def test_wrong_uses_are_told_without_a_traceback(project: pytest.Pytester) -> No
         def test_seed(vmemu_run):
             vmemu_run("boot.vmemu.yaml", seed="x")
 
+        def test_inject(vmemu_run):
+            vmemu_run("boot.vmemu.yaml", inject=5)
+
         def test_backing(ram_block):
             ram_block("nothing")
 
         def test_size(ram_block):
             ram_block("shared", "1MB")
+
+        def test_page_size(ram_block):
+            ram_block("hugetlbfs", "3MiB", page_size="3MiB")
+
+        def test_wait(ram_block):
+            ram_block(wait="soon")
 
         @pytest.mark.vmemu_limit(p99="1s")
         def test_no_run():
@@ -271,13 +343,16 @@ def test_wrong_uses_are_told_without_a_traceback(project: pytest.Pytester) -> No
         )
     )
     result = run(project, "test_it.py", "-rf")
-    result.assert_outcomes(passed=1, failed=6)
+    result.assert_outcomes(passed=1, failed=9)
     for name, said in (
-        ("overrides", "overrides=5: write a mapping, or texts such as 'guest.vcpus=4'"),
-        ("config", "a scenario is a path, not 5"),
-        ("seed", "seed='x': write a whole number"),
-        ("backing", "ram_block: backing='nothing'; known: anonymous, hugetlbfs, shared"),
-        ("size", "ram_block: '1MB' has no unit of size that is known"),
+        ("overrides", "test_it.py:4: overrides=5: write a mapping, or texts such as 'guest.vcpus"),
+        ("config", "test_it.py:7: vmemu_run: a scenario is a path, not 5"),
+        ("seed", "test_it.py:10: vmemu_run: seed='x': write a whole number"),
+        ("inject", "test_it.py:13: vmemu_run: inject=5: write fault points as texts"),
+        ("backing", "test_it.py:16: ram_block: backing='nothing'; known: anonymous, hugetlb"),
+        ("size", "test_it.py:19: ram_block: '1MB' has no unit of size that is known"),
+        ("page_size", "test_it.py:22: ram_block: page_size='3MiB' is no page size; write such as"),
+        ("wait", "test_it.py:25: ram_block: 'soon' is no duration; write a duration such as 30s"),
         ("no_run", "mark vmemu_limit: no run was judged by it; call vmemu_run() in the test"),
     ):
         assert said in section(result, f"test_{name}")
@@ -289,8 +364,9 @@ def test_a_run_that_does_not_end_is_killed_and_fails(project: pytest.Pytester) -
     result = run(project, "slow.vmemu.yaml", "--vmemu-timeout", "4s")
     result.assert_outcomes(failed=1)
     text = section(result, "slow.vmemu.yaml, seed 7")
-    assert "stuck: not done after " in text
+    assert re.search(r"^timeout: not done after .* s: in phase guest for .* accesses", text, re.M)
     assert "replay:  vmemu run slow.vmemu.yaml --seed 7\n" in text
+    assert "(there nothing kills it: it goes on)" in text
 
 
 def test_a_stuck_run_is_killed_and_says_what_waits_where(project: pytest.Pytester) -> None:
@@ -308,6 +384,7 @@ def test_a_stuck_run_is_killed_and_says_what_waits_where(project: pytest.Pyteste
     assert re.search(r"stopped:\n  vCPU \d .*ram.*0x3", text)
     assert "stacks:\n" in text
     assert "--inject loader.stall@block=ram,offset=0x3000\n" in text
+    assert "(there nothing kills it: the scenario's limits.stall ends it, or Ctrl-C)" in text
 
 
 def test_the_time_limit_of_pytest_timeout_leaves_room_to_tell(project: pytest.Pytester) -> None:
@@ -315,7 +392,7 @@ def test_the_time_limit_of_pytest_timeout_leaves_room_to_tell(project: pytest.Py
     write(project, "slow.vmemu.yaml", SLOW)
     result = run(project, "--timeout=20", "--timeout-method=thread")
     result.assert_outcomes(passed=1, failed=1)
-    assert "stuck: not done after " in output(result)
+    assert "timeout: not done after " in output(result)
 
 
 def test_what_this_host_has_not_is_a_failure_or_a_skip_as_the_scenario_wishes(
@@ -383,7 +460,7 @@ def test_memory_of_the_test_is_mapped_served_and_given_back(project: pytest.Pyte
             ram_block("hugetlbfs", "16GiB", wait="1ms")
 
         def test_no_whole_page(ram_block):
-            with pytest.raises(ValueError, match="no whole number of pages of 4096 bytes"):
+            with pytest.raises(pytest.fail.Exception, match="no whole number of pages of 4096"):
                 ram_block("shared", 5000, page_size=4096)
         """
     )

@@ -179,16 +179,16 @@ def test_a_failure_stops_it_and_its_command_fails_the_same_way(
     assert directory in repeated.stdout
 
 
-def test_a_run_that_gets_nowhere_is_stuck(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_that_is_slow_is_out_of_time(environment: dict[str, str], tmp_path: Path) -> None:
     kept = tmp_path / "stress.json"
     endless = f"guest.trace.synthetic={{kind: uniform, accesses: {1 << 50}}}"
     done = stress(
         environment, SMALL, "--set", endless, "--timeout", "2s", "--jobs", 2, "--json", kept
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.startswith("stuck: variation ")
+    assert done.stdout.startswith("timeout: variation ")
     failure = document_of(kept)["failure"]
-    assert failure["status"] == "stuck"
+    assert failure["status"] == "timeout"
     assert failure["again"].endswith(" --runs 1")
     assert " --timeout 2s " in failure["again"]  # longer, it would wait for nothing new
 

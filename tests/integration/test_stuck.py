@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from supervised import STALL, await_true, gone, pid_of, scenario_file, stalling, waits
+from support import HUGE
 
-from vmemu import status
+from vmemu import holders, reservation, status
 from vmemu.errors import VmemuError
 from vmemu.jobs import stuck
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
@@ -166,15 +168,105 @@ def test_a_run_that_has_not_yet_begun_is_not_hurt_by_the_question(tmp_path):
         with SupervisedRun(stalling(tmp_path), tmp_path) as run:
             run.start()
             pid = pid_of(run)
-            assert stuck.stopped(pid) == ((), {})
+            assert stuck.look(pid) is None
             assert stuck.python_stacks(pid, tmp_path / "run.err") == ""
             time.sleep(0.1)
             assert run.poll() is None
             outcome = run.wait(0)
-    assert (outcome.status, outcome.stopped, outcome.result) == ("stuck", (), None)
+    assert (outcome.status, outcome.stopped, outcome.result) == ("timeout", (), None)
+    assert outcome.message.endswith(": it starts, or reads its traces")
+
+
+def test_a_run_that_is_slow_is_not_called_stuck(tmp_path):
+    """It says how far it is; what a vCPU waits for just now is nothing that stands."""
+    with SupervisedRun(Job(scenario_file(tmp_path, guest=paced(20))), tmp_path) as run:
+        run.start()
+        pid = pid_of(run)
+        await_true(lambda: accesses(pid) > 3)
+        outcome = run.wait(0)
+    assert (outcome.status, outcome.stopped) == ("timeout", ())
+    assert re.search(
+        r"not done after .* s: in phase guest for .* s, \d+ of 64 accesses, \d+ of 64 pages$",
+        outcome.message,
+    )
+
+
+def paced(rate: int) -> str:
+    pace = f"{{kind: rate, accesses_per_second: {rate}}}"
+    return f"{{vcpus: 1, pace: {pace}, trace: {{synthetic: {{kind: permutation}}}}}}"
+
+
+def accesses(pid: int) -> int:
+    found = stuck.look(pid)
+    return found.figures["accesses"] if found else 0
+
+
+def test_a_run_in_which_nothing_moves_is_stuck(tmp_path, monkeypatch):
+    """Though no vCPU waits for a page."""
+    monkeypatch.setattr(stuck, "STILL_S", 0.1)
+    with SupervisedRun(Job(scenario_file(tmp_path, guest=paced(1))), tmp_path) as run:
+        run.start()
+        pid = pid_of(run)
+        await_true(lambda: accesses(pid) > 0)
+        outcome = run.wait(0)
+    assert (outcome.status, outcome.stopped) == ("stuck", ())
+    assert re.search(r": nothing has moved for .* s in phase guest for ", outcome.message)
+
+
+@pytest.mark.timeout(600)  # other tests may have the pool
+def test_a_run_that_waits_for_hugepages_says_who_has_them(tmp_path, pool_alone):
+    pool_alone.resize(4)
+    blocks = "{name: ram, backing: hugetlbfs, page_size: 2MiB, size: 6MiB}"
+    job = Job(scenario_file(tmp_path, blocks, more="on_unavailable: {wait: 60min}\n"))
+    with reservation.hold({HUGE: 2}), SupervisedRun(job, tmp_path) as run:
+        run.start()
+        pid = pid_of(run)
+        await_true(lambda: (found := stuck.look(pid)) and found.hugepages_s is not None)
+        outcome = run.wait(0)
+    assert outcome.status == "timeout"
+    waits = r"it waits for 3 hugepages of 2MiB for \d+\.\d s"
+    held = rf"2 of 4 are held, 2 by process {os.getpid()} \(.*\)"
+    assert re.search(f": {waits}; {held}$", outcome.message), outcome.message
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_has_waited_in_vain_says_how_long_and_who_has_them(tmp_path, pool_alone):
+    pool_alone.resize(2)
+    blocks = "{name: ram, backing: hugetlbfs, page_size: 2MiB, size: 4MiB}"
+    job = Job(scenario_file(tmp_path, blocks, more="on_unavailable: {wait: 300ms}\n"))
+    with reservation.hold({HUGE: 1}), SupervisedRun(job, tmp_path) as run:
+        run.start()
+        outcome = run.wait(60)
+    assert outcome.status == "refused"
+    held = rf"; waited \d\.\d s for that; 1 of 2 are held, 1 by process {os.getpid()} \(.*\)"
+    assert re.search(f"{held}; mend it with: sysctl", outcome.message), outcome.message
+    assert "on_unavailable" not in outcome.message  # it did wait
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("/usr/bin/python3 -P -m vmemu run a.yaml", "vmemu run a.yaml"),
+        ("/v/bin/python /v/bin/vmemu run a.yaml", "vmemu run a.yaml"),
+        ("python -u -c import", "python -u -c import"),
+        ("/usr/bin/qemu-system-x86_64 -m 4G", "qemu-system-x86_64 -m 4G"),
+        ("python3", "python3"),
+    ],
+)
+def test_a_holder_is_named_by_what_it_runs(command, shown, tmp_path):
+    (tmp_path / "cmdline").write_text(command.replace(" ", "\0") + "\0")
+    assert holders._command(tmp_path) == shown
+
+
+def test_pages_are_counted_once_and_named_by_who_maps_them(hugetlb):
+    with reservation.hold({HUGE: 3}, wait_s=60):
+        found = {one.pid: one.pages for one in holders.holders(HUGE)}
+    assert found[os.getpid()] >= 3
+    assert os.getpid() not in {one.pid for one in holders.holders(HUGE)}
 
 
 def test_what_is_gone_is_no_error(tmp_path):
     (tmp_path / "said").touch()
-    assert stuck.stopped(1 << 30) == ((), {})
+    assert stuck.look(1 << 30) is None
+    assert stuck.standing(1 << 30, None, 1.0).stopped == ()
     assert stuck.stacks(1 << 30, tmp_path / "said", {}) == ""

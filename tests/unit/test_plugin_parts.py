@@ -161,6 +161,11 @@ def test_marks_that_mean_nothing(options: dict[str, Any], said: str) -> None:
         read("boot.yaml", **options)
 
 
+def test_a_scenario_is_a_path() -> None:
+    with pytest.raises(InputError, match="mark vmemu: a scenario is a path, not 5"):
+        read(5)
+
+
 def test_a_mark_without_a_scenario() -> None:
     with pytest.raises(InputError, match="missing 1 required positional argument: 'config'"):
         read(seeds=2)
@@ -206,9 +211,9 @@ def test_the_files_for_ci_are_yaml_with_steps() -> None:
         yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     )
     commands = [step.get("run", "") for step in github["jobs"]["migrations"]["steps"]]
-    assert any(command.startswith(".venv/bin/pytest -n auto --vmemu") for command in commands)
-    assert gitlab["migrations"]["script"][0].startswith(".venv/bin/pytest -n auto --vmemu")
-    assert pod["spec"]["containers"][0]["command"][0] == "pytest"
+    assert any(command.startswith(".venv/bin/pytest tests -n auto -rs") for command in commands)
+    assert gitlab["migrations"]["script"][0].startswith(".venv/bin/pytest tests -n 2 -rs --vmemu")
+    assert pod["spec"]["containers"][0]["command"][:2] == ["pytest", "tests"]
 
 
 # ---- time ----

@@ -142,7 +142,7 @@ def overwritten(run: RunStatus, at: int, data: bytes) -> None:
 
 def test_another_version_says_so(running):
     overwritten(running, 8, b"\x63\0\0\0")
-    with pytest.raises(StatusError, match="version 99, which is not 1: read it with the vmemu"):
+    with pytest.raises(StatusError, match="version 99, which is not 2: read it with the vmemu"):
         status.read(os.getpid())
 
 

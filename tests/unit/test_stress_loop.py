@@ -196,7 +196,7 @@ def test_one_that_needs_more_than_there_is_runs_alone(stage: Stage, tmp_path: Pa
 # ---- how it ends ----
 
 
-@pytest.mark.parametrize("status", ["failed", "died", "stuck", "refused", "interrupted"])
+@pytest.mark.parametrize("status", ["failed", "died", "stuck", "timeout", "refused", "interrupted"])
 def test_the_first_failure_ends_all(stage: Stage, tmp_path: Path, status: str) -> None:
     left = tmp_path / "variation-5.events.jsonl"
 

@@ -17,7 +17,7 @@
 
 #define VM_STATUS_MAGIC UINT64_C(0x535554415453564d) /* "MVSTATUS" */
 
-enum { VM_STATUS_VERSION = 1, VM_STATUS_GUEST = 0xFFFFFFFF };
+enum { VM_STATUS_VERSION = 2, VM_STATUS_GUEST = 0xFFFFFFFF };
 
 /*
  * Where a vCPU waits, in a cache line of its own: others write to theirs as often. Only its thread
@@ -56,6 +56,11 @@ struct vm_status {
     uint32_t blocks, clients, vcpus, unused;
     uint64_t block_at, client_at, waiting_at;
     char phase[16];
+    /* How far it is, as its owner's thread says a few times a second; times are CLOCK_MONOTONIC. */
+    uint64_t phase_ns;     /* when the phase began */
+    uint64_t hugepages_ns; /* since when it waits for hugepages; 0: it does not */
+    uint64_t moved_ns;     /* when anything below changed last */
+    uint64_t accesses, accesses_total, pages, pages_total, checked, messages;
 };
 
 #endif

@@ -1,6 +1,6 @@
 """Where a run that does not end stands, found out from outside: it may hold its own GIL for ever.
 
-* who waits for which page: the status that the run lays open (``vmemu.status``);
+* how far it is, and who waits for which page: the status that the run lays open (``vmemu.status``);
 * the Python stacks of its threads: a signal that faulthandler answers, which takes no GIL;
 * what each thread of each of its processes does in the kernel: /proc.
 """
@@ -11,30 +11,98 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmemu.errors import VmemuError
 from vmemu.jobs import group
 from vmemu.jobs.lifeline import STACKS_SIGNAL
 
+if TYPE_CHECKING:
+    from vmemu.status import Status
+
 STACKS_PATIENCE_S = 2.0
 """How long the stacks may take; a process that was stopped never writes them."""
 STACKS_MOST = 1 << 18
 """Characters of stacks that are told."""
+STANDS_S = 0.5
+"""Between two looks at a run: who waits for one page all the while stands, who is slow does not."""
+STILL_S = 10.0
+"""How long nothing may move before that is no slowness any more; a paced guest moves rarely."""
+MOVING = ("guest", "drain", "verify")
+"""The phases whose figures move; what others do, such as to make an image, is not counted."""
 _QUIET_S = 0.1
 _PAUSE_S = 0.01
 
 
-def stopped(pid: int) -> tuple[tuple[str, ...], dict[int, str]]:
-    """Each vCPU of the run ``pid`` that waits, in words, and its vCPUs by their thread ids. Nothing
-    of a run that has not come that far, or is gone."""
+@dataclass(frozen=True)
+class Standing:
+    """A run whose time is over: ``text`` is where it is. It is ``stuck`` when one of its vCPUs has
+    waited for a page between two looks, or when nothing moves; ``stopped`` are then those that
+    wait, in words. Otherwise it is slow, or waits for what others have."""
+
+    text: str = ""
+    stuck: bool = False
+    stopped: tuple[str, ...] = ()
+
+
+def look(pid: int) -> Status | None:
+    """The status of the run ``pid``; None of one that has not come that far, or is gone."""
     from vmemu import status
 
     with contextlib.suppress(VmemuError):
-        found = status.read(pid)
-        return tuple(str(one) for one in found.waiting), found.threads
-    return (), {}
+        return status.read(pid)
+    return None
+
+
+def standing(pid: int, first: Status | None, elapsed_s: float) -> Standing:
+    """Where the run ``pid`` stands, which was ``first`` seen ``elapsed_s`` seconds ago."""
+    now = look(pid) or first
+    if now is None:
+        return Standing("it starts, or reads its traces")
+    if now.hugepages_s is not None:
+        return Standing(_in_line(now))
+    waiting = [one for one in now.waiting if first and one.seconds >= elapsed_s]
+    still_s = now.still_s or 0.0
+    if waiting or (now.phase in MOVING and still_s >= STILL_S):
+        words = tuple(map(str, waiting or now.waiting))
+        text = "" if waiting else f"nothing has moved for {still_s:.1f} s {_where(now)}"
+        return Standing(text, True, words)
+    return Standing(_where(now))
+
+
+def _where(now: Status) -> str:
+    """The phase and how far it is."""
+    at, parts = now.figures, [f"in phase {now.phase} for {now.phase_s:.1f} s"]
+    if at["accesses_total"]:
+        parts.append(f"{at['accesses']:,} of {at['accesses_total']:,} accesses")
+    if at["pages_total"]:
+        parts.append(f"{at['pages']:,} of {at['pages_total']:,} pages")
+    if at["checked"]:
+        parts.append(f"{at['checked']:,} bytes compared")
+    return ", ".join(parts)
+
+
+def _in_line(now: Status) -> str:
+    from vmemu import holders
+    from vmemu.units import counted, format_size
+
+    wanted = [
+        f"{counted(pages, 'hugepage')} of {format_size(size)}"
+        for size, pages in now.hugepages.items()
+    ]
+    held = [text for size in now.hugepages if (text := _held(holders.held, size))]
+    waits = f"it waits for {' and '.join(wanted)} for {now.hugepages_s or 0.0:.1f} s"
+    return "; ".join([waits, *held])
+
+
+def _held(ask: Callable[[int], str], page_size: int) -> str:
+    try:
+        return ask(page_size)
+    except (VmemuError, OSError):  # such a pool is gone
+        return ""
 
 
 def stacks(pid: int, said: Path, vcpus: dict[int, str]) -> str:

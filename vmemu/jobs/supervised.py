@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -73,10 +73,10 @@ class Job:
         words += [word for override in self.overrides for word in ("--set", override)]
         return words + [word for point in self.inject for word in ("--inject", point)]
 
-    def command(self, start: Path = Path()) -> str:
+    def command(self, start: Path = Path(), program: Sequence[str] = ("vmemu",)) -> str:
         """What replays it in a shell, from the directory ``start``: by default the one that this
-        process is in."""
-        return shlex.join(["vmemu", *self._words(start)])
+        process is in. ``program`` is how vmemu is called there."""
+        return shlex.join([*program, *self._words(start)])
 
 
 def _as_argument(path: Path, start: Path) -> str:
@@ -89,8 +89,9 @@ def _as_argument(path: Path, start: Path) -> str:
 @dataclass(frozen=True)
 class Outcome:
     """What became of a job. ``status`` is completed, skipped, failed, interrupted, as in the
-    result; ``refused`` when there was no run (wrong input, or this host can't); ``stuck`` when its
-    time was over; ``died`` when it ended without a result, or not as its result says.
+    result; ``refused`` when there was no run (wrong input, or this host can't); when its time was
+    over ``stuck`` if it stood still, and ``timeout`` if it was slow, or waited for hugepages;
+    ``died`` when it ended without a result, or not as its result says.
 
     ``message`` says why it did not complete, in its first line; ``result`` is the result document,
     if it left a whole one. ``stacks`` is where its threads stood when its time was over, or when a
@@ -186,7 +187,7 @@ class SupervisedRun:
             return self._outcome
         try:
             if not self._ends_within(timeout_s):
-                return self._give_up(f"not done after {time.monotonic() - self._started:.1f} s")
+                return self._give_up()
         except BaseException:
             self.kill()
             raise
@@ -247,25 +248,33 @@ class SupervisedRun:
             file.unlink(missing_ok=True)  # an output that was not yet whole
         return code
 
-    def _give_up(self, message: str) -> Outcome:
+    def _give_up(self) -> Outcome:
         """Its time is over: say where it stands, let it write what it has, and kill it."""
         assert self._process is not None
         pid = self._process.pid
-        waiting, vcpus = stuck.stopped(pid)
+        first, looked = stuck.look(pid), time.monotonic()
         stacks = ""
         with contextlib.suppress(OSError):  # what is told must not hide that it is stuck
-            stacks = stuck.stacks(pid, self._errors_file, vcpus)
-        if self._ends_within(0):
+            stacks = stuck.stacks(pid, self._errors_file, first.threads if first else {})
+        if self._ends_within(max(stuck.STANDS_S - (time.monotonic() - looked), 0)):
             return self._ended()  # at the last moment, and by itself
+        found = stuck.standing(pid, first, time.monotonic() - looked)
+        message = f"not done after {time.monotonic() - self._started:.1f} s"
         os.kill(pid, signal.SIGTERM)  # the leader alone: the others end with it
         self._ends_within(LAST_WORDS_S)
         if self._end_all() is None:
             message += ", and can't be killed"
-        if waiting:
-            more = f"; and {len(waiting) - SHOWN_MOST} more" if len(waiting) > SHOWN_MOST else ""
-            message += f": {'; '.join(waiting[:SHOWN_MOST])}{more}"
-        result = self._result()
-        return self._settle("stuck", None, message, result=result, stacks=stacks, stopped=waiting)
+        more = len(found.stopped) - SHOWN_MOST
+        words = [found.text, *found.stopped[:SHOWN_MOST], f"and {more} more" if more > 0 else ""]
+        message += f": {'; '.join(filter(None, words))}"
+        return self._settle(
+            "stuck" if found.stuck else "timeout",
+            None,
+            message,
+            result=self._result(),
+            stacks=stacks,
+            stopped=found.stopped,
+        )
 
     def _ended(self) -> Outcome:
         """It has ended by itself: say how."""

@@ -15,7 +15,7 @@ SCHEMA = "vmemu-stress/1"
 """Changes its number when a key goes away or changes its meaning; new keys keep it."""
 
 Status = Literal[
-    "completed", "skipped", "failed", "interrupted", "refused", "stuck", "died", "ended"
+    "completed", "skipped", "failed", "interrupted", "refused", "stuck", "timeout", "died", "ended"
 ]
 
 

@@ -306,6 +306,7 @@ _STATUS: dict[str, document.Status] = {
     "interrupted": "interrupted",
     "refused": "refused",
     "stuck": "stuck",
+    "timeout": "timeout",
     "died": "died",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,13 +25,43 @@ def headline(status: str, message: str) -> str:
     return f"{status}: {message.removeprefix('vmemu: ')}" if message else status
 
 
-def describe(run: MigrationRun, what: str, *, with_worst: bool = False) -> str:
-    """The whole text; ``what`` is its first line."""
-    return "\n".join([what, "", *_places(run), *_details(run, with_worst)])
+def describe(run: MigrationRun, what: str, note: str = "", *, with_worst: bool = False) -> str:
+    """The whole text; ``what`` is its first line, ``note`` what a replay does otherwise."""
+    return "\n".join([what, "", *_places(run, note), *_details(run, with_worst)])
 
 
-def _places(run: MigrationRun) -> Iterator[str]:
+def not_ended(command: str, called: Sequence[str]) -> str:
+    """What a report says of a run as long as it goes on: whoever would tell more may be killed."""
+    what = "not ended: its worker, or the whole session, ended before it did"
+    return "\n".join([what, "", *_labelled("called", called), f"replay:  {command}", ""])
+
+
+def elsewhere(run: MigrationRun) -> str:
+    """How a run that did not complete ends when it is replayed: there nobody kills it."""
+    ends = {"stuck": "the scenario's limits.stall ends it, or Ctrl-C", "timeout": "it goes on"}
+    return f"there nothing kills it: {ends[run.status]}" if run.status in ends else ""
+
+
+def without_limit(run: MigrationRun) -> str:
+    """How a run that broke a limit ends when it is replayed."""
+    text = "the limit is the test's: there it completes, and shows its figures"
+    cpus = run.outcome.job.cpus
+    if not cpus or cpus == os.sched_getaffinity(0):
+        return text
+    few = ",".join(map(str, sorted(cpus)))
+    return f"{text}; here it had CPU {few} alone, as with 'taskset -c {few}' before it"
+
+
+def _labelled(label: str, lines: Sequence[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield f"{'' if number else label + ':':9}{line}"
+
+
+def _places(run: MigrationRun, note: str) -> Iterator[str]:
+    yield from _labelled("called", run.called)
     yield f"replay:  {run.command}"
+    if note:
+        yield f"         ({note})"
     for name, file in (("result", run.result_file), ("events", run.events_file)):
         if file.exists():
             yield f"{name}:  {file}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmemu.errors import InputError
-from vmemu.testing import failure
+from vmemu.testing import failure, where
 from vmemu.testing.marks import Asked, override_texts, read_mark, seconds
 from vmemu.testing.runs import MigrationRun, Runs
 
@@ -50,17 +50,20 @@ class Runner:
             asked = _asked(self._item, config)
             limit = asked.timeout_s if timeout is None else seconds(timeout, "vmemu_run: timeout")
             more = override_texts(overrides)
+            points = (inject,) if isinstance(inject, str) else inject
+            if not (isinstance(points, Sequence) and all(isinstance(one, str) for one in points)):
+                raise InputError(f"vmemu_run: inject={inject!r}: write fault points as texts")
             if not (seed is None or isinstance(seed, int)):
                 raise InputError(f"vmemu_run: seed={seed!r}: write a whole number")
         except InputError as error:
-            failure.fail(str(error))
+            failure.fail(f"{where.line(self._item.config.invocation_params.dir)}{error}")
         limits = self._runs.limits() if check else []
         run = self._runs.run(
             asked.config,
             seed=self._seed if seed is None else seed,
             overrides=(*asked.overrides, *more),
             timeout_s=limit,
-            inject=(inject,) if isinstance(inject, str) else inject,
+            inject=points,
         )
         if check:
             self._runs.judge(run, limits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import re
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 
 from vmemu.errors import InputError
-from vmemu.testing.limits import Limit, limits, parse_line
+from vmemu.testing.inilimits import fits, limits_of_ini
+from vmemu.testing.limits import Limit, limits
 
 DEFAULT_TIMEOUT_S = 120.0
 TO_TELL_S = 10.0
@@ -39,7 +39,7 @@ def read_mark(mark: pytest.Mark, path: Path) -> Asked:
     try:
         return _read(*mark.args, path=path, **mark.kwargs)
     except TypeError as error:
-        text = str(error).replace("_read()", "it")
+        text = str(error).removeprefix("_read() ")
         form = "vmemu(config, *, seeds=None, overrides=None, timeout=None)"
         raise InputError(f"mark vmemu: {text}; write {form}") from None
 
@@ -47,8 +47,10 @@ def read_mark(mark: pytest.Mark, path: Path) -> Asked:
 def _read(
     config: Any, *, path: Path, seeds: Any = None, overrides: Any = None, timeout: Any = None
 ) -> Asked:
+    if not isinstance(config, str | os.PathLike):
+        raise InputError(f"mark vmemu: a scenario is a path, not {config!r}")
     return Asked(
-        path.parent / str(config),
+        path.parent / config,
         None if seeds is None else _seeds(seeds),
         override_texts(overrides),
         None if timeout is None else seconds(timeout, "mark vmemu: timeout"),
@@ -107,26 +109,13 @@ def limits_of(item: pytest.Item) -> list[Limit]:
     marks, of which the closest counts. Raises InputError."""
     wanted: dict[str, object] = {}
     for pattern, found in limits_of_ini(item.config):
-        if _fits(item, pattern):
+        if fits(item.nodeid.partition("::")[0], pattern):
             wanted |= found
     for mark in reversed(list(item.iter_markers("vmemu_limit"))):
         if mark.args or not mark.kwargs:
             raise InputError('mark vmemu_limit: name what is limited, as p99="2ms"')
         wanted |= mark.kwargs
     return limits(wanted, "limit")
-
-
-def limits_of_ini(config: pytest.Config) -> list[tuple[str, dict[str, object]]]:
-    """The lines of the ini option: patterns, and what ``limits`` takes. Raises InputError."""
-    lines = [parse_line(line) for line in config.getini("vmemu_limits")]
-    for pattern, found in lines:
-        limits(found, f"vmemu_limits: {pattern}")
-    return lines
-
-
-def _fits(item: pytest.Item, pattern: str) -> bool:
-    name = item.nodeid.partition("::")[0]
-    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.rpartition("/")[2], pattern)
 
 
 def timeout_of(item: pytest.Item, wanted_s: float | None = None, spent_s: float = 0.0) -> float:

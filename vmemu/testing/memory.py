@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmemu.testing.stash import USERFAULTFD_USED
+
 if TYPE_CHECKING:
     from vmemu.manager import MemoryManager
     from vmemu.ramblock import RAMBlock
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def ram_block() -> Iterator[Callable[..., RAMBlock]]:
+def ram_block(request: pytest.FixtureRequest) -> Iterator[Callable[..., RAMBlock]]:
     """Maps RAM blocks, which are unmapped after the test: ``ram_block("hugetlbfs", "4MiB")``.
 
     Arguments: ``backing`` (anonymous, shared, hugetlbfs), ``size``, ``page_size`` (by default the
     smallest of the backing), ``path`` of a file on hugetlbfs or a tmpfs, ``name``, and ``wait``,
     how long to wait for hugepages that others have. Where this host can't, the test is skipped
-    with the reason. Raises ValueError for what is no block.
+    with the reason; what is no block fails it.
     """
     from vmemu.cleanup import run_all
+    from vmemu.testing import where
+    from vmemu.testing.failure import fail
 
+    start = request.config.invocation_params.dir
     managers: list[MemoryManager] = []
 
     def map_one(
@@ -40,18 +45,17 @@ def ram_block() -> Iterator[Callable[..., RAMBlock]]:
         name: str = "",
         wait: str = "30s",
     ) -> RAMBlock:
-        from vmemu.errors import HostError
+        from vmemu.errors import HostError, InputError
         from vmemu.manager import MemoryManager
         from vmemu.units import parse_duration
 
         __tracebackhide__ = True
         try:
             block = _block(backing, size, page_size, path, name or f"ram{len(managers)}")
-        except ValueError as error:
-            raise ValueError(f"ram_block: {error}") from None
-        manager = MemoryManager([block], parse_duration(wait) / 1e9)
-        try:
+            manager = MemoryManager([block], parse_duration(wait) / 1e9)
             manager.map()
+        except (ValueError, InputError) as error:
+            fail(f"{where.line(start)}ram_block: {error}")
         except HostError as error:
             pytest.skip(str(error))
         managers.append(manager)
@@ -74,6 +78,7 @@ def userfaultfd(
     from vmemu.testing.failure import fail
     from vmemu.userfault import Userfaultfd
 
+    request.node.stash[USERFAULTFD_USED] = True
     try:
         wanted = _features(request.node)
     except InputError as error:
@@ -106,7 +111,9 @@ def _block(
         smallest = min(hugepages.page_sizes(), default=2 << 20)
     page = smallest if page_size is None else parse_size(page_size)
     whole = parse_size(size)
-    if whole % page:
+    if page & (page - 1) or page < BASE_PAGE:
+        raise ValueError(f"page_size={page_size!r} is no page size; write such as 2MiB")
+    if whole <= 0 or whole % page:
         raise ValueError(f"size={size!r} is no whole number of pages of {page} bytes")
     return RAMBlock(name, kind, whole, page, path)
 

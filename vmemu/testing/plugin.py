@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmemu.testing.memory import ram_block, userfaultfd
-from vmemu.testing.stash import RUNS, WORKER
+from vmemu.testing.stash import BROKEN, RUNS, SCENARIO_USED, USERFAULTFD_USED, WORKER
 
 if TYPE_CHECKING:
     from vmemu.config import Scenario
@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vmemu-set",
         action="append",
         default=[],
+        type=_override,
         metavar="PATH=VALUE",
         help="In the place of every scenario's value, such as on_unavailable=skip.",
     )
@@ -65,6 +66,15 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no number of runs; write such as 3")
     return int(text)
+
+
+def _override(text: str) -> str:
+    """What it means is for each scenario to say."""
+    path, equals, _ = text.partition("=")
+    if not path or not equals:
+        what = f"'{text}' is no path=value; write such as on_unavailable=skip"
+        raise argparse.ArgumentTypeError(what)
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -99,7 +109,7 @@ def _make_report(directory: Path, option: str) -> None:
 
 def _check_limits(config: pytest.Config) -> None:
     from vmemu.errors import InputError
-    from vmemu.testing.marks import limits_of_ini
+    from vmemu.testing.inilimits import limits_of_ini
 
     try:
         limits_of_ini(config)
@@ -158,11 +168,35 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     runs = item.stash.get(RUNS, None)
     if runs is not None:
         runs.require_judged()
-    elif any(mark.name == "vmemu_limit" for mark in item.own_markers):
-        from vmemu.testing.failure import NOT_JUDGED, fail
-
-        fail(NOT_JUDGED)
+    if any(mark.name in UNUSED for mark in item.own_markers):
+        _require_used(item)
     return done
+
+
+UNUSED = {
+    "vmemu": "the test does not use it; take the fixture vmemu_run and call it, or vmemu_scenario",
+    "vmemu_limit": "no run was judged by it; call vmemu_run() in the test",
+    "vmemu_features": "the test does not use it; take the fixture userfaultfd",
+}
+"""What is said of a mark of the test's own that came to nothing: it would be green for ever."""
+
+
+def _require_used(item: pytest.Item) -> None:
+    """Fail a test one of whose own marks, not those of its class or module, has done nothing."""
+    from vmemu.testing.failure import fail
+
+    fixtures = getattr(item, "fixturenames", ())
+    runs = item.stash.get(RUNS, None)
+    used = {
+        "vmemu": bool(runs and runs.made)
+        or SCENARIO_USED in item.stash
+        or ("vmemu_seed" in fixtures and "vmemu_run" not in fixtures),
+        "vmemu_limit": runs is not None,
+        "vmemu_features": USERFAULTFD_USED in item.stash,
+    }
+    for mark in item.own_markers:
+        if not used.get(mark.name, True):
+            fail(f"mark {mark.name}: {UNUSED[mark.name]}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -175,12 +209,28 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which lines of the ini option are for no file at all."""
+    if not terminalreporter.config.getini("vmemu_limits"):
+        return
+    from vmemu.testing.inilimits import unmatched
+
+    for pattern in unmatched(terminalreporter.config):
+        what = f"warning: vmemu_limits: no scenario or test file fits '{pattern}'"
+        terminalreporter.write_line(what, yellow=True)
+
+
 # ---- fixtures ----
 
 
 @pytest.fixture
 def vmemu_seed(request: pytest.FixtureRequest) -> int | None:
     """The seed of this test's runs; None: that of the scenario."""
+    broken = request.config.stash.get(BROKEN, None)
+    if broken:
+        from vmemu.testing.collecting import require_whole_mark
+
+        require_whole_mark(request.node, broken)
     seed: int | None = getattr(request, "param", None)
     return seed
 
@@ -198,4 +248,5 @@ def vmemu_scenario(request: pytest.FixtureRequest, vmemu_seed: int | None) -> Sc
     """The scenario of the mark ``vmemu``, with this test's seed."""
     from vmemu.testing.fixtures import load_scenario
 
+    request.node.stash[SCENARIO_USED] = True
     return load_scenario(request.node, vmemu_seed)

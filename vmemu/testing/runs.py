@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ import pytest
 
 from vmemu.errors import HostError, InputError
 from vmemu.jobs.cpus import share_of_xdist
+from vmemu.jobs.program import program
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
-from vmemu.testing import failure
+from vmemu.testing import failure, where
 from vmemu.testing.limits import FIGURES, Limit
 from vmemu.testing.marks import limits_of, timeout_of
 from vmemu.testing.stash import RUNS, WORKER
@@ -29,7 +32,8 @@ SHOWN_AS_PROPERTIES = ("p50", "p99", "max", "blocktime", "downtime")
 
 @dataclass(frozen=True, repr=False)
 class MigrationRun:
-    """A run that has ended. ``outcome`` says what became of it, ``command`` replays it.
+    """A run that has ended. ``outcome`` says what became of it, ``command`` replays it; ``called``
+    are the lines that led to it, the test's own first.
 
     ``result`` is the result document (docs/results.md), empty when the run left none. Times are
     nanoseconds.
@@ -37,6 +41,7 @@ class MigrationRun:
 
     outcome: Outcome
     command: str
+    called: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<MigrationRun {self.status}: {self.command}>"
@@ -114,6 +119,11 @@ class Runs:
         report: str | None = item.config.getoption("vmemu_report")
         self._report = item.config.invocation_params.dir / report if report else None
         self._told: set[int] = set()
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._thread = threading.get_ident()
+        self._failed_elsewhere: list[str] = []
+        self._caller: tuple[str, int] | None = None
 
     def run(
         self,
@@ -127,15 +137,24 @@ class Runs:
         """Run a scenario to its end, or until its time is over: ``timeout_s``, or the default."""
         everything = (*overrides, *self._item.config.getoption("vmemu_set"))
         job = Job(scenario, seed, everything, tuple(inject), share_of_xdist())
+        start = self._item.config.invocation_params.dir
+        command, called = job.command(start, program(start)), where.calling(start)
+        self._caller = where.caller()
         with SupervisedRun(job, self._directory(), self._next_name()) as supervised:
+            said = _said_of(supervised.result_file)
+            with contextlib.suppress(OSError):  # on a full disk the run itself has more to say
+                said.unlink(missing_ok=True)  # in a session before
+                if self._report:
+                    said.write_text(failure.not_ended(command, called), "utf-8")
             try:
-                _said_of(supervised.result_file).unlink(missing_ok=True)  # in a session before
                 supervised.start()
             except OSError as error:
-                failure.fail(f"a run can't be started: {error}")
+                failure.fail(f"a run can't be started, with its files in {said.parent}: {error}")
             spent_s = time.monotonic() - self._begun
             outcome = supervised.wait(timeout_of(self._item, timeout_s, spent_s))
-        run = MigrationRun(outcome, job.command(self._item.config.invocation_params.dir))
+        with contextlib.suppress(OSError):
+            said.unlink(missing_ok=True)
+        run = MigrationRun(outcome, command, called)
         self.made.append(run)
         self._note(run)
         return run
@@ -153,13 +172,17 @@ class Runs:
         if run.status == "skipped" or _refused_by_a_host_to_be_skipped(run.outcome):
             pytest.skip(f"{run.outcome.job.scenario.name}: {run.message}")
         if not run.ok:
-            self._fail(run, failure.headline(run.status, run.message))
+            self._fail(run, failure.headline(run.status, run.message), failure.elsewhere(run))
         exceeded = [text for limit in limits if (text := limit.exceeded(run.result))]
         if exceeded:
-            self._fail(run, "limit exceeded: " + "; ".join(exceeded), with_worst=True)
+            what = "limit exceeded: " + "; ".join(exceeded)
+            self._fail(run, what, failure.without_limit(run), with_worst=True)
 
     def require_judged(self) -> None:
-        """Fail a test that has limits, and no run that they were held against."""
+        """Fail a test that has limits, and no run that they were held against; and one of whose
+        runs has failed in a thread of its own, where nobody notices."""
+        if self._failed_elsewhere:
+            failure.fail(self._failed_elsewhere[0])
         if not self.judged and self.limits():
             failure.fail(failure.NOT_JUDGED)
 
@@ -167,6 +190,7 @@ class Runs:
         """Add to a report of the test what is to be known of its runs; clean up after the last."""
         if report.failed:
             self.failed = True
+            self._point_at_test(report)
             if untold := self._untold():
                 report.sections.append(("vmemu", untold))
         elif report.skipped and isinstance(report.longrepr, tuple):
@@ -175,6 +199,12 @@ class Runs:
                 report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
         if report.when == "teardown":
             self._finish()
+
+    def _point_at_test(self, report: pytest.TestReport) -> None:
+        """For whoever wants a line of the test, such as --tb=line: not where it was noticed."""
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if self._caller and crash is not None and crash.path == failure.__file__:
+            crash.path, crash.lineno = self._caller
 
     def _untold(self) -> str:
         """Of a test that failed by itself: its runs, for whoever wants to see one again."""
@@ -189,29 +219,34 @@ class Runs:
             shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary = None
 
-    def _fail(self, run: MigrationRun, what: str, *, with_worst: bool = False) -> NoReturn:
-        text = failure.describe(run, what, with_worst=with_worst)
+    def _fail(
+        self, run: MigrationRun, what: str, note: str, *, with_worst: bool = False
+    ) -> NoReturn:
+        text = failure.describe(run, what, note, with_worst=with_worst)
         self._told.add(id(run))
         if self._report:
             with contextlib.suppress(OSError):  # a full disk must not hide what is wrong
                 _said_of(run.result_file).write_text(text + "\n", "utf-8")
+        if threading.get_ident() != self._thread:
+            self._failed_elsewhere.append(text)
         failure.fail(text)
 
     def _next_name(self) -> str:
         """Of the next run's files: no other run of this session has it, in whichever worker."""
         worker: str = self._item.config.stash.get(WORKER, "")
         attempt = f"try{self.attempt}" if self.attempt > 1 else ""
-        number = str(len(self.made) + 1) if self.made else ""
-        parts = file_name(_identity(self._item)), worker, attempt, number
+        number = next(self._numbers)  # not how many have ended: a test may run some at once
+        parts = file_name(_identity(self._item)), worker, attempt, str(number) if number > 1 else ""
         return "-".join(filter(None, parts))
 
     def _directory(self) -> Path:
         if self._report:
             self._report.mkdir(parents=True, exist_ok=True)
             return self._report
-        if self._temporary is None:
-            self._temporary = _temporary(self._item)
-        return self._temporary
+        with self._lock:
+            if self._temporary is None:
+                self._temporary = _temporary(self._item)
+            return self._temporary
 
     def _note(self, run: MigrationRun) -> None:
         """For JUnit: a property a figure."""

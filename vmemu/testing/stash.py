@@ -1,4 +1,4 @@
-"""Where a test has its runs, and a session its name; apart, so that nobody imports more for it."""
+"""Where tests and sessions keep what is known of them; apart, so that nobody imports more."""
 
 from __future__ import annotations
 
@@ -11,5 +11,11 @@ if TYPE_CHECKING:
 
 RUNS: pytest.StashKey[Runs] = pytest.StashKey()
 """Of an item: the runs of its latest try."""
+SCENARIO_USED: pytest.StashKey[bool] = pytest.StashKey()
+"""Of an item: whether it has loaded the scenario of its mark."""
+USERFAULTFD_USED: pytest.StashKey[bool] = pytest.StashKey()
+"""Of an item: whether its features of userfaultfd were asked for."""
+BROKEN: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+"""Of a session's config: what is wrong with marks, by the ids of their tests without parameters."""
 WORKER: pytest.StashKey[str] = pytest.StashKey()
 """Of a session's config: which worker this is, where others run the same tests."""

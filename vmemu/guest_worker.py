@@ -20,6 +20,7 @@ from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.ramblock import RAMList
 from vmemu.synthetic import SyntheticShare
+from vmemu.units import format_seconds
 from vmemu.workload import Lane, Pace, StreamSlice, Workload
 
 WORDS_PER_PAGE = 512
@@ -50,7 +51,7 @@ class Waiting:
 
     def __str__(self) -> str:
         who = f"vCPU {self.vcpu}" + (f" of client {self.client}" if self.client else "")
-        return f"{who} waits for {self.block}+{self.offset:#x} for {self.seconds:.1f} s"
+        return f"{who} waits for {self.block}+{self.offset:#x} for {format_seconds(self.seconds)}"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmemu import mounts
+from vmemu import mounts, privilege
 from vmemu.errors import HostError, HugepageShortage
+from vmemu.privilege import as_root
 from vmemu.units import counted, format_size
 
 SYSFS = Path("/sys/kernel/mm/hugepages")
@@ -88,8 +89,8 @@ def default_page_size() -> int:
 def resize_command(page_size: int, pages: int) -> str:
     """The command that gives the pool ``pages`` pages."""
     if page_size == default_page_size():
-        return f"sysctl vm.nr_hugepages={pages}"
-    return f"echo {pages} > {directory(page_size) / 'nr_hugepages'}"
+        return as_root(f"sysctl vm.nr_hugepages={pages}")
+    return as_root(f"echo {pages} > {directory(page_size) / 'nr_hugepages'}")
 
 
 def mount_command(page_size: int) -> tuple[str, str]:
@@ -104,8 +105,15 @@ def mount_command(page_size: int) -> tuple[str, str]:
 def mount_on_command(directory: str, page_size: int) -> str:
     """The command that mounts a hugetlbfs of that page size on that directory."""
     where = shlex.quote(directory)
-    options = f"pagesize={page_size >> 10}K"
-    return f"mkdir -p {where} && mount -t hugetlbfs -o {options} none {where}"
+    options = mount_options(page_size)
+    return as_root(f"mkdir -p {where} && mount -t hugetlbfs -o {options} none {where}")
+
+
+def mount_options(page_size: int) -> str:
+    """Of a hugetlbfs in which whoever is told the command may make files: by default only root
+    may."""
+    pages = f"pagesize={page_size >> 10}K"
+    return pages if privilege.is_root() else f"{pages},mode=1777"
 
 
 def _new_directory(page_size: int) -> str:

@@ -15,6 +15,7 @@ from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.needed import needed_ioctls
 from vmemu.ramblock import RAMBlock, RAMList
+from vmemu.units import format_seconds
 from vmemu.userfault import Userfaultfd
 
 
@@ -57,7 +58,7 @@ class MemoryManager:
         except HugepageShortage as shortage:
             if self.wait_s > 0:
                 waited_s = time.monotonic() - begun
-                shortage.waited = f"waited {waited_s:.1f} s for that{_held(pages)}"
+                shortage.waited = f"waited {format_seconds(waited_s)} for that{_held(pages)}"
             raise
 
     def _map_all(self) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vmemu import core
 from vmemu.errors import CoreError, HostError
+from vmemu.privilege import raise_limit
 from vmemu.ramblock import RAMBlock
 from vmemu.units import format_size
 
@@ -84,9 +85,8 @@ def _why_not(what: str, error: CoreError, wanted: int) -> tuple[str, str]:
     if error.errno not in (errno.EPERM, errno.ENOMEM, errno.EAGAIN) or not short:
         return reason, ""
     reason += f"; this process may lock {format_size(soft)} (RLIMIT_MEMLOCK)"
-    if hard == resource.RLIM_INFINITY or need <= hard:
-        return reason, f"ulimit -S -l {-(-need // 1024)}"
-    return reason, f"sudo prlimit --pid $$ --memlock={need}"
+    most = None if hard == resource.RLIM_INFINITY else hard
+    return reason, raise_limit("memlock", need, most)
 
 
 class MemoryLock:

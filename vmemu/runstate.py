@@ -13,7 +13,7 @@ from vmemu.flip import Flip
 from vmemu.guest_worker import GuestWorker, Mismatch, Waiting
 from vmemu.manager import MemoryManager
 from vmemu.postcopy import IncomingPostcopy
-from vmemu.units import counted
+from vmemu.units import counted, format_seconds
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -27,7 +27,7 @@ class StallError(MigrationError):
         self.waiting = waiting
         who = "; ".join(str(one) for one in waiting) or "no vCPU waits"
         super().__init__(
-            f"no page came for {seconds:.1f} s, {counted(missing, 'page')} missing: {who}"
+            f"no page came for {format_seconds(seconds)}, {counted(missing, 'page')} missing: {who}"
         )
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmemu import core
 from vmemu.errors import CoreError, VmemuError
+from vmemu.units import format_seconds
 
 if TYPE_CHECKING:
     from vmemu.ramblock import RAMBlock
@@ -194,7 +195,7 @@ class Stopped:
         place = f"{self.block}+{self.offset:#x} (page {self.page})"
         asked = {True: ", asked for", False: ", not asked for", None: ""}[self.requested]
         there = ", though it is there" if self.received else ""
-        return f"{self.who} waits for {place} for {self.seconds:.1f} s{asked}{there}"
+        return f"{self.who} waits for {place} for {format_seconds(self.seconds)}{asked}{there}"
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,11 @@ def format_duration(duration: int, *, digits: int | None = None) -> str:
     return _format(duration, DURATION_UNITS, digits)
 
 
+def format_seconds(seconds: float) -> str:
+    """A time that was measured, in three digits: ``1.83s``, ``58.1ms``."""
+    return format_duration(round(seconds * 1e9), digits=3)
+
+
 def format_rate(rate: int, *, digits: int | None = None) -> str:
     """``rate`` bytes a second with a unit: exact (parse_rate reads it back), or rounded."""
     return f"{_format(rate, SIZE_UNITS, digits)}/s"

@@ -13,6 +13,7 @@ from typing import Any
 
 from vmemu import core
 from vmemu.errors import CoreError, HostError
+from vmemu.privilege import as_root
 
 
 class Feature(enum.IntFlag):
@@ -119,7 +120,7 @@ def _open_first() -> tuple[int, How]:
     reasons = "; ".join(f"{how.label}: {_why(error)}" for how, error in refused)
     raise HostError(
         f"userfaultfd can't be opened here ({reasons})",
-        "vmemu doctor, which says why" if _is_filtered() else _SYSCTL,
+        "vmemu doctor, which says why" if _is_filtered() else as_root(_SYSCTL),
     )
 
 

@@ -98,7 +98,8 @@ def test_without_a_seed_one_is_drawn_and_told(environment: dict[str, str]) -> No
     assert done.returncode == 0
     result = json.loads(done.stdout)
     StressDocument.model_validate(result)
-    assert f"seed {result['seed']}\n" in done.stderr
+    assert f"seed {result['seed']}\ndrawn from anonymous 4KiB, " in done.stderr
+    assert "\ndrawn from    anonymous 4KiB, " in done.stderr
     assert "completed: 2 runs in " in done.stderr
 
 
@@ -218,7 +219,13 @@ def test_wrong_input_is_refused(environment: dict[str, str], tmp_path: Path) -> 
         ((SMALL, "--timeout", "soon"), "--timeout: 'soon' is no duration"),
         ((SMALL, "--runs", "0"), "'--runs'"),
         ((SMALL, "--jobs", "0"), "'--jobs'"),
-        ((SMALL, "--report", "/nowhere/report"), "--report /nowhere/report: No such file"),
+        ((SMALL, "--seed", "x"), "'--seed': 'x' is no whole number; give one from 0 to 184467"),
+        (
+            (SMALL, "--report", "/nowhere/report"),
+            "--report /nowhere/report: /nowhere is not there; make it with: mkdir -p /nowhere/repo",
+        ),
+        ((SMALL, "--report", "/etc/passwd"), "a file is in the way; name another directory"),
+        ((SMALL, "--report", "/etc/passwd/x"), "a file is in the way; name another directory"),
         ((SMALL, "--json", "/nowhere/stress.json"), "/nowhere is no directory"),
         ((SMALL, "--inject", "loader.flop"), "no fault point is called 'loader.flop'"),
     ):
@@ -234,7 +241,22 @@ def test_a_scenario_that_this_host_can_not_run(environment: dict[str, str]) -> N
     more = f"blocks=[{{name: huge, backing: hugetlbfs, page_size: 2MiB, size: {size}}}]"
     done = stress(environment, SMALL, "--set", more, "--set", "on_unavailable=skip")
     assert done.returncode == 3
+    assert done.stderr.startswith("--set: blocks[0].size: the scenario needs ")
     assert "sysctl vm.nr_hugepages=" in done.stderr
+
+
+def test_a_scenario_that_takes_more_memory_than_there_is(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_text(
+        "name: large\nblocks:\n  - {name: ram, backing: anonymous, size: 64TiB}\n"
+        "guest: {trace: {synthetic: {kind: uniform, accesses: 10}}}\n"
+    )
+    done = stress(environment, file)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.match(rf"{re.escape(str(file))}:[23]:\d+: blocks: the run needs ", done.stderr)
+    assert "seed" not in done.stderr  # nothing was begun
 
 
 # ---- signals ----

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import pytest
 from support import HUGE
 from test_ordinary_user import as_ordinary_user
 
-from vmemu import reservation
+from vmemu import hugepages, reservation
+from vmemu.config import load
 from vmemu.reservation import Resizer
+from vmemu.stress import base
 from vmemu.stress.kinds import HostKinds
+from vmemu.stress.loop import Loop, Plan
+from vmemu.stress.variations import Variations
 
 pytestmark = pytest.mark.usefixtures("userfault")
 
@@ -54,6 +59,29 @@ def test_a_pool_counts_as_a_whole_even_while_others_have_it(pool_alone: Resizer)
     assert free == taken
     assert ("hugetlbfs", HUGE) in free.memory
     assert free.pools[HUGE] == 3
+
+
+def test_pages_that_may_be_made_when_they_are_needed_count(
+    pool_alone: Resizer, tmp_path: Path
+) -> None:
+    overcommit = hugepages.directory(HUGE) / "nr_overcommit_hugepages"
+    was = overcommit.read_text()
+    pool_alone.resize(0)
+    overcommit.write_text("4")
+    try:
+        kinds = HostKinds.of_this_host()
+        assert kinds.pools[HUGE] == 4
+        file = tmp_path / "huge.yaml"
+        file.write_text(
+            "blocks: [{name: huge, backing: hugetlbfs, page_size: 2MiB, size: 8MiB}]\n"
+            "guest: {trace: {synthetic: {kind: permutation}}}\n"
+        )
+        base.require(load(file), kinds)
+        (tmp_path / "runs").mkdir()
+        loop = Loop(Variations(file, 1, kinds), Plan(jobs=1, runs=1), tmp_path / "runs")
+        assert (loop.run(lambda: None), loop.tally.failure) == ("completed", None)
+    finally:
+        overcommit.write_text(was)
 
 
 def test_an_ordinary_user_runs_variations_of_what_may_be_locked() -> None:

@@ -224,7 +224,7 @@ def test_a_run_that_waits_for_hugepages_says_who_has_them(tmp_path, pool_alone):
         await_true(lambda: (found := stuck.look(pid)) and found.hugepages_s is not None)
         outcome = run.wait(0)
     assert outcome.status == "timeout"
-    waits = r"it waits for 3 hugepages of 2MiB for \d+\.\d s"
+    waits = r"it waits for 3 hugepages of 2MiB for [\d.]+m?s"
     held = rf"2 of 4 are held, 2 by process {os.getpid()} \(.*\)"
     assert re.search(f": {waits}; {held}$", outcome.message), outcome.message
 
@@ -238,7 +238,7 @@ def test_a_run_that_has_waited_in_vain_says_how_long_and_who_has_them(tmp_path, 
         run.start()
         outcome = run.wait(60)
     assert outcome.status == "refused"
-    held = rf"; waited \d\.\d s for that; 1 of 2 are held, 1 by process {os.getpid()} \(.*\)"
+    held = rf"; waited [\d.]+m?s for that; 1 of 2 are held, 1 by process {os.getpid()} \(.*\)"
     assert re.search(f"{held}; mend it with: sysctl", outcome.message), outcome.message
     assert "on_unavailable" not in outcome.message  # it did wait
 

@@ -173,7 +173,7 @@ def test_a_lock_that_fails_leaves_nothing_locked(locks, blocks, monkeypatch):
 @pytest.mark.parametrize(
     ("limits", "remedy"),
     [
-        ((0, 64 * KIB), "sudo prlimit --pid $$ --memlock=131072"),
+        ((0, 64 * KIB), "prlimit --pid $$ --memlock=131072"),
         ((0, 128 * KIB), "ulimit -S -l 128"),
         ((0, resource.RLIM_INFINITY), "ulimit -S -l 128"),
         ((MIB, MIB), ""),  # the limit is not what kept it from being locked

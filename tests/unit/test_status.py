@@ -62,9 +62,9 @@ def test_what_was_asked_for_and_what_is_there_is_told(running):
     ram.block[0].requested[0] = 1 << 9
     first, second = status.read(os.getpid()).waiting
     assert (first.requested, second.requested, second.received) == (False, True, False)
-    assert str(first).endswith("s, not asked for")
+    assert str(first).endswith(", not asked for")
     assert str(second).startswith("vCPU 1 waits for pc.ram+0x9000 (page 9) for ")
-    assert str(second).endswith("s, asked for")
+    assert str(second).endswith(", asked for")
     ram.block[0].received[0] = 1 << 9
     assert str(status.read(os.getpid()).waiting[1]).endswith("asked for, though it is there")
 

@@ -20,7 +20,8 @@ from vmemu.stress import loop as loop_module
 from vmemu.stress.document import StressDocument
 from vmemu.stress.kinds import HostKinds
 from vmemu.stress.loop import Loop, Plan, judge, memory_of
-from vmemu.stress.summary import summarise, text
+from vmemu.stress.summary import drawn_from, host_of, summarise, text
+from vmemu.stress.tally import PARTS, modes
 from vmemu.stress.variations import Variations
 
 SCENARIO = Path(__file__).parents[1] / "data/stress-small.yaml"
@@ -213,7 +214,8 @@ def test_the_first_failure_ends_all(stage: Stage, tmp_path: Path, status: str) -
     assert stage.running == []
     failure = made.tally.failure
     assert failure is not None
-    assert (failure.variation, failure.status, failure.reason) == (4, status, "one byte is wrong")
+    reason = "one byte is wrong" + ("; --timeout is 1min" if status == "stuck" else "")
+    assert (failure.variation, failure.status, failure.reason) == (4, status, reason)
     assert failure.command == stage.started[4].job.command()
     assert failure.again == f"vmemu stress {written(SCENARIO)} --seed 1 --first 4 --runs 1"
     assert [(ran.variation, ran.status) for ran in made.tally.runs][-1] == (5, "ended")
@@ -355,10 +357,36 @@ def test_lines_of_the_summary_are_not_too_long_to_read(stage: Stage, tmp_path: P
     result = summarise(made.tally, VARIATIONS, plan, made.run(watch), 1.0)
     lines = text(result).splitlines()
     assert max(map(len, lines)) <= 100
-    begin = next(at for at, line in enumerate(lines) if line.startswith("modes "))
-    shown = " ".join(line[14:] for line in lines[begin:])
-    assert shown == ", ".join(f"{mode} {count}" for mode, count in result.seen.modes.items())
-    assert all(line.startswith(" " * 14) for line in lines[begin + 1 :])
+    begin = next(at for at, line in enumerate(lines) if line.startswith("channels "))
+    assert [line.split("  ")[0] for line in lines[begin:] if line[0] != " "] == [
+        part for part, modes in PARTS.items() if set(modes) & set(result.seen.modes)
+    ]
+    shown = ", ".join(line[14:].rstrip(",") for line in lines[begin:]).split(", ")
+    assert sorted(shown) == sorted(f"{mode} {n}" for mode, n in result.seen.modes.items())
+
+
+def test_hosts_that_draw_the_same_are_told_from_others() -> None:
+    kinds = HostKinds(
+        memory=(("anonymous", 4096), ("shared", 4096), ("hugetlbfs", 2 << 20)),
+        pools={2 << 20: 160},
+        lockable=None,
+        tracking=("auto", "kernel", "replay"),
+    )
+    assert drawn_from(host_of(kinds)) == (
+        "anonymous 4KiB, shared 4KiB, hugetlbfs 2MiB (160 pages); dirty_tracking auto, kernel, "
+        "replay; lockable memory unlimited"
+    )
+    assert drawn_from(host_of(HostKinds(lockable=65536))) == (
+        "anonymous 4KiB, shared 4KiB; dirty_tracking auto, replay; lockable memory 64KiB"
+    )
+
+
+def test_every_mode_is_of_one_part() -> None:
+    words = [word for part in PARTS.values() for word in part]
+    assert len(words) == len(set(words))
+    seen = {word for number in range(80) for word in modes(VARIATIONS.of(number).scenario)}
+    assert len(seen) > 8
+    assert seen <= set(words)
 
 
 def test_a_failure_is_shown_with_all_that_there_is(stage: Stage, tmp_path: Path) -> None:
@@ -369,7 +397,7 @@ def test_a_failure_is_shown_with_all_that_there_is(stage: Stage, tmp_path: Path)
 
     def watch() -> None:
         for run in stage.running:
-            run.end("stuck", "no page came for 60 s")
+            run.end("stuck", "no page came for 60s")
             assert run.outcome is not None
             object.__setattr__(run.outcome, "stopped", ("vCPU 1 at pc.ram+0x3000, 58 s",))
             object.__setattr__(run.outcome, "stacks", "Thread 0x7f (most recent call first):")
@@ -381,7 +409,7 @@ def test_a_failure_is_shown_with_all_that_there_is(stage: Stage, tmp_path: Path)
     assert result.status == "failed"
     shown = text(result).splitlines()
     assert shown[0] == "stuck: variation 7 of seed 1, after 1 run in 1s"
-    assert shown[1] == "no page came for 60 s"
+    assert shown[1] == "no page came for 60s; --timeout is 1min"
     assert "  stopped       vCPU 1 at pc.ram+0x3000, 58 s" in shown
     assert f"  result        {report / 'stress-small-seed-1-variation-7.json'}" in shown
     assert not any(line.startswith("  events ") for line in shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -19,8 +20,14 @@ EXIT_OK, EXIT_NO, EXIT_HOST = 0, 1, 3
 
 @click.command()
 @click.option("--json", "json_file", metavar="FILE", help="Write all of it; - for stdout.")
-@click.option("--feature", metavar="NAME", help="Only say whether this works, by the exit code.")
-def doctor(*, json_file: str | None, feature: str | None) -> int:
+@click.option(
+    "--feature",
+    "features",
+    metavar="NAME",
+    multiple=True,
+    help="Only say whether this works; may be repeated.",
+)
+def doctor(*, json_file: str | None, features: tuple[str, ...]) -> int:
     """Say what post-copy can do on this host, proven by doing it, and what mends the rest.
 
     Needs no privilege, changes nothing and leaves nothing behind. What is wrong comes first, each
@@ -31,13 +38,13 @@ def doctor(*, json_file: str | None, feature: str | None) -> int:
 
     NAME is a feature of userfaultfd (MINOR_SHMEM), a way to open it (syscall, device,
     user_mode_only) or a kind of memory and fault: hugetlbfs:2MiB, shared:minor, anonymous:thp,
-    hugetlbfs:1GiB:write_protect. Ends with 0 when it works, 1 when it does not, 2 for a name that
-    means nothing.
+    hugetlbfs:1GiB:write_protect. Each is answered in a line. Ends with 0 when all of them work, 1
+    when one does not, 2 for a name that means nothing.
     """
-    if feature is not None:
+    if features:
         if json_file is not None:
-            raise click.UsageError("--feature answers by its exit code alone: leave --json out")
-        return _answer(feature)
+            raise click.UsageError("--feature answers in lines of text: leave --json out")
+        return _answer(features)
     if json_file is not None:
         from vmemu.results import document
 
@@ -64,22 +71,28 @@ def _show(host: HostDocument, stream: TextIO) -> None:
     from vmemu.host import terminal
     from vmemu.results.terminal import write_text
 
-    colour = stream.isatty() and not os.environ.get("NO_COLOR")
-    write_text("\n".join(terminal.lines(host, colour=colour)) + "\n", stream)
+    seen = stream.isatty()
+    width = min(shutil.get_terminal_size().columns, terminal.WIDTH) if seen else terminal.WIDTH
+    colour = seen and not os.environ.get("NO_COLOR")
+    write_text("\n".join(terminal.lines(host, colour=colour, width=width)) + "\n", stream)
 
 
-def _answer(feature: str) -> int:
+def _answer(names: tuple[str, ...]) -> int:
+    """Answer each; all names are understood before anything is tried."""
     from vmemu.host import support
     from vmemu.host.survey import survey
 
-    asked = support.parse(feature)
+    asked = {name.strip(): support.parse(name) for name in names}
     strike()
-    found = support.answer(survey(), asked, _prove)
-    if found.works:
-        return EXIT_OK
-    remedy = f"; mend it with: {found.remedy}" if found.remedy else ""
-    click.echo(f"{found.why}{remedy}", err=True)
-    return EXIT_NO
+    host = survey()
+    answers = {name: support.answer(host, one, _prove) for name, one in asked.items()}
+    for name, answer in answers.items():
+        if answer.works:
+            click.echo(f"{name}: works")
+        else:
+            remedy = f"; mend it with: {answer.remedy}" if answer.remedy else ""
+            click.echo(f"{name}: {answer.why}{remedy}", err=True)
+    return EXIT_OK if all(answer.works for answer in answers.values()) else EXIT_NO
 
 
 def _prove(asked: KindAsked) -> Proof | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmemu.cli.signals import EXIT_INTERRUPTED, strike
+from vmemu.units import printable
 
 if TYPE_CHECKING:
     from vmemu.stress.document import StressDocument
@@ -24,18 +26,35 @@ DURATION = "60s"
 LINE_EVERY_S = 5.0
 
 
+class _Whole(click.IntRange):
+    """A whole number in a range, refused in plain words."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            int(value)
+        except ValueError:
+            most = "" if self.max is None else f" to {self.max}"
+            self.fail(
+                f"'{printable(value)}' is no whole number; give one from {self.min}{most}",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("scenario_file", metavar="SCENARIO.yaml")
 @click.option("--duration", metavar="TIME", help="Start runs for so long, such as 10min.")
-@click.option("--runs", type=click.IntRange(min=1), metavar="N", help="Run so many variations.")
+@click.option("--runs", type=_Whole(min=1), metavar="N", help="Run so many variations.")
+@click.option("--jobs", type=_Whole(1, 1024), metavar="N", help="Runs at a time; one for each CPU.")
 @click.option(
-    "--jobs", type=click.IntRange(1, 1024), metavar="N", help="Runs at a time; one for each CPU."
+    "--seed",
+    type=_Whole(0, (1 << 64) - 1),
+    metavar="S",
+    help="The same variations again, on a host with the same kinds of memory.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, (1 << 64) - 1), metavar="S", help="Makes the same variations."
-)
-@click.option(
-    "--first", type=click.IntRange(min=0), default=0, metavar="I", help="The number to begin with."
+    "--first", type=_Whole(min=0), default=0, metavar="I", help="The number to begin with."
 )
 @click.option(
     "--set",
@@ -144,13 +163,19 @@ def _report(directory: str | None) -> Path | None:
 
     if directory is None:
         return None
-    made = Path(directory)
+    made, another = Path(directory), "name another directory, such as --report failed"
     try:
         made.mkdir(exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--report {directory}: a file is in the way; {another}") from None
+    except FileNotFoundError:
+        make = f"make it with: mkdir -p {shlex.quote(directory)}"
+        raise InputError(f"--report {directory}: {made.parent} is not there; {make}") from None
     except OSError as error:
-        raise InputError(f"--report {directory}: {error.strerror}") from None
+        what = f"it can't be made: {error.strerror}"
+        raise InputError(f"--report {directory}: {what}; {another}") from None
     if not os.access(made, os.W_OK | os.X_OK):
-        raise InputError(f"--report {directory}: nothing may be written there")
+        raise InputError(f"--report {directory}: nothing may be written there; {another}")
     return made
 
 
@@ -175,20 +200,21 @@ def _run(
     variations: Variations, plan: Plan, directory: Path, report: Path | None
 ) -> StressDocument:
     from vmemu.stress.loop import Loop
-    from vmemu.stress.summary import summarise
+    from vmemu.stress.summary import drawn_from, host_of, summarise
 
     loop = Loop(variations, plan, directory, report)
     began = time.monotonic()
-    with _progress(loop, plan, variations.seed) as watch:
+    print(f"seed {variations.seed}", file=sys.stderr)
+    print(f"drawn from {drawn_from(host_of(variations.kinds))}", file=sys.stderr, flush=True)
+    with _progress(loop, plan) as watch:
         status = loop.run(watch)
     seconds = time.monotonic() - began
     return summarise(loop.tally, variations, plan, status, seconds)
 
 
 @contextmanager
-def _progress(loop: Loop, plan: Plan, seed: int) -> Iterator[Any]:
+def _progress(loop: Loop, plan: Plan) -> Iterator[Any]:
     """What the loop calls as it goes: a bar on a terminal, else a line now and then."""
-    print(f"seed {seed}", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
         yield _Lines(loop)
         return

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from vmemu.host.files import HostFiles
 from vmemu.mounts import MOUNTINFO, Mounted, parse
+from vmemu.privilege import as_root
 
 _UNLIMITED = 1 << 62
 """Version 1 has no word for it: its limit is then the largest whole number of pages in a long."""
@@ -80,7 +81,7 @@ class GroupLimit:
     @property
     def remedy(self) -> str:
         """The command that lifts the limit."""
-        return f"echo {self.no_limit} > {shlex.quote(self.file)}"
+        return as_root(f"echo {self.no_limit} > {shlex.quote(self.file)}")
 
 
 def tightest(files: HostFiles, swap_free: int = 0) -> GroupLimit | None:

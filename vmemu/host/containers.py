@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmemu.host.identity import Identity
+from vmemu.privilege import as_root
 
 _ENGINES = {"docker": "docker", "podman": "podman", "oci": "podman"}
 """Containers as they call themselves, and the command that starts one."""
@@ -32,8 +33,10 @@ def without_filter(identity: Identity) -> tuple[str, str]:
     if identity.unit:
         return (
             f"probably SystemCallFilter= of {identity.unit}",
-            f"printf '[Service]\\nSystemCallFilter=userfaultfd\\n' | "
-            f"systemctl edit --stdin {identity.unit}",
+            as_root(
+                f"printf '[Service]\\nSystemCallFilter=userfaultfd\\n' | "
+                f"systemctl edit --stdin {identity.unit}"
+            ),
         )
     return "whoever started this process has set it", ""
 
@@ -56,4 +59,11 @@ def with_device(container: str, device: str) -> str:
         return f"{_ENGINES[container]} run --device {device}"
     if container == "systemd-nspawn":
         return f"systemd-nspawn --bind={device} --property=DeviceAllow='{device} rw'"
+    return ""
+
+
+def with_limit(container: str, name: str, wanted: int | None) -> str:
+    """The command that starts such a container with a higher limit; empty if none is known."""
+    if container in _ENGINES:
+        return f"{_ENGINES[container]} run --ulimit {name}={-1 if wanted is None else wanted}"
     return ""

@@ -131,7 +131,8 @@ class Memory(_Part):
 
 
 class Limits(_Part):
-    """Limits of who asked; None is unlimited. ``ipc_lock`` is CAP_IPC_LOCK, without limit."""
+    """Limits of who asked; None is unlimited. ``ipc_lock`` is CAP_IPC_LOCK, without limit, and
+    ``raisable`` whether root may have CAP_SYS_RESOURCE, with which a hard limit can be raised."""
 
     memlock_soft: int | None
     memlock_hard: int | None
@@ -139,6 +140,8 @@ class Limits(_Part):
     pipe_max_size: int | None
     pipe_user_pages_soft: int | None = None
     open_files: int | None = None
+    open_files_hard: int | None = None
+    raisable: bool = True
 
 
 class Thp(_Part):

@@ -6,10 +6,13 @@ import errno
 import grp
 import os
 import pwd
-import shlex
 from pathlib import Path
 
+from vmemu import privilege
 from vmemu.host.document import Unknown
+
+ASK_AS_ROOT = 'sudo "$(command -v vmemu)" doctor'
+"""Not by its name alone: sudo looks in directories of its own, and no virtual environment."""
 
 
 class HostFiles:
@@ -74,6 +77,11 @@ class HostFiles:
         if found not in self.unknown:
             self.unknown.append(found)
 
+    def note_error(self, what: str, why: str, error: OSError) -> None:
+        """The same because of ``error``, which root may not meet."""
+        denied = error.errno in (errno.EACCES, errno.EPERM) and not privilege.is_root()
+        self.note(what, why, ASK_AS_ROOT if denied else "")
+
     def _at(self, path: str) -> Path:
         return self._root / path.lstrip("/")
 
@@ -89,12 +97,10 @@ class HostFiles:
         if gone and (top := self._not_mounted(path)):
             # Absence says nothing of the host then, and one note is enough.
             kind = _KERNEL_OWN[top][0]
-            mount = f"mount -t {kind} {kind} /{top}"
+            mount = privilege.as_root(f"mount -t {kind} {kind} /{top}")
             self.note(f"all that /{top} tells", f"no {kind} is mounted on /{top}", mount)
         elif must or not gone:
-            denied = error.errno in (errno.EACCES, errno.EPERM)
-            remedy = f"sudo cat {shlex.quote(path)}" if denied else ""
-            self.note(what, f"{path}: {error.strerror}", remedy)
+            self.note_error(what, f"{path}: {error.strerror}", error)
 
     def _not_mounted(self, path: str) -> str:
         """The directory of the kernel's own that ``path`` lies in, if nothing is mounted there."""

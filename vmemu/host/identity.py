@@ -49,7 +49,8 @@ class Identity:
 
     ``first_namespace`` is whether capabilities are those of the machine: in a user namespace of its
     own, as rootless containers have, the kernel counts none of them. ``container`` is empty outside
-    of one; ``unit`` is the systemd service around.
+    of one; ``unit`` is the systemd service around. ``raises_limits`` is whether whoever becomes
+    root from here may raise hard limits: sudo gives no capability that is out of bounds.
     """
 
     capabilities: tuple[str, ...]
@@ -57,6 +58,7 @@ class Identity:
     seccomp: Seccomp | None
     container: str
     unit: str = ""
+    raises_limits: bool = True
 
     def may(self, capability: str) -> bool:
         """Whether the kernel would count it for userfaultfd, memory locks and pipes."""
@@ -73,6 +75,7 @@ def identify(files: HostFiles, environment: Mapping[str, str] = os.environ) -> I
         seccomp=_seccomp(status),
         container=container(files, cgroups, environment),
         unit=_unit(cgroups),
+        raises_limits=_first(files, "user") and _in_bounds("CAP_SYS_RESOURCE", status),
     )
 
 
@@ -112,6 +115,10 @@ def container(files: HostFiles, cgroups: str, environment: Mapping[str, str]) ->
         return told.strip()
     parts = re.split(r"[/\-:.\n]", cgroups) + re.findall(r"machine\.slice", cgroups)
     return next((name for word, name in _CGROUPS.items() if word in parts), "")
+
+
+def _in_bounds(capability: str, status: Mapping[str, str]) -> bool:
+    return capability in capabilities(status.get("CapBnd", "ffffffffffffffff"))
 
 
 def _unit(cgroups: str) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vmemu.host import cgroups
+from vmemu.host.containers import with_limit
 from vmemu.host.document import Memory
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity
+from vmemu.privilege import as_root, beyond, raise_limit
 
 _STRICT = 2
 """vm.overcommit_memory: what is promised may not exceed the commit limit."""
@@ -34,7 +36,7 @@ def memory(files: HostFiles, identity: Identity) -> Memory:
     available = figures.get("MemAvailable", os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE)
     swap_free = figures.get("SwapFree", 0)
     group = cgroups.tightest(files, swap_free)
-    bounds = [Bound(available + swap_free), *_own_limits(files)]
+    bounds = [Bound(available + swap_free), *_own_limits(files, identity)]
     if group is not None:
         bounds.append(Bound(group.rest, group.file, group.remedy))
     if overcommit == _STRICT:
@@ -73,23 +75,27 @@ def _commit(files: HostFiles, figures: dict[str, int], identity: Identity) -> It
     mapped = _statm(files).get("size", 0)
     rest -= min(mapped // 32, _reserve(files, "user_reserve_kbytes"))
     what = "the commit limit (vm.overcommit_memory is 2)"
-    yield Bound(rest, what, "sysctl vm.overcommit_memory=0")
+    yield Bound(rest, what, as_root("sysctl vm.overcommit_memory=0"))
 
 
 def _reserve(files: HostFiles, name: str) -> int:
     return (files.number(f"/proc/sys/vm/{name}", f"vm.{name}", must=False) or 0) << 10
 
 
-def _own_limits(files: HostFiles) -> Iterator[Bound]:
+def _own_limits(files: HostFiles, identity: Identity) -> Iterator[Bound]:
     used = _statm(files)
-    for name, limit, key, option in (
-        ("RLIMIT_AS", resource.RLIMIT_AS, "size", "-v"),
-        ("RLIMIT_DATA", resource.RLIMIT_DATA, "data", "-d"),
+    for name, limit, key in (
+        ("RLIMIT_AS", resource.RLIMIT_AS, "size"),
+        ("RLIMIT_DATA", resource.RLIMIT_DATA, "data"),
     ):
-        soft, _ = resource.getrlimit(limit)
+        soft, hard = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
-            rest = soft - used.get(key, 0)
-            yield Bound(rest, f"{name} of this process", f"ulimit -S {option} unlimited")
+            most = None if hard == resource.RLIM_INFINITY else hard
+            word = name.removeprefix("RLIMIT_").lower()
+            remedy = raise_limit(word, None, most)
+            if beyond(None, most) and not identity.raises_limits:
+                remedy = with_limit(identity.container, word, None)
+            yield Bound(soft - used.get(key, 0), f"{name} of this process", remedy)
 
 
 def _statm(files: HostFiles) -> dict[str, int]:

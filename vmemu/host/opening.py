@@ -11,16 +11,19 @@ import errno
 import os
 import pwd
 import re
+import resource
 import shlex
 import signal
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from vmemu import privilege
 from vmemu.errors import CoreError
 from vmemu.host import containers
 from vmemu.host.document import Way
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity
+from vmemu.privilege import as_root, on_the_host, raise_limit
 from vmemu.userfault import How, OpeningKills, open_descriptor
 
 DEVICE = "/dev/userfaultfd"
@@ -95,7 +98,7 @@ class Circumstances:
             name = signal.Signals(one.killed_by).name
             return self._filtered(f"a seccomp filter kills the process that asks ({name})")
         if one.error in (errno.EMFILE, errno.ENFILE):
-            return Refusal(f"too many open files ({_named(one.error)})", "ulimit -S -n 1024")
+            return _too_many_files(one.error)
         if how is How.DEVICE:
             return self._device(one.error)
         if one.error == errno.ENOSYS:
@@ -140,11 +143,11 @@ class Circumstances:
         if not self._identity.first_namespace:
             if "CAP_SYS_PTRACE" in self._identity.capabilities:
                 why += " that counts: this is a user namespace of its own"
-            return Refusal(why, f"{sysctl}  # on the host")
+            return Refusal(why, on_the_host(sysctl))
         if self._identity.container:
             granted = containers.with_capability(self._identity.container)
-            return Refusal(why, granted or f"{sysctl}  # on the host")
-        return Refusal(why, sysctl)
+            return Refusal(why, granted or on_the_host(sysctl))
+        return Refusal(why, as_root(sysctl))
 
     def _filtered(self, why: str) -> Refusal:
         where, remedy = containers.without_filter(self._identity)
@@ -156,7 +159,7 @@ class Circumstances:
         if error == errno.EACCES:
             return Refusal(
                 "a security module denies it (EACCES), as SELinux does without a rule for it",
-                "ausearch -m avc -ts recent | audit2allow -M vmemu && semodule -i vmemu.pp",
+                as_root(_RULE_OF_SELINUX),
             )
         return Refusal(_named(error))
 
@@ -191,8 +194,8 @@ class Circumstances:
         import shutil
 
         if shutil.which("setfacl"):
-            return Refusal(why, f"setfacl -m u:{shlex.quote(who)}:rw {DEVICE}")
-        return Refusal(why, f"chmod a+rw {DEVICE}")
+            return Refusal(why, as_root(f"setfacl -m u:{shlex.quote(who)}:rw {DEVICE}"))
+        return Refusal(why, as_root(f"chmod a+rw {DEVICE}"))
 
     def _registered(self) -> bool:
         return self._minor() is not None
@@ -204,7 +207,21 @@ class Circumstances:
 
     def _make_node(self) -> str:
         minor = self._minor()
-        return f"rm -f {DEVICE} && mknod -m 600 {DEVICE} c 10 {minor}" if minor else ""
+        mode = 600 if privilege.is_root() else 666
+        make = f"rm -f {DEVICE} && mknod -m {mode} {DEVICE} c 10 {minor}"
+        return as_root(make) if minor else ""
+
+
+_RULE_OF_SELINUX = "ausearch -m avc -ts recent | audit2allow -M vmemu && semodule -i vmemu.pp"
+
+
+def _too_many_files(error: int) -> Refusal:
+    why = f"too many open files ({_named(error)})"
+    if error == errno.ENFILE:  # of the whole machine
+        return Refusal(why, as_root("sysctl fs.file-max=1000000"))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = None if hard == resource.RLIM_INFINITY else hard
+    return Refusal(why, raise_limit("nofile", 1024, most))
 
 
 def _named(error: int) -> str:

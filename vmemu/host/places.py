@@ -34,8 +34,10 @@ def _mount(files: HostFiles, mount: Mounted) -> Mount | None:
         return Mount(path=mount.path, type=mount.type, writable="ro" not in mount.options)
     try:
         status, room = os.stat(mount.path), os.statvfs(mount.path)
+    except FileNotFoundError:
+        return None  # a mount above hides it
     except OSError as error:
-        files.note(f"the {mount.type} on {mount.path}", f"{mount.path}: {error.strerror}")
+        files.note_error(f"the {mount.type} on {mount.path}", error.strerror or "", error)
         return None
     if (os.major(status.st_dev), os.minor(status.st_dev)) != mount.device:
         return None  # a mount above hides it

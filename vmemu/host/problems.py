@@ -9,9 +9,12 @@ import shlex
 from collections.abc import Iterator
 from typing import Literal
 
+from vmemu import hugepages
+from vmemu.host.containers import with_limit
 from vmemu.host.document import HostDocument, Mount, Pool, Problem
 from vmemu.host.features import USES
-from vmemu.units import MIB, counted, format_duration, format_size
+from vmemu.privilege import as_root, beyond, on_the_host, raise_limit
+from vmemu.units import GIB, MIB, counted, format_duration, format_size
 
 _SEVERITIES = ("error", "warning", "note")
 _POOL_SUGGESTED = {2 * MIB: 64}
@@ -75,8 +78,12 @@ def _features(host: HostDocument) -> Iterator[Problem]:
         return
     for feature, use in USES.items():
         name = str(feature.name)
-        usable = name in host.userfault.features and name not in host.userfault.refused
-        if use.needed and not usable:
+        if not use.needed:
+            continue
+        if name in host.userfault.refused:
+            what = f"this kernel refuses UFFD_FEATURE_{name} to this process: {use.what}"
+            yield _problem("feature", what)
+        elif name not in host.userfault.features:
             what = f"this kernel lacks UFFD_FEATURE_{name}: {use.what} (Linux {use.since} has it)"
             yield _problem("feature", what)
 
@@ -100,9 +107,7 @@ def _pool(host: HostDocument, pool: Pool) -> Iterator[Problem]:
     size = format_size(pool.page_size)
     free = pool.free - pool.reserved + max(pool.overcommit - pool.surplus, 0)
     if pool.total == 0 and pool.overcommit == 0:
-        pages = _POOL_SUGGESTED.get(pool.page_size, 1)
-        what = f"the pool of {size} pages is empty"
-        yield _problem("pool_empty", what, resize_command(host, pool.page_size, pages))
+        yield _pool_empty(host, pool)
     elif free <= 0:
         what = f"no page of {size} is free: {_figures(pool)}"
         more = pool.total + max(pool.total // 2, 1)
@@ -112,6 +117,19 @@ def _pool(host: HostDocument, pool: Pool) -> Iterator[Problem]:
         yield _problem("pool_cgroup", what, pool.cgroup_remedy)
 
 
+def _pool_empty(host: HostDocument, pool: Pool) -> Problem:
+    """Most hosts have pages of one size only: that others have none is hardly wrong."""
+    what = f"the pool of {format_size(pool.page_size)} pages is empty"
+    if pool.page_size >= GIB:
+        what += (
+            "; where memory is too fragmented for the command, the kernel makes some at boot: "
+            f"hugepagesz={pool.page_size // GIB}G hugepages=1"
+        )
+    command = resize_command(host, pool.page_size, _POOL_SUGGESTED.get(pool.page_size, 1))
+    usual = pool.page_size == host.default_hugepage_size
+    return _problem("pool_empty", what, command, "warning" if usual else "note")
+
+
 def _figures(pool: Pool) -> str:
     return f"{pool.total} in all, {pool.free} free, {pool.reserved} of these reserved"
 
@@ -119,9 +137,14 @@ def _figures(pool: Pool) -> str:
 def resize_command(host: HostDocument, page_size: int, pages: int) -> str:
     """The command that gives a host's pool of that size ``pages`` pages."""
     if page_size == host.default_hugepage_size:
-        return f"sysctl vm.nr_hugepages={pages}"
+        return _of_the_machine(host, f"sysctl vm.nr_hugepages={pages}")
     directory = f"/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB"
-    return f"echo {pages} > {directory}/nr_hugepages"
+    return _of_the_machine(host, f"echo {pages} > {directory}/nr_hugepages")
+
+
+def _of_the_machine(host: HostDocument, command: str) -> str:
+    """A container shows what the machine has set, and may not change it."""
+    return on_the_host(command) if host.userfault.container else as_root(command)
 
 
 def _mounts(host: HostDocument) -> Iterator[Problem]:
@@ -138,7 +161,8 @@ def _mounts(host: HostDocument) -> Iterator[Problem]:
 
 def _not_writable(mount: Mount) -> Problem:
     what = f"nothing can be made in {mount.path}: it is of {mount.owner} with mode {mount.mode}"
-    return _problem("mount_access", what, f"chmod 1777 {shlex.quote(mount.path)}", "note")
+    remedy = as_root(f"chmod 1777 {shlex.quote(mount.path)}")
+    return _problem("mount_access", what, remedy, "note")
 
 
 def mount_command(host: HostDocument, page_size: int) -> str:
@@ -147,8 +171,8 @@ def mount_command(host: HostDocument, page_size: int) -> str:
     taken = {mount.path for mount in host.mounts}
     names = [base, *(f"{base}-{number}" for number in range(2, len(taken) + 3))]
     directory = next(name for name in names if name not in taken)
-    options = f"pagesize={page_size >> 10}K"
-    return f"mkdir -p {directory} && mount -t hugetlbfs -o {options} none {directory}"
+    options = hugepages.mount_options(page_size)
+    return as_root(f"mkdir -p {directory} && mount -t hugetlbfs -o {options} none {directory}")
 
 
 # ---- memory, limits, CPUs ----
@@ -165,26 +189,35 @@ def _memory(host: HostDocument) -> Iterator[Problem]:
 def _limits(host: HostDocument) -> Iterator[Problem]:
     limits = host.limits
     if limits.memlock_soft is not None and not limits.ipc_lock:
-        yield _memlock(host, limits.memlock_soft)
+        what = (
+            f"memory.lock can lock {format_size(limits.memlock_soft, digits=3)} of a scenario's "
+            "memory (RLIMIT_MEMLOCK)"
+        )
+        remedy = _raised(host, "memlock", None, limits.memlock_hard)
+        yield _problem("memlock", f"{what}{'' if remedy else _NOT_HERE}", remedy, "note")
     if limits.pipe_max_size is not None and limits.pipe_max_size < _PIPE_WANTED:
         what = (
             f"pipes hold at most {format_size(limits.pipe_max_size)}: "
             f"the channel asks for {format_size(_PIPE_WANTED)} and is slower with less"
         )
-        yield _problem("pipe_max_size", what, f"sysctl fs.pipe-max-size={_PIPE_WANTED}", "note")
+        remedy = _of_the_machine(host, f"sysctl fs.pipe-max-size={_PIPE_WANTED}")
+        yield _problem("pipe_max_size", what, remedy, "note")
     if limits.open_files is not None and limits.open_files < _OPEN_FILES_WANTED:
         what = f"at most {counted(limits.open_files, 'open file')}: many vCPUs or clients need more"
-        yield _problem("open_files", what, f"ulimit -S -n {_OPEN_FILES_WANTED}", "note")
+        remedy = _raised(host, "nofile", _OPEN_FILES_WANTED, limits.open_files_hard)
+        yield _problem("open_files", f"{what}{'' if remedy else _NOT_HERE}", remedy, "note")
 
 
-def _memlock(host: HostDocument, soft: int) -> Problem:
-    what = f"blocks with lock: true can have {format_size(soft, digits=3)} in all (memlock)"
-    hard = host.limits.memlock_hard
-    if hard is None:
-        return _problem("memlock", what, "ulimit -S -l unlimited", "note")
-    if hard > soft:
-        return _problem("memlock", what, f"ulimit -S -l {hard >> 10}", "note")
-    return _problem("memlock", what, "sudo prlimit --pid $$ --memlock=unlimited", "note")
+_NOT_HERE = (
+    "; not even root may raise it here, without CAP_SYS_RESOURCE: it is up to what starts this "
+    "session"
+)
+
+
+def _raised(host: HostDocument, name: str, wanted: int | None, hard: int | None) -> str:
+    if beyond(wanted, hard) and not host.limits.raisable:
+        return with_limit(host.userfault.container, name, wanted)
+    return raise_limit(name, wanted, hard)
 
 
 def _wakeups(host: HostDocument) -> Iterator[Problem]:

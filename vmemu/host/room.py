@@ -13,6 +13,7 @@ from pathlib import Path
 from vmemu.host import cgroups
 from vmemu.host.files import HostFiles
 from vmemu.meminfo import meminfo
+from vmemu.privilege import as_root, raise_limit
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def memory_room() -> Room:
     group = cgroups.tightest(HostFiles(), swap_free)
     if group is None or group.rest >= machine.size:
         return machine
-    return Room(group.rest, group.file, f"echo {group.no_limit} > {group.file}")
+    return Room(group.rest, group.file, group.remedy)
 
 
 def commit_room() -> Room | None:
@@ -42,7 +43,8 @@ def commit_room() -> Room | None:
     if HostFiles().number("/proc/sys/vm/overcommit_memory", "vm.overcommit_memory") != 2:
         return None
     free = max(0, meminfo("CommitLimit:") - meminfo("Committed_AS:"))
-    return Room(free, "CommitLimit, as vm.overcommit_memory is 2", "sysctl vm.overcommit_memory=0")
+    remedy = as_root("sysctl vm.overcommit_memory=0")
+    return Room(free, "CommitLimit, as vm.overcommit_memory is 2", remedy)
 
 
 def address_room() -> Room | None:
@@ -51,12 +53,13 @@ def address_room() -> Room | None:
     words = Path("/proc/self/statm").read_text().split()
     statm = [int(word) * resource.getpagesize() for word in words]
     rooms = []
-    for name, limit, used, option in (
-        ("RLIMIT_AS", resource.RLIMIT_AS, statm[0], "-v"),
-        ("RLIMIT_DATA", resource.RLIMIT_DATA, statm[5], "-d"),
+    for name, limit, used in (
+        ("RLIMIT_AS", resource.RLIMIT_AS, statm[0]),
+        ("RLIMIT_DATA", resource.RLIMIT_DATA, statm[5]),
     ):
-        soft, _ = resource.getrlimit(limit)
+        soft, hard = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
-            remedy = f"ulimit -S {option} unlimited"
+            most = None if hard == resource.RLIM_INFINITY else hard
+            remedy = raise_limit(name.removeprefix("RLIMIT_").lower(), None, most)
             rooms.append(Room(max(0, soft - used), f"{name} of this process", remedy))
     return min(rooms, key=lambda room: room.size, default=None)

@@ -15,7 +15,8 @@ _THP = "/sys/kernel/mm/transparent_hugepage"
 
 def limits(files: HostFiles, identity: Identity) -> Limits:
     """The limits of who asks that a migration may meet."""
-    soft, hard = (_bounded(value) for value in resource.getrlimit(resource.RLIMIT_MEMLOCK))
+    soft, hard = map(_bounded, resource.getrlimit(resource.RLIMIT_MEMLOCK))
+    files_soft, files_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_NOFILE))
     pages = files.number("/proc/sys/fs/pipe-user-pages-soft", "fs.pipe-user-pages-soft", must=False)
     return Limits(
         memlock_soft=soft,
@@ -23,7 +24,9 @@ def limits(files: HostFiles, identity: Identity) -> Limits:
         ipc_lock=identity.may("CAP_IPC_LOCK"),
         pipe_max_size=files.number("/proc/sys/fs/pipe-max-size", "fs.pipe-max-size"),
         pipe_user_pages_soft=pages,
-        open_files=_bounded(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        open_files=files_soft,
+        open_files_hard=files_hard,
+        raisable=identity.raises_limits,
     )
 
 

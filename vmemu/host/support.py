@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
@@ -64,15 +65,15 @@ Asked = FeatureAsked | WayAsked | KindAsked
 
 def parse(name: str) -> Asked:
     """What ``name`` asks for. Raises InputError with the nearest names for what is none."""
-    word = name.strip().lower().replace("-", "_")
+    word = _word(name)
     feature = word.upper().removeprefix(_PREFIX)
     if feature in Feature.__members__:
         return FeatureAsked(feature)
     if word in _WAYS:
         return WayAsked(_WAYS[word])
-    backing, *parts = word.split(":")
-    if backing in _BACKINGS:
-        return _kind(name, _BACKINGS[backing], parts)
+    backing, *parts = name.strip().split(":")
+    if backing.lower() in _BACKINGS:
+        return _kind(name, _BACKINGS[backing.lower()], parts)
     raise InputError(_unknown(name))
 
 
@@ -94,41 +95,70 @@ _SAYS = {"thp": "page size", "page_size": "page size", "fault": "fault"}
 
 
 def _part(name: str, part: str) -> tuple[str, FaultKind | bool | int]:
-    if part == "thp":
+    word = _word(part)
+    if word == "thp":
         return "thp", True
-    if part in _FAULTS:
-        return "fault", _FAULTS[part]
+    if word in _FAULTS:
+        return "fault", _FAULTS[word]
     try:
         return "page_size", parse_size(_unit(part))
-    except UnitError:
-        words = f"a page size such as 2MiB, thp, {', '.join(get_args(FaultKind))}"
-        what = f"'{printable(part)}' is none of what may follow a backing"
-        raise InputError(f"--feature {printable(name)}: {what} ({words})") from None
+    except UnitError as error:
+        raise InputError(f"--feature {printable(name)}: {_no_part(part, error)}") from None
+
+
+def _no_part(part: str, error: UnitError) -> str:
+    if part[:1].isdigit():
+        return f"'{printable(part)}' is no page size: {error.remedy}"
+    may = ["a page size such as 2MiB", "thp", *get_args(FaultKind)]
+    near = _nearest(part, {word: word for word in may[1:]})
+    what = f"'{printable(part)}' is none of what may follow a backing"
+    return f"{what}{_meant(near)} it may be {', '.join(may[:-1])} or {may[-1]}"
 
 
 def _unit(size: str) -> str:
-    """As units are written, after the case of the name was thrown away."""
-    for unit in ("KiB", "MiB", "GiB"):
-        size = size.replace(unit.lower(), unit)
-    return size
+    """With the unit as it is written, in whatever case it was."""
+    return re.sub("[kmg]ib$", lambda unit: f"{unit[0][0].upper()}iB", size, flags=re.IGNORECASE)
+
+
+def _word(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
 
 
 def _unknown(name: str) -> str:
-    kinds = [f"{backing}:{fault}" for backing in _BACKINGS for fault in _FAULTS]
+    kinds = [f"{backing}:{fault}" for backing in _BACKINGS for fault in get_args(FaultKind)]
     names = [*Feature.__members__, *_WAYS, *_BACKINGS, *kinds]
-    table = {known.lower(): known for known in names}
-    word = name.strip().lower().replace("-", "_").removeprefix(_PREFIX.lower())
-    near = [table[found] for found in difflib.get_close_matches(word, table, 3, 0.6)]
-    what = f"--feature {printable(name)}: no feature, way to open userfaultfd or kind of memory"
-    if near:
-        return f"{what}; is {' or '.join(near)} meant?"
-    features = ", ".join(Feature.__members__)
-    ways = ", ".join(_WAYS)
+    near = _nearest(name, {known.lower(): known for known in names} | _OTHER_NAMES)
     return (
-        f"{what}; features: {features}; ways: {ways}; "
-        "kinds: anonymous, shared, hugetlbfs, with :thp or :2MiB, and :missing, :minor or "
-        ":write_protect"
+        f"--feature {printable(name)}: nothing is called that{_meant(near)} known are the features "
+        f"{', '.join(Feature.__members__)}; the ways to open userfaultfd {', '.join(_WAYS)}; and "
+        "the kinds of memory anonymous, shared, hugetlbfs, with :thp or :2MiB, and :missing, "
+        ":minor or :write_protect"
     )
+
+
+_OTHER_NAMES = {
+    "anon": "anonymous",
+    "ram": "anonymous",
+    "hugepages": "hugetlbfs",
+    "shmem": "shared",
+    "memfd": "shared",
+    "tmpfs": "shared",
+    "thp": "anonymous:thp",
+}
+"""What others call kinds of memory."""
+
+
+def _nearest(name: str, table: dict[str, str]) -> list[str]:
+    """Of ``table``, whose keys are in lower case: those that are written much like ``name``, then
+    those of which it is a part."""
+    word = _word(name).removeprefix(_PREFIX.lower())
+    alike = difflib.get_close_matches(word, table, 3, 0.6)
+    around = [known for known in table if len(word) > 2 and word in known]
+    return list(dict.fromkeys(table[known] for known in (*alike, *around)))[:4]
+
+
+def _meant(near: list[str]) -> str:
+    return f"; is {' or '.join(near)} meant?" if near else ";"
 
 
 # ---- answers ----

@@ -99,7 +99,7 @@ class Survey:
         from vmemu.host.wakeup import measure
 
         cost = measure()
-        if cost.why:
+        if cost.why and len(found.allowed) > 1:
             self.files.note("what waking a thread costs", cost.why)
         costs = {"wakeup_same_ns": cost.same_ns, "wakeup_other_ns": cost.other_ns}
         return found.model_copy(update=costs)

@@ -1,13 +1,15 @@
 """What a person sees of a host: what is wrong first, each with what mends it, then all there is.
 
-Plain aligned text of 100 columns, with colour where it is asked for. A remedy stands on a line of
-its own, whole, so that it can be copied.
+Plain aligned text of 100 columns or as many as a terminal has, with colour where it is asked for.
+Nothing is cut off: what is long is wrapped, and a remedy stands on a line of its own, whole, so
+that it can be copied.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import get_args
 
 from vmemu.host.document import FaultKind, HostDocument, Memory, Mount, Pool, Proof
@@ -22,75 +24,118 @@ WIDTH = 100
 _TITLES = {"error": "what keeps post-copy from working", "warning": "problems", "note": "notes"}
 _COLOURS = {"error": 31, "warning": 33, "note": 36}
 _GREEN, _BOLD = 32, 1
+_INDENT = 2
+_NARROWEST = 60
 _REMEDY = "mend it with: "
 
 
-def lines(host: HostDocument, *, colour: bool = False) -> Iterator[str]:
+def lines(host: HostDocument, *, colour: bool = False, width: int = WIDTH) -> Iterator[str]:
     """The whole document for people."""
-    yield verdict(host, colour=colour)
-    yield from _problems(host, colour)
+    page = Page(max(width, _NARROWEST), colour)
+    yield from page.verdict(host)
+    yield from page.kinds(host)
+    yield from page.problems(host)
     if host.unknown:
-        yield from ("", _painted("could not be found out", _BOLD, colour))
+        yield from ("", page.painted("could not be found out", _BOLD))
         for unknown in host.unknown:
-            yield from _entry(f"{unknown.what}: {unknown.why}", unknown.remedy, "to see it: ")
+            what = f"{unknown.what}: {unknown.why}"
+            yield from page.entry(what, unknown.remedy, "to find out: ")
     for title, body in _SECTIONS.items():
-        shown = list(body(host))
+        shown = list(body(page, host))
         if shown:
-            yield from ("", _painted(title, _BOLD, colour), *shown)
+            yield from ("", page.painted(title, _BOLD), *shown)
 
 
-def verdict(host: HostDocument, *, colour: bool = False) -> str:
-    """Whether post-copy of ordinary memory works, in a line."""
-    found: Answer = ordinary(host)
-    if found.works:
-        text = "post-copy works here"
-        return f"{_painted(text, _GREEN, colour)}: {found.why}" if found.why else text
-    return f"{_painted('post-copy does not work here', _COLOURS['error'], colour)}: {found.why}"
+@dataclass(frozen=True)
+class Page:
+    """What the lines go on: ``width`` columns."""
+
+    width: int
+    colour: bool
+
+    def painted(self, text: str, code: int) -> str:
+        """In that colour, if there are any."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
+
+    def wrapped(self, text: str, first: str, others: str) -> list[str]:
+        """As many lines as it takes; words stay whole."""
+        return textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=first,
+            subsequent_indent=others,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    def table(self, table: Table, *, words: bool = True) -> Iterator[str]:
+        """Aligned; a last column of ``words``, to the left, is wrapped in its place."""
+        words = words and table.left == len(table.columns)
+        cells = [table.columns, *table.rows] if table.figures else table.rows
+        for line, row in zip(align(table).split("\n"), cells, strict=True):
+            start = len(line) - len(row[-1]) + _INDENT
+            if _INDENT + len(line) <= self.width or not words:
+                yield f"{' ' * _INDENT}{line}".rstrip()
+            else:
+                first = f"{' ' * _INDENT}{line[: start - _INDENT]}"
+                yield from self.wrapped(row[-1], first, " " * start)
+
+    def verdict(self, host: HostDocument) -> Iterator[str]:
+        """Whether post-copy of ordinary memory works."""
+        found: Answer = ordinary(host)
+        text = "post-copy works here" if found.works else "post-copy does not work here"
+        told = f"{text}: {found.why}" if found.why else text
+        first, *others = self.wrapped(told, "", "  ")
+        code = _GREEN if found.works else _COLOURS["error"]
+        yield self.painted(text, code) + first.removeprefix(text)
+        yield from others
+
+    def entry(self, what: str, remedy: str, lead: str = _REMEDY) -> Iterator[str]:
+        """Something to know, and the command that goes with it."""
+        yield from self.wrapped(what, "  ", "    ")
+        if remedy:
+            yield f"    {lead}{remedy}"
+
+    def kinds(self, host: HostDocument) -> Iterator[str]:
+        """Which memory can be missing here and come later: what post-copy is."""
+        rows = []
+        for proof in host.proofs:
+            if proof.fault == "missing" and not proof.thp:
+                word = "yes" if proof.works else _cell(proof)
+                rows.append((memory_of(proof), word, _beside(proof)))
+        if rows and host.userfault.how is not None:
+            yield from self.table(Table(("", "", ""), rows, left=3))
+
+    def problems(self, host: HostDocument) -> Iterator[str]:
+        """What is wrong, the weightiest first."""
+        for severity, title in _TITLES.items():
+            found = [problem for problem in host.problems if problem.severity == severity]
+            if found:
+                yield from ("", self.painted(title, _COLOURS[severity]))
+            for problem in found:
+                yield from self.entry(problem.what, problem.remedy)
 
 
-def _problems(host: HostDocument, colour: bool) -> Iterator[str]:
-    for severity, title in _TITLES.items():
-        found = [problem for problem in host.problems if problem.severity == severity]
-        if found:
-            yield from ("", _painted(title, _COLOURS[severity], colour))
-        for problem in found:
-            yield from _entry(problem.what, problem.remedy)
+def _beside(proof: Proof) -> str:
+    if not proof.works:
+        return proof.why
+    return "" if proof.fault_ns is None else f"{_cell(proof)} a fault"
 
 
-def _entry(what: str, remedy: str, lead: str = _REMEDY) -> Iterator[str]:
-    yield from _wrapped(what, "  ", "    ")
-    if remedy:
-        yield f"    {lead}{remedy}"
-
-
-def _wrapped(text: str, first: str, others: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _painted(text: str, code: int, colour: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if colour else text
-
-
-def _table(table: Table) -> list[str]:
-    return [f"  {line}".rstrip() for line in align(table).split("\n")]
+def _whole(text: str) -> str:
+    """With nothing in it that a terminal would obey."""
+    return printable(text, max(len(text), 1))
 
 
 # ---- the parts ----
 
 
-def _host(host: HostDocument) -> Iterator[str]:
+def _host(page: Page, host: HostDocument) -> Iterator[str]:
     kernel, cpus = host.kernel, host.cpus
-    page = format_size(kernel.base_page_size)
+    size = format_size(kernel.base_page_size)
     rows = [
-        ("recorded", f"{host.recorded_at} on {printable(host.hostname)} by vmemu {host.vmemu}"),
-        ("kernel", f"Linux {kernel.release}, {kernel.machine}, pages of {page}"),
+        ("recorded", f"{host.recorded_at} on {_whole(host.hostname)} by vmemu {host.vmemu}"),
+        ("kernel", f"Linux {kernel.release}, {kernel.machine}, pages of {size}"),
         ("CPUs", f"{cpus.online} online, this process may use {len(cpus.allowed)}"),
     ]
     costs = ((cpus.wakeup_same_ns, "the same CPU"), (cpus.wakeup_other_ns, "another, idle one"))
@@ -98,7 +143,7 @@ def _host(host: HostDocument) -> Iterator[str]:
     if told:
         rows.append(("  waking a thread", ", ".join(told)))
     rows += [*_memory(host.memory), *_limits(host), *_thp(host)]
-    yield from _table(Table(("", ""), rows, left=2))
+    yield from page.table(Table(("", ""), rows, left=2))
 
 
 def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
@@ -135,26 +180,26 @@ def _thp(host: HostDocument) -> Iterator[tuple[str, str]]:
     if thp.enabled is None and thp.shmem_enabled is None:
         yield "transparent hugepages", "none"
         return
-    size = f" of {format_size(thp.page_size)}" if thp.page_size else ""
+    size = f"{format_size(thp.page_size)}; " if thp.page_size else ""
     words = (
         (thp.enabled, "anonymous memory"),
         (thp.shmem_enabled, "shared memory"),
         (thp.defrag, "defrag"),
     )
     told = ", ".join(f"{what}: {word}" for word, what in words if word is not None)
-    yield f"transparent hugepages{size}", told
+    yield "transparent hugepages", f"{size}{told}"
 
 
 def _size(size: int | None) -> str:
     return "unlimited" if size is None else format_size(size, digits=4)
 
 
-def _userfault(host: HostDocument) -> Iterator[str]:
+def _userfault(page: Page, host: HostDocument) -> Iterator[str]:
     uffd = host.userfault
     for way in uffd.ways:
         works = "works" + (", and is what a run takes" if way.how == uffd.how else "")
         text = works if way.works else f"no: {way.why}"
-        yield from _wrapped(text, f"  {way.how:<16}", " " * 18)
+        yield from page.wrapped(text, f"  {way.how:<16}", " " * 18)
         if way.remedy:
             yield " " * 18 + _REMEDY + way.remedy
     facts = [
@@ -162,14 +207,14 @@ def _userfault(host: HostDocument) -> Iterator[str]:
         if uffd.unprivileged_sysctl is not None
         else "",
         f"seccomp: {uffd.seccomp}" if uffd.seccomp else "",
-        f"container: {printable(uffd.container)}" if uffd.container else "no container",
+        f"container: {_whole(uffd.container)}" if uffd.container else "no container",
     ]
-    yield f"  {'; '.join(fact for fact in facts if fact)}"
+    yield from page.wrapped("; ".join(fact for fact in facts if fact), "  ", "    ")
     rights = ", ".join(uffd.capabilities) or "none that counts here"
-    yield from _wrapped(f"capabilities: {rights}", "  ", "    ")
+    yield from page.wrapped(f"capabilities: {rights}", "  ", "    ")
 
 
-def _faults(host: HostDocument) -> Iterator[str]:
+def _faults(page: Page, host: HostDocument) -> Iterator[str]:
     if not host.proofs:
         return
     kinds: dict[str, dict[str, Proof]] = {}
@@ -180,9 +225,9 @@ def _faults(host: HostDocument) -> Iterator[str]:
         (kind, *(_cell(proofs.get(fault)) for fault in faults)) for kind, proofs in kinds.items()
     ]
     headings = ("memory", *(fault.replace("_", "-") for fault in faults))
-    yield from _table(Table(headings, rows))
+    yield from page.table(Table(headings, rows))
     for why, which in _reasons(host.proofs).items():
-        yield from _wrapped(f"{'; '.join(which)}: {why}", "  ", "    ")
+        yield from page.wrapped(f"{'; '.join(which)}: {why}", "  ", "    ")
 
 
 def memory_of(proof: Proof) -> str:
@@ -215,7 +260,7 @@ def _reasons(proofs: Iterable[Proof]) -> dict[str, list[str]]:
     }
 
 
-def _features(host: HostDocument) -> Iterator[str]:
+def _features(page: Page, host: HostDocument) -> Iterator[str]:
     if host.userfault.how is None:
         return
     known = [str(feature.name) for feature in Feature]
@@ -223,8 +268,8 @@ def _features(host: HostDocument) -> Iterator[str]:
     rows = []
     for name in (*known, *others):
         use = use_of(name)
-        rows.append((name, _granted(host, name), f"Linux {use.since}", use.what))
-    yield from _table(Table(("feature", "", "since", "for"), rows, left=4))
+        rows.append((name, _granted(host, name), use.since, use.what))
+    yield from page.table(Table(("feature", "", "since", "for"), rows, left=4))
 
 
 def _granted(host: HostDocument, name: str) -> str:
@@ -233,7 +278,7 @@ def _granted(host: HostDocument, name: str) -> str:
     return "yes" if name in host.userfault.features else "no"
 
 
-def _pools(host: HostDocument) -> Iterator[str]:
+def _pools(page: Page, host: HostDocument) -> Iterator[str]:
     columns = ("page size", "node", "total", "free", "reserved", "surplus", "overcommit")
     rows: list[tuple[str, ...]] = []
     for pool in host.pools:
@@ -243,7 +288,7 @@ def _pools(host: HostDocument) -> Iterator[str]:
                 figures = (node.total, node.free, "", node.surplus, "")
                 rows.append(("", str(node.node), *(map(str, figures))))
     if rows:
-        yield from _table(Table(columns, rows))
+        yield from page.table(Table(columns, rows))
 
 
 def _pool(pool: Pool) -> tuple[str, ...]:
@@ -252,30 +297,28 @@ def _pool(pool: Pool) -> tuple[str, ...]:
     return (name, "all", *(f"{figure:,}" for figure in figures))
 
 
-def _mounts(host: HostDocument) -> Iterator[str]:
+def _mounts(page: Page, host: HostDocument) -> Iterator[str]:
     rows = [_mount(mount) for mount in host.mounts if mount.type in MEMORY]
     if rows:
-        columns = ("mounted on", "type", "mode", "owner", "", "pages", "size", "free")
-        yield from _table(Table(columns, rows, left=5))
+        columns = ("type", "pages", "size", "free", "writable", "mode", "owner", "mounted on")
+        yield from page.table(Table(columns, rows, left=len(columns)), words=False)
 
 
 def _mount(mount: Mount) -> tuple[str, ...]:
-    sizes = ("-" if size is None else format_size(size, digits=4) for size in _sizes(mount))
+    sizes = (
+        "-" if size is None else format_size(size, digits=4) for size in (mount.size, mount.free)
+    )
     page = "?" if mount.page_size is None else format_size(mount.page_size)
-    access = "writable" if mount.writable else "read-only"
-    path = printable(mount.path, 26)
-    return (path, mount.type, mount.mode, printable(mount.owner, 14), access, page, *sizes)
-
-
-def _sizes(mount: Mount) -> tuple[int | None, int | None]:
-    return mount.size, mount.free
+    access = "yes" if mount.writable else "no"
+    owner = _whole(mount.owner)
+    return (mount.type, page, *sizes, access, mount.mode, owner, _whole(mount.path))
 
 
 _SECTIONS = {
     "host": _host,
     "userfaultfd": _userfault,
     "faults that work, and the median time of one": _faults,
-    "features": _features,
+    "features of userfaultfd, and the release of Linux that brought each": _features,
     "hugepages": _pools,
     "memory that is mounted": _mounts,
 }

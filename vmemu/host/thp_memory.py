@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmemu import core
 from vmemu.errors import CoreError, HostError
+from vmemu.privilege import as_root
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
 from vmemu.units import counted, format_size
 
@@ -119,4 +120,4 @@ def _remedy(block: RAMBlock) -> str:
     file = _file_of(block)
     if _switched_off() or chosen(file) not in ("never", "deny"):
         return ""
-    return f"echo {'madvise' if file.name == 'enabled' else 'advise'} > {file}"
+    return as_root(f"echo {'madvise' if file.name == 'enabled' else 'advise'} > {file}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from vmemu.errors import VmemuError
 from vmemu.jobs import group
 from vmemu.jobs.lifeline import STACKS_SIGNAL
+from vmemu.units import format_seconds
 
 if TYPE_CHECKING:
     from vmemu.status import Status
@@ -68,14 +69,14 @@ def standing(pid: int, first: Status | None, elapsed_s: float) -> Standing:
     still_s = now.still_s or 0.0
     if waiting or (now.phase in MOVING and still_s >= STILL_S):
         words = tuple(map(str, waiting or now.waiting))
-        text = "" if waiting else f"nothing has moved for {still_s:.1f} s {_where(now)}"
+        text = "" if waiting else f"nothing has moved for {format_seconds(still_s)} {_where(now)}"
         return Standing(text, True, words)
     return Standing(_where(now))
 
 
 def _where(now: Status) -> str:
     """The phase and how far it is."""
-    at, parts = now.figures, [f"in phase {now.phase} for {now.phase_s:.1f} s"]
+    at, parts = now.figures, [f"in phase {now.phase} for {format_seconds(now.phase_s)}"]
     if at["accesses_total"]:
         parts.append(f"{at['accesses']:,} of {at['accesses_total']:,} accesses")
     if at["pages_total"]:
@@ -94,7 +95,7 @@ def _in_line(now: Status) -> str:
         for size, pages in now.hugepages.items()
     ]
     held = [text for size in now.hugepages if (text := _held(holders.held, size))]
-    waits = f"it waits for {' and '.join(wanted)} for {now.hugepages_s or 0.0:.1f} s"
+    waits = f"it waits for {' and '.join(wanted)} for {format_seconds(now.hugepages_s or 0)}"
     return "; ".join([waits, *held])
 
 

@@ -33,6 +33,7 @@ from typing import Any, Self
 from vmemu.childprocess import signal_name
 from vmemu.jobs import group, stuck
 from vmemu.jobs.lifeline import Lifeline
+from vmemu.units import format_seconds
 
 LAST_WORDS_S = 3.0
 """How long a run whose time is over may take to write its result and its event log."""
@@ -259,7 +260,7 @@ class SupervisedRun:
         if self._ends_within(max(stuck.STANDS_S - (time.monotonic() - looked), 0)):
             return self._ended()  # at the last moment, and by itself
         found = stuck.standing(pid, first, time.monotonic() - looked)
-        message = f"not done after {time.monotonic() - self._started:.1f} s"
+        message = f"not done after {format_seconds(time.monotonic() - self._started)}"
         os.kill(pid, signal.SIGTERM)  # the leader alone: the others end with it
         self._ends_within(LAST_WORDS_S)
         if self._end_all() is None:

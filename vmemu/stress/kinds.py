@@ -19,9 +19,10 @@ _CAP_IPC_LOCK = 14
 class HostKinds:
     """``memory`` are pairs of backing and page size in bytes that post-copy works with here.
 
-    ``pools`` has the hugepages of each size that there are in all, free or not: which ones are
-    free changes from moment to moment, and a variation must not. ``lockable`` is how many bytes may
-    be locked, None without a limit. ``tracking`` are the ways to find dirty pages.
+    ``pools`` has the hugepages of each size that there are in all, or may be made (overcommit),
+    free or not: which ones are free changes from moment to moment, and a variation must not.
+    ``lockable`` is how many bytes may be locked, None without a limit. ``tracking`` are the ways to
+    find dirty pages.
     """
 
     memory: tuple[tuple[str, int], ...] = (("anonymous", 4096), ("shared", 4096))
@@ -32,7 +33,7 @@ class HostKinds:
     @classmethod
     def of_this_host(cls) -> HostKinds:
         """What is proven here. Raises PostcopyUnsupported when post-copy works with no memory."""
-        pools = {size: hugepages.pool(size).total for size in hugepages.page_sizes()}
+        pools = {size: hugepages.pool(size).most for size in hugepages.page_sizes()}
         pools = {size: pages for size, pages in pools.items() if pages}
         blocks = [
             RAMBlock("anonymous", Backing.ANONYMOUS, BASE_PAGE, BASE_PAGE),

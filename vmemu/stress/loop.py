@@ -58,7 +58,12 @@ class Plan:
         """Of ``vmemu stress``, where one run of it would not be the same without."""
         yield from (word for point in self.inject for word in ("--inject", point))
         if self.timeout_s != TIMEOUT_S:
-            yield from ("--timeout", format_duration(round(self.timeout_s * 1e9)))
+            yield from ("--timeout", self.timeout)
+
+    @property
+    def timeout(self) -> str:
+        """As it is written."""
+        return format_duration(round(self.timeout_s * 1e9))
 
 
 @dataclass
@@ -201,6 +206,8 @@ class Loop:
         except VmemuError:
             self._forget(slot.variation)
             raise
+        if status == "stuck":
+            reason = f"{reason}; --timeout is {self._plan.timeout}"
         refused = outcome.status == "refused" and status == "skipped"
         if refused and would_run(self._variations.file, slot.variation):
             if self._tries_again(slot.variation):

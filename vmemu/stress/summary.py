@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from vmemu.results.document import version
 from vmemu.stress import document
+from vmemu.stress.kinds import HostKinds
 from vmemu.stress.loop import Plan, Status
-from vmemu.stress.tally import Tally
+from vmemu.stress.tally import PARTS, Tally
 from vmemu.stress.variations import Variations
 from vmemu.units import counted, format_duration, format_size
 
@@ -20,10 +21,6 @@ def summarise(
     tally: Tally, variations: Variations, plan: Plan, status: Status, seconds: float
 ) -> document.StressDocument:
     """The document of a stress run that has ended."""
-    kinds = variations.kinds
-    memory = (
-        document.Memory(backing=backing, page_size=page_size) for backing, page_size in kinds.memory
-    )
     return document.StressDocument(
         vmemu=version(),
         scenario=str(variations.file),
@@ -33,17 +30,39 @@ def summarise(
         jobs=plan.jobs,
         status=status,
         duration_ns=round(seconds * 1e9),
-        host=document.Host(
-            memory=tuple(memory),
-            pools={str(size): pages for size, pages in kinds.pools.items()},
-            lockable=kinds.lockable,
-            dirty_tracking=kinds.tracking,
-        ),
+        host=host_of(variations.kinds),
         totals=tally.totals,
         seen=tally.seen,
         failure=tally.failure,
         runs=tuple(sorted(tally.runs, key=lambda ran: ran.variation)),
     )
+
+
+def host_of(kinds: HostKinds) -> document.Host:
+    """What decides the variations, for the document."""
+    memory = (
+        document.Memory(backing=backing, page_size=page_size) for backing, page_size in kinds.memory
+    )
+    return document.Host(
+        memory=tuple(memory),
+        pools={str(size): pages for size, pages in kinds.pools.items()},
+        lockable=kinds.lockable,
+        dirty_tracking=kinds.tracking,
+    )
+
+
+def drawn_from(host: document.Host) -> str:
+    """The same in words: hosts of which they are equal draw the same variations."""
+    memory = ", ".join(_kind(host, of) for of in host.memory)
+    lockable = "unlimited" if host.lockable is None else format_size(host.lockable)
+    tracking = ", ".join(host.dirty_tracking)
+    return f"{memory}; dirty_tracking {tracking}; lockable memory {lockable}"
+
+
+def _kind(host: document.Host, of: document.Memory) -> str:
+    pages = host.pools.get(str(of.page_size)) if of.backing == "hugetlbfs" else None
+    pool = f" ({counted(pages, 'page')})" if pages is not None else ""
+    return f"{of.backing} {format_size(of.page_size)}{pool}"
 
 
 def text(result: document.StressDocument) -> str:
@@ -91,6 +110,7 @@ def _figures(result: document.StressDocument) -> Iterator[str]:
     ended = f", {totals.ended:,} ended early" if totals.ended else ""
     figures = [
         ("seed", f"{result.seed}, from variation {result.first} on"),
+        ("drawn from", drawn_from(result.host)),
         ("runs", f"{totals.completed:,} completed, {totals.skipped:,} skipped{ended}"),
         *_skips(totals.skip_reasons),
         ("checked", f"{counted(totals.bytes_checked, 'byte')}, {counted(totals.faults, 'fault')}"),
@@ -99,10 +119,16 @@ def _figures(result: document.StressDocument) -> Iterator[str]:
         worst = format_duration(totals.slowest.p99_ns, digits=3)
         figures.append(("slowest p99", f"{worst} in variation {totals.slowest.variation}"))
     sizes = {format_size(int(size)): count for size, count in seen.page_sizes.items()}
-    for name, counts in (("backings", seen.backings), ("pages", sizes), ("modes", seen.modes)):
+    for name, counts in (("backings", seen.backings), ("pages", sizes), *_modes(seen.modes)):
         if counts:
             figures.append((name, ", ".join(f"{what} {count}" for what, count in counts.items())))
     return (line for name, value in figures for line in _in_columns(name, value))
+
+
+def _modes(counts: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
+    """What the runs did, a part of the scenario a line."""
+    for part, names in PARTS.items():
+        yield part, {name: counts[name] for name in names if name in counts}
 
 
 def _in_columns(name: str, value: str) -> list[str]:

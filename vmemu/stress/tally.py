@@ -67,32 +67,48 @@ class Tally:
 
 
 def modes(scenario: Scenario) -> Iterator[str]:
-    """What a scenario does, in words."""
+    """What a scenario does, in words: of those in ``PARTS``."""
     postcopy, precopy = scenario.migration.postcopy, scenario.migration.precopy
     guest, flip = scenario.guest, scenario.migration.flip_at
-    several = len({block.page_size for block in scenario.blocks}) > 1
     at_once = flip.after_ns is None and str(flip) in ("0", "0%")
     found = {
         "preempt": postcopy.preempt,
         "one channel": not postcopy.preempt,
-        "push": postcopy.push,
-        "demand faults alone": not postcopy.push,
-        "limited push": postcopy.push and postcopy.bandwidth > 0,
         "several fault threads": postcopy.fault_threads > 1,
+        "push": postcopy.push,
+        "limited push": postcopy.push and postcopy.bandwidth > 0,
+        "demand faults alone": not postcopy.push,
         "release_ram": postcopy.release_ram,
         "pre-copy": precopy.rounds > 0,
         "converging pre-copy": precopy.rounds > 0 and precopy.switch == "converged",
         "dirty tracking by the replay": precopy.rounds > 0 and precopy.dirty_tracking == "replay",
         "guest at the source first": not at_once,
         "several vCPUs": guest.vcpus > 1,
-        "balloon": guest.balloon is not None,
-        "locked memory": scenario.memory.lock,
-        "clients": bool(scenario.clients),
-        "mixed page sizes": several,
         "recorded pace": isinstance(guest.pace, RecordedPace),
         "fixed rate": isinstance(guest.pace, RatePace),
+        "clients": bool(scenario.clients),
+        "balloon": guest.balloon is not None,
+        "locked memory": scenario.memory.lock,
+        "mixed page sizes": len({block.page_size for block in scenario.blocks}) > 1,
     }
     return (name for name, holds in found.items() if holds)
+
+
+PARTS = {
+    "channels": ("preempt", "one channel", "several fault threads"),
+    "push": ("push", "limited push", "demand faults alone", "release_ram"),
+    "pre-copy": ("pre-copy", "converging pre-copy", "dirty tracking by the replay"),
+    "guest": (
+        "several vCPUs",
+        "guest at the source first",
+        "recorded pace",
+        "fixed rate",
+        "clients",
+        "balloon",
+    ),
+    "memory": ("locked memory", "mixed page sizes"),
+}
+"""The words of ``modes``, each under the part of a scenario that it is about."""
 
 
 def _slowest(completed: list[document.Ran]) -> document.Slowest | None:

@@ -34,9 +34,15 @@ def test_what_is_forbidden_is_a_note_with_who_may_read_it(
     files = tree({"/proc/misc": "x"})
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     assert files.optional("/proc/misc", "devices") is None
-    assert files.optional("/proc/misc", "devices") is None
     (note,) = files.unknown
-    assert (note.why, note.remedy) == ("/proc/misc: Permission denied", "sudo cat /proc/misc")
+    assert (note.why, note.remedy) == ("/proc/misc: Permission denied", "")  # root has no more
+    monkeypatch.setattr("vmemu.privilege.is_root", lambda: False)
+    assert files.optional("/proc/self", "devices") is None
+    why, as_root = files.unknown[1].why, files.unknown[1].remedy
+    assert (why, as_root) == (
+        "/proc/self: Permission denied",
+        'sudo "$(command -v vmemu)" doctor',
+    )
 
 
 def test_a_number_that_is_none_is_a_note(tree) -> None:

@@ -48,10 +48,10 @@ def test_a_feature_that_post_copy_needs(kept: str) -> None:
     parts = {"features": without} if kept == "features" else {"features": EVERY_FEATURE}
     refused = () if kept == "features" else ("MISSING_SHMEM",)
     userfault = Userfault(how="syscall", ways=WAYS, refused=refused, **parts)
-    assert (
-        "UFFD_FEATURE_MISSING_SHMEM: post-copy of shared memory"
-        in found(userfault=userfault)["feature"].what
-    )
+    what = found(userfault=userfault)["feature"].what
+    says = "lacks" if kept == "features" else "refuses"
+    assert what.startswith(f"this kernel {says} UFFD_FEATURE_MISSING_SHMEM")
+    assert ": post-copy of shared memory" in what
 
 
 def test_a_missing_fault_that_fails_is_worst_for_ordinary_memory() -> None:
@@ -80,6 +80,9 @@ def test_an_empty_pool_is_filled_by_the_sysctl_of_its_size() -> None:
     assert (first.code, first.remedy) == ("pool_empty", "sysctl vm.nr_hugepages=64")
     directory = "/sys/kernel/mm/hugepages/hugepages-1048576kB"
     assert (second.code, second.remedy) == ("pool_empty", f"echo 1 > {directory}/nr_hugepages")
+    assert "at boot: hugepagesz=1G hugepages=1" in second.what
+    # Most hosts have pages of one size only.
+    assert (first.severity, second.severity) == ("warning", "note")
 
 
 def test_a_pool_may_be_made_when_it_is_needed() -> None:
@@ -127,13 +130,42 @@ def test_little_room_is_told_with_what_limits_it() -> None:
     ("soft", "hard", "remedy"),
     [
         (8 * MIB, None, "ulimit -S -l unlimited"),
-        (8 * MIB, 64 * MIB, "ulimit -S -l 65536"),
-        (8 * MIB, 8 * MIB, "sudo prlimit --pid $$ --memlock=unlimited"),
+        (8 * MIB, 64 * MIB, "prlimit --pid $$ --memlock=unlimited"),
     ],
 )
 def test_a_limit_on_locked_memory(soft: int, hard: int | None, remedy: str) -> None:
     one = found(limits=limits(memlock_soft=soft, memlock_hard=hard))["memlock"]
     assert (one.severity, one.remedy) == ("note", remedy)
+
+
+def test_what_is_the_machines_is_set_outside_of_a_container() -> None:
+    inside = Userfault(how="syscall", ways=WAYS, features=EVERY_FEATURE, container="docker")
+    empty = FULL.model_copy(update={"total": 0, "free": 0})
+    told = found(userfault=inside, pools=(empty,), limits=limits(pipe_max_size=65536))
+    assert told["pool_empty"].remedy == "sudo sysctl vm.nr_hugepages=64  # on the host"
+    assert told["pipe_max_size"].remedy == "sudo sysctl fs.pipe-max-size=1048576  # on the host"
+
+
+def test_a_hard_limit_that_not_even_root_may_raise_is_that_of_the_container() -> None:
+    low = limits(memlock_soft=MIB, memlock_hard=MIB, raisable=False)
+    one = found(limits=low)["memlock"]
+    assert (one.what.endswith("what starts this session"), one.remedy) == (True, "")
+    inside = Userfault(how="syscall", ways=WAYS, features=EVERY_FEATURE, container="docker")
+    one = found(limits=low, userfault=inside)["memlock"]
+    assert one.remedy == "docker run --ulimit memlock=-1"
+    soft = limits(memlock_soft=0, memlock_hard=None, raisable=False)
+    assert found(limits=soft)["memlock"].remedy == "ulimit -S -l unlimited"
+
+
+def test_who_is_not_root_is_told_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmemu.privilege.is_root", lambda: False)
+    empty = FULL.model_copy(update={"total": 0, "free": 0})
+    told = found(pools=(empty,), limits=limits(pipe_max_size=65536))
+    assert told["pool_empty"].remedy == "sudo sysctl vm.nr_hugepages=64"
+    assert told["pipe_max_size"].remedy == "sudo sysctl fs.pipe-max-size=1048576"
+    # In what root alone may write to they would meet the next problem.
+    options = "pagesize=2048K,mode=1777"
+    assert f"-o {options} none" in found(pools=(FULL,))["mount"].remedy
 
 
 def test_who_may_lock_without_limit_has_none() -> None:
@@ -145,6 +177,8 @@ def test_small_pipes_few_files_and_slow_wake_ups_are_notes() -> None:
     told = found(limits=limits(pipe_max_size=65536, open_files=64), cpus=slow)
     assert told["pipe_max_size"].remedy == "sysctl fs.pipe-max-size=1048576"
     assert told["open_files"].remedy == "ulimit -S -n 256"
+    few = limits(open_files=64, open_files_hard=128)
+    assert found(limits=few)["open_files"].remedy == "prlimit --pid $$ --nofile=256"
     assert "takes 61.2us" in told["wakeup"].what
     assert told["wakeup"].remedy == "taskset -c 1 vmemu run SCENARIO.yaml"
     assert {one.severity for one in told.values()} == {"note"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hosts import FULL, GIB, MIB, WAYS, good_host
 
 from vmemu.host import terminal
@@ -35,13 +36,35 @@ def test_what_is_wrong_comes_before_what_there_is() -> None:
     at = lines.index("  the pool of 2MiB pages is empty")
     assert lines[at + 1] == "    mend it with: sysctl vm.nr_hugepages=64"
     at = lines.index("  how much: it is a secret")
-    assert lines[at + 1] == "    to see it: ask"
+    assert lines[at + 1] == "    to find out: ask"
 
 
-def test_lines_are_no_longer_than_100_but_for_commands() -> None:
+def test_which_memory_can_migrate_stands_below_the_verdict() -> None:
+    kind = {"backing": "hugetlbfs", "fault": "missing"}
+    ready = Proof(page_size=2 * MIB, works=True, fault_ns=812_345, **kind)
+    none = Proof(page_size=GIB, works=None, why="none is free", **kind)
+    transparent = ready.model_copy(update={"thp": True})
+    lines = shown(proofs=(ready, none, transparent))
+    assert [re.split("  +", line.strip()) for line in lines[1:3]] == [
+        ["hugetlbfs 2MiB", "yes", "812us a fault"],
+        ["hugetlbfs 1GiB", "not tried", "none is free"],
+    ]
+    assert lines[3] == ""
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_only_a_word_that_is_longer_than_a_line_is_wider(width: int) -> None:
+    host = good_host(pools=(FULL,), cpus=Cpus(online=2, allowed=(0,), wakeup_other_ns=61_234))
+    host = host.model_copy(update={"problems": problems(host)})
+    for line in terminal.lines(host, width=width):
+        assert len(line) <= width or "mend it with: " in line
+
+
+def test_no_path_and_no_name_is_cut() -> None:
+    paths = [f"/a  very/long/{'path/' * number}" for number in (1, 40)]
     mounts = tuple(
         Mount(
-            path=f"/a/very/long/{'path/' * number}",
+            path=path,
             type="hugetlbfs",
             page_size=GIB,
             size=64 * GIB,
@@ -49,10 +72,13 @@ def test_lines_are_no_longer_than_100_but_for_commands() -> None:
             mode="1777",
             owner="a-long-user:a-long-group",
         )
-        for number in (1, 40)
+        for path in paths
     )
-    for line in shown(mounts=mounts, pools=(FULL,)):
-        assert len(line) <= terminal.WIDTH or "mend it with: " in line
+    host = "h" * 64
+    lines = shown(mounts=mounts, pools=(FULL,), hostname=host)
+    assert [line[line.index("/") :] for line in lines[-2:]] == paths
+    assert all("a-long-user:a-long-group" in line for line in lines[-2:])
+    assert any(host in line for line in lines)
 
 
 def test_faults_are_times_no_or_not_tried_and_reasons_are_told_once() -> None:
@@ -91,8 +117,10 @@ def test_nodes_are_shown_where_there_are_several() -> None:
 
 
 def test_colour_changes_no_word() -> None:
-    host = good_host(pools=(FULL,))
+    why = "nobody knows why " * 9
+    shut = Userfault(how=None, ways=(WAYS[0].model_copy(update={"works": False, "why": why}),))
+    host = good_host(pools=(FULL,), userfault=shut)
     host = host.model_copy(update={"problems": problems(host)})
     painted = "\n".join(terminal.lines(host, colour=True))
-    assert "\x1b[32m" in painted
+    assert "\x1b[31m" in painted
     assert re.sub(r"\x1b\[\d+m", "", painted) == "\n".join(terminal.lines(host))

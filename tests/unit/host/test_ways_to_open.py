@@ -63,7 +63,7 @@ def test_an_ordinary_user_is_told_of_the_sysctl(tree) -> None:
 def test_a_capability_of_a_user_namespace_does_not_count(tree) -> None:
     way = explain(tree(HAS_IT), who("CAP_SYS_PTRACE", first=False), EPERM, ENOENT, OPENS)["syscall"]
     assert "no CAP_SYS_PTRACE that counts: this is a user namespace of its own" in way.why
-    assert way.remedy == "sysctl vm.unprivileged_userfaultfd=1  # on the host"
+    assert way.remedy == "sudo sysctl vm.unprivileged_userfaultfd=1  # on the host"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_capability_of_a_user_namespace_does_not_count(tree) -> None:
         ("docker", "docker run --cap-add SYS_PTRACE"),
         ("podman", "podman run --cap-add SYS_PTRACE"),
         ("kubernetes", "securityContext: {capabilities: {add: [SYS_PTRACE]}}"),
-        ("lxc", "sysctl vm.unprivileged_userfaultfd=1  # on the host"),
+        ("lxc", "sudo sysctl vm.unprivileged_userfaultfd=1  # on the host"),
     ],
 )
 def test_a_container_gets_the_capability_from_who_starts_it(

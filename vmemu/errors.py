@@ -14,6 +14,7 @@
         ├── PeerGone           the other process closed its channel, or died
         ├── StateError         a step asked for in a state that does not allow it
         └── CoreError          a system call of the C core failed where it must not
+            └── PageRefused    the kernel gave no memory for a page; says which command mends it
 """
 
 from __future__ import annotations
@@ -184,3 +185,16 @@ class CoreError(MigrationError):
         place = f" at {address:#x}" if address else ""
         parts = [part for part in (reason, detail) if part]
         super().__init__(f"{operation}{place}: {'; '.join(parts) or 'failed'}")
+
+
+class PageRefused(CoreError):
+    """The kernel gave no memory for a page in the middle of a run; ``remedy`` is the command that
+    makes room, if there is one."""
+
+    kind = "memory"
+
+    def __init__(self, error: CoreError, what: str, remedy: str = "") -> None:
+        super().__init__(error.operation, error.errno, error.address, error.detail)
+        said = f"{what} ({error.operation}: {os.strerror(error.errno)})"
+        self.remedy = remedy
+        self.args = (f"{said}; mend it with: {remedy}" if remedy else said,)

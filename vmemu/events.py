@@ -17,14 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from vmemu import core
+from vmemu import core, unfinished
 from vmemu.errors import CoreError, InputError, VmemuError
 from vmemu.eventfile import Event, EventReader, Events, Tally, open_events, read
 from vmemu.eventtable import DESTINATION, SOURCE, Field, Kind, kinds, words
@@ -249,8 +248,7 @@ def _replaceable(path: str) -> bool:
 
 
 def _replacing(path: str) -> Iterator[int]:
-    directory = os.path.dirname(path)
-    temporary = os.path.join(directory, f".vmemu-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = unfinished.temporary(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmemu.config import Block, ClientConfig, FileContent, Scenario
+from vmemu.config import Block, ClientConfig, FileContent, Scenario, SyntheticTrace
 from vmemu.errors import InputError
 from vmemu.host import room
 from vmemu.units import format_size
@@ -22,6 +22,10 @@ PROCESS = 16 << 20
 """Bytes of its own that each process takes beside the guest's memory: about what a source has."""
 MARK_SHARE = 8
 """Marks of writes are a byte for so many bytes of RAM."""
+
+PLANNED_SHARE = 256
+"""A synthetic trace can touch every page, and has a table of them all: 12 bytes each of 4 KiB, and
+16 where it lies once the blocks are mapped. It takes a byte for so many bytes of RAM, at least."""
 
 _NO_STACK_LIMIT = 2 << 20
 """A thread's stack where nothing limits it, as glibc has it."""
@@ -36,7 +40,8 @@ class Need:
     has run: pages of zeros that the guest writes to, marks of what was written, zeros in an image
     that lies in transparent hugepages. ``source_mapped`` and ``destination_mapped`` are bytes of
     address space in the process that has most of it; ``committed`` is what the kernel promises to
-    both where it counts that.
+    both where it counts that. ``planned`` of the destination's memory is taken before anything is
+    mapped: it matters for blocks of zeros alone, which take no other.
     """
 
     source: int
@@ -46,6 +51,7 @@ class Need:
     source_mapped: int
     destination_mapped: int
     committed: int
+    planned: int
     hugepages: dict[int, int] = field(default_factory=dict)
 
 
@@ -77,13 +83,17 @@ def memory_needed(scenario: Scenario) -> Need:
         source_mapped=whole,
         destination_mapped=whole + _stacks(scenario),
         committed=whole + ordinary,
+        planned=whole // PLANNED_SHARE if _any_synthetic(scenario) else 0,
         hugepages=_hugepages(scenario),
     )
 
 
 def memory_shortage(need: Need) -> MemoryShortage | None:
     """Why this host can't give both sides what they need now; None when it can."""
-    checks = [(need.together, room.memory_room(), "needs")]
+    memory = room.memory_room()
+    if need.together <= memory.size < need.planned:
+        return MemoryShortage(_too_much_to_plan(need, memory), memory.remedy)
+    checks = [(need.together, memory, "needs")]
     committed, address = room.commit_room(), room.address_room()
     if committed is not None:
         checks.append((need.committed, committed, "maps"))
@@ -93,6 +103,15 @@ def memory_shortage(need: Need) -> MemoryShortage | None:
         if wanted > given.size:
             return MemoryShortage(_too_much(need, wanted, given, verb), given.remedy)
     return None
+
+
+def _too_much_to_plan(need: Need, memory: room.Room) -> str:
+    planned, mapped = format_size(need.planned, digits=3), format_size(need.source_mapped)
+    return (
+        f"a table of all pages of {mapped} takes {planned} of memory, and"
+        f" {format_size(memory.size, digits=3)} can be had here now: {memory.limited_by};"
+        " use smaller blocks, or free memory"
+    )
 
 
 def _too_much(need: Need, wanted: int, given: room.Room, verb: str) -> str:
@@ -156,6 +175,12 @@ def _runs_at_source(scenario: Scenario) -> bool:
     flip = scenario.migration.flip_at
     position = flip.position
     return flip.after_ns is not None or bool(position and (position.accesses or position.share))
+
+
+def _any_synthetic(scenario: Scenario) -> bool:
+    traces = scenario.guest.trace
+    every = traces if isinstance(traces, tuple) else (traces,)
+    return any(isinstance(trace, SyntheticTrace) for trace in every)
 
 
 def _together(scenario: Scenario, source: int, destination: int) -> int:

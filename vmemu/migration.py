@@ -49,6 +49,7 @@ from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.ramblock import RAMBlock
 from vmemu.recipe import Recipe
+from vmemu.refusedpage import explained
 from vmemu.runstate import Phase, Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
@@ -513,7 +514,11 @@ class Migration:
     # ---- the way out ----
 
     def _explain(self, error: MigrationError) -> MigrationError:
-        """Add what only the owner of the source process knows: how it ended."""
+        """Add what only the owner of memory and of the source process knows: why a page got no
+        memory, how the source ended."""
+        if self.run_state.memory is not None:
+            error = explained(error, self.run_state.memory.blocks)
+            self.scenario.locate(error)
         if isinstance(error, PeerGone) and self._source is not None:
             self._source.process.join(PATIENCE_S / 5)
             ended = self._source.describe_end()

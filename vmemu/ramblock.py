@@ -11,7 +11,6 @@ import enum
 import errno
 import mmap
 import os
-import resource
 import shlex
 import time
 from bisect import bisect_right
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmemu import core, hugepages, reservation
+from vmemu import addressspace, core, hugepages, reservation
 from vmemu.errors import CoreError, HostError, InputError, VmemuError
 from vmemu.meminfo import meminfo
 from vmemu.units import format_size
@@ -29,6 +28,8 @@ BASE_PAGE = os.sysconf("SC_PAGESIZE")
 _THP_SIZE = (
     2 << 20
 )  # where a transparent hugepage could begin; a mapping aligned to it can hold whole ones
+
+_LARGEST_FILE = (1 << 63) - 1
 
 
 class Backing(enum.Enum):
@@ -77,11 +78,13 @@ class RAMBlock:
         """Map the block, empty; hugepages are reserved now, so that a shortage is an error here and
         nowhere else.
 
-        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken),
-        ValueError (it is mapped already). Nothing is left behind by a failure.
+        Raises HugepageShortage, HostError (this host can't), InputError (the path is taken, the
+        size is no whole number of pages), ValueError (it is mapped already). Nothing is left behind
+        by a failure.
         """
         if self.address:
             raise ValueError(f"block {self.name} is mapped already")
+        self._check_size()
         if self.hugetlb:
             hugepages.pool(self.page_size)
         try:
@@ -93,11 +96,34 @@ class RAMBlock:
             self._close()
             raise self._map_error(error) from error
 
+    def _check_size(self) -> None:
+        size, page = format_size(self.size), format_size(self.page_size)
+        if self.size <= 0 or self.size % self.page_size:
+            what = f"block {self.name}: {size} is no whole number of pages of {page}"
+            raise InputError(what).about(self.name, "size")
+        if self.size > _LARGEST_FILE:
+            what = f"{size} can't be mapped: no process addresses that much; use smaller blocks"
+            raise self._host_error("size", what)
+
     def _map_descriptor(self) -> None:
         address = core.ffi.new("uint64_t *")
         alignment = max(self.page_size, _THP_SIZE)
         core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
         self.address = address[0]
+
+    @property
+    def device(self) -> int | None:
+        """The file system that the block's file lies on, as ``st_dev``; None without a file."""
+        return None if self._fd < 0 else os.fstat(self._fd).st_dev
+
+    def space(self) -> tuple[int, int] | None:
+        """(free, all) bytes of that file system; None without a file, or where it has no limit."""
+        if self._fd < 0:
+            return None
+        space = os.fstatvfs(self._fd)
+        if not space.f_blocks:
+            return None
+        return space.f_bavail * space.f_bsize, space.f_blocks * space.f_bsize
 
     def share(self) -> int:
         """A descriptor of the block's memory, for another process to ``attach``; the caller closes
@@ -119,13 +145,34 @@ class RAMBlock:
             raise self._map_error(error) from error
 
     def _map_error(self, error: CoreError | OSError) -> VmemuError:
+        what = f"{format_size(self.size)} can't be mapped: {os.strerror(error.errno or 0)}"
+        if error.errno == errno.ENOMEM and (limit := _mapping_limit(self.size)):
+            return self._host_error("size", f"{what}; {limit[0]}", limit[1])
         if self.hugetlb and error.errno in (errno.ENOMEM, errno.ENOSPC):
+            if self._mount_is_full():
+                return self._no_room(hugepages.filesystem_of(self.path or "")[1])
             short = hugepages.shortage(f"block {self.name}", self.page_size, self.pages)
             return short.about(self.name, "size")
-        what = f"{format_size(self.size)} can't be mapped: {os.strerror(error.errno or 0)}"
         if error.errno == errno.ENOMEM:
             what += f"; {_memory_advice()}"
         return self._host_error("size", what)
+
+    def _mount_is_full(self) -> bool:
+        """Whether the mount has no room for what the block's file lacks, and the pool would."""
+        space = self.space()
+        if space is None:
+            return False
+        lacking = self.size - os.fstat(self._fd).st_blocks * 512
+        return space[0] < lacking <= hugepages.pool(self.page_size).obtainable * self.page_size
+
+    def _no_room(self, mount: str) -> VmemuError:
+        free, total = self.space() or (0, 0)
+        return self._host_error(
+            "path",
+            f"{self.path} has lost pages to somebody who has filled {mount}:"
+            f" {format_size(free, digits=3)} free of {format_size(total, digits=3)};"
+            f" remove what lies there, or leave path out for a memfd",
+        )
 
     def _host_error(self, key: str, what: str, remedy: str = "") -> HostError:
         return HostError(f"block {self.name}: {what}", remedy).about(self.name, key)
@@ -206,10 +253,10 @@ class RAMBlock:
     def _check_room(self, mount: str, names: Sequence[str], size: int) -> None:
         """A mount may be smaller than the machine's memory, and a touch that finds it full is a
         SIGBUS."""
-        room = os.statvfs(mount)
-        if not room.f_blocks or room.f_bavail * room.f_bsize >= size:
+        space = os.statvfs(mount)
+        total, free = space.f_blocks * space.f_bsize, space.f_bavail * space.f_bsize
+        if not total or free >= size:
             return
-        total, free = room.f_blocks * room.f_bsize, room.f_bavail * room.f_bsize
         who = f" by blocks {', '.join(names)} together" if len(names) > 1 else ""
         what = (
             f"{format_size(size)} are needed{who}, and {mount} has "
@@ -319,11 +366,29 @@ class RAMBlock:
             )
 
 
+_MAPPINGS = 3
+"""The most that a block takes while it is mapped: in a hole of its own, to be aligned."""
+
+
+def _mapping_limit(size: int) -> tuple[str, str] | None:
+    """What keeps this process from mapping ``size`` bytes of whatever kind, in words, and the
+    command that raises it, empty where there is none; None when nothing does."""
+    limit = addressspace.limit()
+    if limit is not None and size > limit.left:
+        return f"{limit.what} leaves {format_size(limit.left, digits=3)}", limit.remedy
+    maps, most = addressspace.maps_and_most()
+    if maps + _MAPPINGS > most:
+        return (
+            f"this process has {maps:,} mappings, and vm.max_map_count allows {most:,}",
+            f"sysctl vm.max_map_count={2 * most}",
+        )
+    if not addressspace.is_addressable(size):
+        return "the address space of a process has no room for it; use smaller blocks", ""
+    return None
+
+
 def _memory_advice() -> str:
     """How much memory a mapping could have had, and what would do."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        return f"this process may map {format_size(limit)} in all; raise that: ulimit -v unlimited"
     free = meminfo("MemAvailable:")
     if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
         free = min(free, max(0, meminfo("CommitLimit:") - meminfo("Committed_AS:")))

@@ -9,15 +9,16 @@ may take them, no file is made, and nothing is left when a process is killed.
   nobody who waits, but for the page of a hole that a stranger has taken. Who does not get it within
   some seconds goes on without: its holder may be stopped, and the kernel decides in the end.
 * the *line* (locks on ``free_hugepages``): who waits for pages comes in turn, so that one that
-  needs many is not starved by those that need few. Each stands at the offset that is its time of
-  arrival; it is first when nothing below that is locked.
+  needs many is not starved by those that need few. Each stands at the offset that its time of
+  arrival gives; it is first when nobody who is awake stands below that. Who waits shows that it is
+  by a beat; one that was stopped (SIGSTOP, a debugger, a frozen cgroup) is passed until it goes on.
 * *using* and *resizing* (flock on ``nr_hugepages``): nobody changes a pool's size under those who
   count on it, with a line of its own, so that those who come later let a resizer in.
 
-Nobody waits in a circle. Pools are locked in the order of their page sizes, each waited for in its
-own line alone. Who waits for pages has nothing yet, and stands in the lines of all their pools with
-one time of arrival. A container with a sysfs of its own does not share the locks; then what is left
-is the kernel's answer, which is asked again.
+Nobody waits in a circle, or for itself. Pools are locked in the order of their page sizes, each
+waited for in its own line alone. Who waits for pages has nothing yet, and stands in the lines of
+all their pools with one time of arrival. A container with a sysfs of its own does not share the
+locks; then what is left is the kernel's answer, which is asked again.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, TypeVar
 
-from vmemu import hugepages
-from vmemu.errors import HostError, HugepageShortage
+from vmemu import core, hugepages
+from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.units import counted, format_size
 
 Pause = Callable[[float], None]
@@ -51,6 +52,10 @@ _RESIZERS = "nr_overcommit_hugepages"
 _STEP_S = (0.002, 0.01)
 _BEAT_S = (0.02, 0.06)
 _FLOCK = struct.Struct("hhqqi4x")
+STILL_S = 3.0
+"""Seconds without a beat after which somebody in a line is taken for stopped: many beats, and more
+than it takes to ask the kernel for a page of 1 GiB, during which nobody beats."""
+_LONGEST_LOOK_S = 0.1
 _OUT_OF_TURN = 16
 """Beats after which the first in line asks the kernel whatever the pool's figures say: pages that a
 mount of hugetlbfs has set aside for itself (min_size) are in none of them."""
@@ -60,10 +65,12 @@ mount of hugetlbfs has set aside for itself (min_size) are in none of them."""
 
 
 class _Held(threading.local):
-    """The pools that this thread is changing: what it does inside is part of the same moment."""
+    """What this thread has of the pools: those that it is changing, as what it does inside is part
+    of the same moment; and those whose size it counts on or changes, with the kind of lock."""
 
     def __init__(self) -> None:
         self.sizes: frozenset[int] = frozenset()
+        self.sized: dict[int, int] = {}
 
 
 _held = _Held()
@@ -126,48 +133,62 @@ def _flock(stack: ExitStack, fd: int, operation: int) -> bool:
 
 
 class _Place:
-    """A place in the lines of some pools, by the time of arrival; a context manager."""
+    """A place in the lines of some pools, by the time of arrival; a context manager.
+
+    Two bytes of each line: the first is locked as long as it stands there, the second *beats*, as
+    it is locked and unlocked in turn. A process that is stopped keeps its locks, but beats no more.
+    """
 
     def __init__(self, page_sizes: Iterable[int], name: str) -> None:
         self._stack = ExitStack()
         opened = [_open(self._stack, size, name) for size in sorted(page_sizes)]
         self._fds = [fd for fd in opened if fd >= 0]
-        self._arrival = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._standing = False
+        self._at = 2 * time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._standing = self._beats = False
+        self._watched: list[dict[int, _Watched]] = [{} for _ in self._fds]
 
     def stand(self) -> None:
         """Stand in line, at the place that the time of arrival gives."""
         if not self._standing:
-            self._set(fcntl.F_RDLCK)
+            self._set(fcntl.F_RDLCK, self._at)
             self._standing = True
+
+    def beat(self) -> None:
+        """Show those behind that it still waits; to be called again and again."""
+        if self._standing:
+            self._beats = not self._beats
+            self._set(fcntl.F_RDLCK if self._beats else fcntl.F_UNLCK, self._at + 1)
 
     def step_aside(self) -> None:
         """Let the others pass."""
         if self._standing:
-            self._set(fcntl.F_UNLCK)
-            self._standing = False
+            self._set(fcntl.F_UNLCK, self._at, 2)
+            self._standing = self._beats = False
 
     @property
     def first(self) -> bool:
-        """Whether nobody who stands in these lines came earlier."""
-        return not any(self._taken(fd, 0, self._arrival) for fd in self._fds)
+        """Whether nobody stands in these lines who came earlier, and was seen to beat, or not for
+        ``STILL_S`` seconds watched by this property."""
+        now = time.monotonic()
+        lines = zip(self._fds, self._watched, strict=True)
+        still = [
+            self._all_still(fd, watched, now) for fd, watched in lines
+        ]  # every line is looked at
+        return all(still)
 
-    def _set(self, kind: int) -> None:
+    def _all_still(self, fd: int, watched: dict[int, _Watched], now: float) -> bool:
+        ahead = dict(_standing(fd, self._at))
+        for place in watched.keys() - ahead.keys():
+            del watched[place]
+        for place, beats in ahead.items():
+            watched.setdefault(place, _Watched(beats, now)).look(beats, now)
+        return all(one.still_s >= STILL_S for one in watched.values())
+
+    def _set(self, kind: int, start: int, length: int = 1) -> None:
         for fd in self._fds:
             with suppress(OSError):  # a file system without such locks has no line
-                wanted = _FLOCK.pack(kind, os.SEEK_SET, self._arrival, 1, 0)
+                wanted = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
-
-    @staticmethod
-    def _taken(fd: int, start: int, length: int) -> bool:
-        # Locks for reading are enough, and all that a descriptor for reading may take; but what
-        # is in the way of one for writing may be asked of any.
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-        try:
-            found = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
-        except OSError:
-            return False
-        return bool(found[0] != fcntl.F_UNLCK)
 
     def __enter__(self) -> _Place:
         return self
@@ -175,6 +196,49 @@ class _Place:
     def __exit__(self, *_: object) -> None:
         with self._stack:
             self.step_aside()
+
+
+class _Watched:
+    """Somebody ahead in a line, as one behind sees it."""
+
+    def __init__(self, beats: bool, now: float) -> None:
+        self.still_s = 0.0
+        self._beats = beats
+        self._looked = now
+
+    def look(self, beats: bool, now: float) -> None:
+        """Note what it does now. Of the time since the last look only some counts: whoever looks
+        may have been stopped as well, and sees the other as it was before both went on."""
+        self.still_s += min(now - self._looked, _LONGEST_LOOK_S)
+        if beats != self._beats:
+            self.still_s, self._beats = 0.0, beats
+        self._looked = now
+
+
+def _standing(fd: int, end: int) -> Iterator[tuple[int, bool]]:
+    """(place, whether its beat is locked) of all who stand in a line below ``end``."""
+    ranges = [(0, end)]
+    while ranges:
+        low, high = ranges.pop()
+        found = _locked_in(fd, low, high) if low < high else None
+        if found is not None:  # some lock in there, not the first one
+            start, length = found
+            place = start & ~1
+            if start == place:
+                yield place, length > 1
+            ranges += [(low, place), (place + 2, high)]
+
+
+def _locked_in(fd: int, low: int, high: int) -> tuple[int, int] | None:
+    """(start, length) of a lock of somebody else that reaches into [low, high)."""
+    # Locks for reading are enough, and all that a descriptor for reading may take; but what is in
+    # the way of one for writing may be asked of any.
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
+    try:
+        found = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+    except OSError:
+        return None
+    return None if found[0] == fcntl.F_UNLCK else (found[2], found[3])
 
 
 def take(
@@ -238,6 +302,7 @@ def _its_turn(place: _Place, pages: Mapping[int, int], beat: int) -> bool:
         place.step_aside()  # only another size of the pool would help
         return beat == 0
     place.stand()
+    place.beat()
     if not place.first:
         return False
     likely = all(pool is None or count <= pool.obtainable for pool, count in pools)
@@ -262,10 +327,12 @@ def hold(
 
     They are reserved by a mapping that nobody touches: given back at the end, by the kernel if the
     process is killed. Raises HugepageShortage when there are not enough after ``wait_s`` seconds,
-    HostError for a size that the host lacks.
+    HostError for a size that the host lacks, ValueError for no pages.
     """
-    for size in pages:
+    for size, count in pages.items():
         hugepages.pool(size)
+        if count < 1:
+            raise ValueError(f"{count} pages of {format_size(size)} can't be held")
     with take(pages, lambda: _mapped(pages), wait_s, pause):
         yield
 
@@ -274,23 +341,27 @@ def _mapped(pages: Mapping[int, int]) -> ExitStack:
     with ExitStack() as stack:
         for size, count in sorted(pages.items()):
             try:
-                stack.enter_context(_untouched(size, count))
-            except OSError as error:
-                if error.errno not in (errno.ENOMEM, errno.ENOSPC):
+                _untouched(stack, size, count)
+            except (OSError, OverflowError, CoreError) as error:
+                if getattr(error, "errno", errno.ENOMEM) not in (errno.ENOMEM, errno.ENOSPC):
                     raise
                 raise hugepages.shortage("this process", size, count) from None
         return stack.pop_all()
 
 
-def _untouched(page_size: int, count: int) -> mmap.mmap:
-    shift = page_size.bit_length() - 1
-    flags = os.MFD_CLOEXEC | os.MFD_HUGETLB | shift << os.MFD_HUGE_SHIFT
-    fd = os.memfd_create("vmemu-held", flags)
+def _untouched(stack: ExitStack, page_size: int, count: int) -> None:
+    """Map so many pages until the end of the stack, for this process alone: whatever a process that
+    is forked meanwhile had of them, it would keep."""
+    shift, length = page_size.bit_length() - 1, count * page_size
+    address = core.ffi.new("uint64_t *")
+    fd = os.memfd_create("vmemu-held", os.MFD_CLOEXEC | os.MFD_HUGETLB | shift << os.MFD_HUGE_SHIFT)
     try:
-        os.ftruncate(fd, count * page_size)
-        return mmap.mmap(fd, count * page_size)
+        os.ftruncate(fd, length)
+        core.call(core.lib.vm_map, length, fd, page_size, address)
     finally:
         os.close(fd)
+    stack.callback(core.call, core.lib.vm_unmap, address[0], length)
+    core.call(core.lib.vm_advise, address[0], length, mmap.MADV_DONTFORK)
 
 
 @contextmanager
@@ -299,9 +370,9 @@ def using(
 ) -> Iterator[None]:
     """Nobody changes the size of these pools inside, if they do it by ``resizing``.
 
-    Not inside itself: a resizer that waits for the outer one keeps the inner one waiting.
-    Raises HostError when one is still being resized after ``wait_s`` seconds (None: as long as it
-    takes).
+    Inside itself or ``resizing`` of the same thread, it is part of that. Raises HostError when one
+    is still being resized after ``wait_s`` seconds (None: as long as it takes), ValueError inside
+    one of a larger size, as two that lock pools in different orders would wait for each other.
     """
     with _sized(page_sizes, fcntl.LOCK_SH, wait_s, pause):
         yield
@@ -312,14 +383,30 @@ def _sized(
     page_sizes: Iterable[int], operation: int, wait_s: float | None, pause: Pause
 ) -> Iterator[None]:
     deadline = math.inf if wait_s is None else time.monotonic() + wait_s
+    mine = _held.sized
     with ExitStack() as stack:
-        for size in sorted(set(page_sizes)):
+        for size in _not_yet_sized(mine, set(page_sizes), operation):
             if not _sized_one(stack, size, operation, deadline, pause):
                 raise HostError(
                     f"the pool of {format_size(size)} hugepages is still used or resized"
                     f" by others after {wait_s:g} s"
                 )
+            mine[size] = operation
+            stack.callback(mine.pop, size)
         yield
+
+
+def _not_yet_sized(mine: Mapping[int, int], page_sizes: set[int], operation: int) -> list[int]:
+    """The pools that are still to be locked by a thread that has ``mine``, in order."""
+    used = [size for size in page_sizes & mine.keys() if mine[size] == fcntl.LOCK_SH]
+    if used and operation == fcntl.LOCK_EX:
+        size = format_size(used[0])
+        raise ValueError(f"resizing the pool of {size} inside using it would wait for itself")
+    wanted = sorted(page_sizes - mine.keys())
+    if wanted and mine and wanted[0] < max(mine):
+        small, large = format_size(wanted[0]), format_size(max(mine))
+        raise ValueError(f"the pool of {small} has to be locked before that of {large}, not inside")
+    return wanted
 
 
 def _sized_one(
@@ -336,6 +423,7 @@ def _sized_one(
             if time.monotonic() >= deadline:
                 return False
             pause(random.uniform(*_STEP_S))
+            place.beat()
     return True
 
 
@@ -408,9 +496,11 @@ def resizing(
 ) -> Iterator[Resizer]:
     """Have the pool alone, to change its size; the size that it had comes back afterwards.
 
-    Waits for those inside ``using`` and for runs that have mapped pages. A process that is killed
-    inside gives the pool free, at the size that it has then. Raises HostError when it is still used
-    after ``wait_s`` seconds (None: as long as it takes), or the host has no such pages.
+    Waits for those inside ``using`` and for runs that have mapped pages; inside itself in the same
+    thread, it has what the outer one has. A process that is killed inside gives the pool free, at
+    the size that it has then. Raises HostError when it is still used after ``wait_s`` seconds
+    (None: as long as it takes), or the host has no such pages, ValueError inside ``using`` of the
+    same thread, and as that does.
     """
     hugepages.pool(page_size)
     with _sized([page_size], fcntl.LOCK_EX, wait_s, pause):

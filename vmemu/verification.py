@@ -42,7 +42,9 @@ class Verification:
 
     def run(self) -> None:
         """Compare all blocks. They must be complete: a missing page would stop the calling
-        thread."""
+        thread. Raises CoreError when there is no memory for a page that a balloon has given back.
+        """
+        self._populate()
         for index, block in enumerate(self._guest.blocks):
             marks = self._guest.block_marks(index)
             pointer = core.ffi.NULL
@@ -55,6 +57,14 @@ class Verification:
             core.lib.vm_verify_block(
                 self._verify, index, host, block.size, content, pointer, self._gone(index)
             )
+
+    def _populate(self) -> None:
+        """What a balloon has given back takes a page again when it is read; somebody else may have
+        filled its tmpfs since, and to read it would be a SIGBUS."""
+        maps = () if self._balloon is None else self._balloon.page_maps
+        for block, page_map in zip(self._guest.blocks, maps, strict=False):
+            if any(page_map):
+                core.call(core.lib.vm_populate_read, block.address, block.size)
 
     def _gone(self, index: int) -> Any:
         """The block's pages that a balloon has given back, a byte a host page."""

@@ -410,5 +410,5 @@ def test_a_tmpfs_that_others_fill_fails_the_run_and_kills_nobody(small_tmpfs):
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("failed UFFDIO_COPY at ")
-    assert "Cannot allocate memory" in done.stdout
+    assert done.stdout.startswith("failed test: blocks[0].path: block ram: page ")
+    assert "(UFFDIO_COPY: Cannot allocate memory)" in done.stdout

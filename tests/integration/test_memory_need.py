@@ -15,8 +15,9 @@ import pytest
 from support import MIB, Footprint, scenario, synthetic
 
 from vmemu.errors import HostError
-from vmemu.host.room import meminfo, memory_room
+from vmemu.host.room import memory_room
 from vmemu.hostcheck import Code, PostcopyUnsupported
+from vmemu.meminfo import meminfo
 from vmemu.memoryneed import PROCESS, memory_needed
 from vmemu.migration import Migration
 
@@ -71,6 +72,17 @@ def test_a_file_is_in_the_image_and_in_what_it_is_compared_with(tmp_path: Path):
     assert 9 * MIB <= need.destination < 10 * MIB
     flips = memory_needed(scenario(made, migration={"flip_at": "50%"}))
     assert flips.source == need.source + 6 * MIB
+
+
+def test_blocks_of_zeros_alone_that_are_too_large_to_plan_on_are_refused_before_it():
+    """They take no memory but the table of their pages, for which a run was killed."""
+    content = {"kind": "seeded", "zero_share": 1.0}
+    huge = {"backing": "hugetlbfs", "page_size": "2MiB"}
+    made = scenario([{"name": "a", "size": "64TiB", "content": content} | huge])
+    assert memory_needed(made).together == PROCESS
+    with pytest.raises(HostError) as caught:
+        Migration(made).run()
+    assert "a table of all pages of 64TiB takes 256GiB of memory, and " in caught.value.what
 
 
 def test_clients_are_processes_that_compare_too():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -58,6 +59,14 @@ def heard(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+def other_size() -> int:
+    """Of a pool that no test of the project uses."""
+    sizes = [size for size in hugepages.page_sizes() if size != HUGE]
+    if not sizes:
+        pytest.skip("this host has one size of hugepages")
+    return sizes[0]
+
+
 def killed(process: subprocess.Popen[str]) -> None:
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -77,6 +86,23 @@ def test_what_is_held_is_nobody_elses_and_comes_back(pool_alone: Resizer):
         assert "on_unavailable: {wait: 30s}" in str(caught.value)
     assert hugepages.pool(HUGE).available == 4
     assert before.left_by(Footprint.now()) == {}
+
+
+def test_what_is_held_is_not_kept_by_a_process_that_was_forked_meanwhile(pool_alone: Resizer):
+    pool_alone.resize(4)
+    reading, writing = os.pipe()
+    try:
+        with reservation.hold({HUGE: 3}):
+            child = os.fork()
+            if child == 0:  # lives on, with all that it was given
+                os.close(writing)
+                os.read(reading, 1)
+                os._exit(0)
+        assert hugepages.pool(HUGE).available == 4
+    finally:
+        os.close(writing)
+        os.close(reading)
+    os.waitpid(child, 0)
 
 
 def test_waiting_is_no_advice_where_it_would_not_help(pool_alone: Resizer):
@@ -153,17 +179,69 @@ def test_who_is_killed_leaves_all_to_the_others(pool_alone: Resizer, what):
 
 def test_a_killed_resizer_lets_the_others_in(pool_alone: Resizer):
     """In a pool that nobody uses: the sizes that are not in use here have one as well."""
-    sizes = [size for size in hugepages.page_sizes() if size != HUGE]
-    if not sizes:
-        pytest.skip("this host has one size of hugepages")
-    with python(KILLED["resizing"].replace("HUGE", str(sizes[0]))) as process:
+    size = other_size()
+    with python(KILLED["resizing"].replace("HUGE", str(size))) as process:
         assert heard(process) == "in"
-        soon = reservation.using(sizes[:1], wait_s=0)
+        soon = reservation.using([size], wait_s=0)
         with pytest.raises(HostError, match="still used or resized"), soon:
             pass
         killed(process)
-    with reservation.using(sizes[:1], wait_s=60):
+    with reservation.using([size], wait_s=60):
         pass
+
+
+# ---- stopped ----
+
+WAITING = """
+def pause(s):
+    say('in')
+    time.sleep(s)
+
+with reservation.hold({HUGE: 4}, 600, pause):
+    say('got it')
+"""
+
+
+def test_a_waiter_that_is_stopped_keeps_nobody_waiting_and_is_served_when_it_goes_on(
+    pool_alone: Resizer,
+):
+    pool_alone.resize(4)
+    with ExitStack() as stack:
+        held = stack.enter_context(ExitStack())
+        held.enter_context(reservation.hold({HUGE: 1}))
+        process = stack.enter_context(python(WAITING))
+        assert heard(process) == "in"
+        os.kill(process.pid, signal.SIGSTOP)
+        with reservation.hold({HUGE: 3}, wait_s=600):  # longer than the test may take
+            pass
+        os.kill(process.pid, signal.SIGCONT)
+        held.close()
+        while (said := heard(process)) == "in":
+            pass
+        assert said == "got it"
+        assert process.wait() == 0
+
+
+USER = "with reservation.using([int(sys.argv[1])], wait_s=60):\n  say('used')"
+RESIZER = """
+def pause(s):
+    say('in')
+    time.sleep(s)
+
+with reservation.resizing(int(sys.argv[1]), pause=pause):
+    say('got it')
+"""
+
+
+def test_a_resizer_that_is_stopped_while_it_waits_keeps_no_user_out(pool_alone: Resizer):
+    size = other_size()
+    with ExitStack() as stack:
+        stack.enter_context(reservation.using([size]))
+        process = stack.enter_context(python(RESIZER, str(size)))
+        assert heard(process) == "in"
+        os.kill(process.pid, signal.SIGSTOP)
+        with python(USER, str(size)) as user:
+            assert heard(user) == "used"
 
 
 # ---- the moments in which pages change hands ----
@@ -218,6 +296,42 @@ def test_a_discard_gives_its_pages_to_nobody(pool_alone: Resizer, monkeypatch):
             assert ended(thief) == 0
         for page in range(4):
             block.write(page * HUGE, b"x")
+
+
+class Filling(SlowHoles):
+    """The core, and somebody who takes what is free on a mount as soon as there is a hole."""
+
+    def __init__(self, real: Any, mount: Path) -> None:
+        super().__init__(real)
+        self._file = mount / "somebodys"
+
+    def vm_punch_hole(self, *arguments: Any) -> int:
+        result: int = self._real.vm_punch_hole(*arguments)
+        with self._file.open("x+b") as file:
+            file.truncate(HUGE)
+            with mmap.mmap(file.fileno(), HUGE):
+                pass  # the file keeps the reservation
+        return result
+
+
+def test_a_mount_that_others_fill_is_told_where_the_pool_has_pages(
+    own_mounts: None, pool_alone: Resizer, tmp_path: Path, monkeypatch
+):
+    pool_alone.resize(8)
+    size = ["-o", f"pagesize=2M,size={4 * HUGE}"]
+    subprocess.run(["mount", "-t", "hugetlbfs", *size, "none", tmp_path], check=True)
+    monkeypatch.setattr(reservation, "PATIENCE_S", 0.05)
+    with MemoryManager([huge(pages=4, path=f"{tmp_path}/huge")]) as memory:
+        memory.map()
+        for page in range(4):  # a hole where no page is keeps its reservation
+            memory.blocks[0].write(page * HUGE, b"x")
+        monkeypatch.setattr(core, "lib", Filling(core.lib, tmp_path))
+        with pytest.raises(HostError) as caught:
+            memory.blocks[0].discard()
+    assert f"{tmp_path}/huge has lost pages to somebody who has filled {tmp_path}" in str(
+        caught.value
+    )
+    assert "free of 8MiB" in str(caught.value)
 
 
 PROVER = """
@@ -302,20 +416,47 @@ def test_eight_at_once_on_a_pool_for_two(pool_alone: Resizer, mode):
     assert (pool.free, pool.reserved, pool.surplus) == (8, 0, 0)
 
 
+@pytest.mark.usefixtures("userfault")
+def test_containers_that_share_their_mounts_never_meet_on_a_name(
+    own_mounts: None, pool_alone: Resizer, tmp_path: Path
+):
+    """Each is process 1 of its own, with the same scenario and the same paths."""
+    pool_alone.resize(8)
+    for name, words in (("huge", ["hugetlbfs", "-o", "pagesize=2M"]), ("shm", ["tmpfs"])):
+        (tmp_path / name).mkdir()
+        subprocess.run(["mount", "-t", *words, "none", tmp_path / name], check=True)
+    blocks = [
+        {"name": "huge", "size": "4MiB", "backing": "hugetlbfs", "page_size": "2MiB"},
+        {"name": "shm", "size": "1MiB", "backing": "shared"},
+    ]
+    for block in blocks:
+        block["path"] = str(tmp_path / block["name"] / "same")
+    trace = {"synthetic": {"kind": "uniform", "accesses": 2000}}
+    document = {"name": "same", "blocks": blocks, "guest": {"vcpus": 1, "trace": trace}}
+    (tmp_path / "same.yaml").write_text(json.dumps(document | {"on_unavailable": {"wait": "90s"}}))
+    contained = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    vmemu = [sys.executable, "-P", "-m", "vmemu", "run", str(tmp_path / "same.yaml"), "--quiet"]
+    runs = [
+        subprocess.Popen([*contained, *vmemu], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for run in runs:
+        assert run.communicate()[1] == ""
+        assert run.returncode == 0
+    assert os.listdir(tmp_path / "huge") == os.listdir(tmp_path / "shm") == []
+
+
 # ---- who resizes ----
 
 
 def test_who_resizes_waits_for_a_run_that_has_its_memory(pool_alone: Resizer):
     """Shown on a pool of another size, as this one is held by the test."""
-    sizes = [size for size in hugepages.page_sizes() if size != HUGE]
-    if not sizes:
-        pytest.skip("this host has one size of hugepages")
+    size = other_size()
     run = reservation.Tenancy()
-    run.begin(sizes[:1])
-    with pytest.raises(HostError, match="still used"), reservation.resizing(sizes[0], wait_s=0):
+    run.begin([size])
+    with pytest.raises(HostError, match="still used"), reservation.resizing(size, wait_s=0):
         pass
     run.end()
-    with reservation.resizing(sizes[0], wait_s=60):
+    with reservation.resizing(size, wait_s=60):
         pass
 
 

@@ -32,7 +32,7 @@ from supervised import (
 )
 from support import HUGE
 
-from vmemu import hugepages
+from vmemu import hugepages, unfinished
 from vmemu.jobs import supervised
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
 from vmemu.reservation import Resizer
@@ -164,6 +164,24 @@ def test_a_result_of_a_run_before_is_never_taken_for_this_ones(tmp_path):
     outcome = outcome_of(Job(tmp_path / "none.yaml"), tmp_path)
     assert (outcome.status, outcome.result) == ("refused", None)
     assert not outcome.result_file.exists() and not outcome.events_file.exists()
+
+
+def test_an_output_in_part_goes_with_its_run_and_nobody_elses_does(tmp_path):
+    """A container that shares the directory may have a run of the same process number."""
+    mine = [
+        Path(unfinished.temporary(f"{tmp_path}/run{end}")) for end in (".json", ".events.jsonl")
+    ]
+    others = Path(unfinished.temporary(f"{tmp_path}/run2.json"))
+    with SupervisedRun(Job(scenario_file(tmp_path)), tmp_path) as run:
+        mine[1].touch()  # of a run before that was killed together with its owner
+        run.start()
+        assert run._process is not None
+        same_number = tmp_path / f".vmemu-{run._process.pid}-00000000.tmp"
+        for file in (mine[0], others, same_number):
+            file.touch()
+        run.kill()
+    assert not any(file.exists() for file in mine)
+    assert others.exists() and same_number.exists()
 
 
 def test_a_result_in_part_is_none(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -269,3 +270,11 @@ def _copy_without_waking(fd: int, address: int, data: bytes) -> None:
     source = ctypes.create_string_buffer(data, len(data))
     request = struct.pack("<QQQQq", address, ctypes.addressof(source), len(data), 1, 0)
     fcntl.ioctl(fd, 0xC028AA03, request)
+
+
+def test_whether_opening_kills_is_found_out_where_children_that_end_are_nobodys_concern():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert core.call(core.lib.vm_uffd_open_kills, int(How.USER_MODE_ONLY)) == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)

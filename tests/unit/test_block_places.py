@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,7 +144,42 @@ def test_too_little_memory_says_how_much_there_is(monkeypatch: pytest.MonkeyPatc
     assert error.key == "size"
     limits = (64 * MIB, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
-    assert "this process may map 64MiB in all" in str(refused(anonymous(pages=1024)))
+    error = refused(anonymous(pages=1024))
+    assert "Cannot allocate memory; RLIMIT_AS of this process leaves 0B" in error.what
+    assert error.remedy == "ulimit -S -v unlimited"
+
+
+CROWDED = """
+import mmap
+from support import HUGE, block_of
+from vmemu.errors import HostError
+block = block_of(sys.argv[1])
+kept = []
+try:
+    while True:
+        kept.append(mmap.mmap(-1, 4096))
+except OSError:
+    pass
+try:
+    block.map()
+except HostError as error:
+    kept.clear()
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "hugetlbfs"])
+def test_a_process_with_as_many_mappings_as_it_may_have_is_told_so(backing: str) -> None:
+    """No memory is short, and no hugepages: ENOMEM is the kernel's word for this as well."""
+    if backing == "hugetlbfs" and HUGE not in hugepages.page_sizes():
+        pytest.skip("this host has no hugepages of 2 MiB")
+    words = [sys.executable, "-c", "import sys\n" + CROWDED, backing]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    said = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("HostError block ")
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    assert f"mappings, and vm.max_map_count allows {most:,}" in said
+    assert said.endswith(f"; mend it with: sysctl vm.max_map_count={2 * most}\n")
 
 
 def test_a_shortage_names_its_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import HUGE, anonymous, huge, mapped_at, shared
+from support import HUGE, MIB, anonymous, huge, mapped_at, shared
 
 from vmemu import hugepages
 from vmemu.errors import HostError, InputError
-from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
+from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock, RAMList
 
 SIZE = 16 * BASE_PAGE
 BOTH = pytest.mark.parametrize("make", [anonymous, shared])
@@ -270,6 +270,28 @@ def test_a_size_that_cannot_be_mapped_is_a_host_error(make):
         block.map()
     assert os.listdir("/proc/self/fd") == before
     assert block.address == 0
+
+
+def _of(backing: Backing, size: int) -> RAMBlock:
+    return RAMBlock("b", backing, size, 2 * MIB if backing is Backing.HUGETLBFS else BASE_PAGE)
+
+
+@pytest.mark.parametrize("size", [1 << 47, 1 << 62, 1 << 63, (1 << 64) - 2 * MIB, 1 << 70])
+@pytest.mark.parametrize("backing", Backing)
+def test_no_size_is_too_large_for_an_error_in_words(backing, size):
+    before = os.listdir("/proc/self/fd")
+    if backing is Backing.HUGETLBFS and HUGE not in hugepages.page_sizes():
+        pytest.skip("this host has no hugepages of 2 MiB")
+    with pytest.raises(HostError, match=r"can't be mapped: .*address"):
+        _of(backing, size).map()
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("size", [0, 4097])
+@pytest.mark.parametrize("backing", Backing)
+def test_a_size_that_is_no_number_of_pages_is_wrong_input(backing, size):
+    with pytest.raises(InputError, match=r"block b: \w+ is no whole number of pages of"):
+        _of(backing, size).map()
 
 
 def test_no_descriptor_left_is_a_host_error():

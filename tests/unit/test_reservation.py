@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from support import HUGE
 
 from vmemu import hugepages, reservation
 from vmemu.errors import HostError, HugepageShortage
-from vmemu.reservation import _Place
+from vmemu.reservation import Resizer, _Place
 
 GIGA = 1 << 30
 FIGURES = ("nr", "free", "resv", "surplus", "nr_overcommit")
@@ -213,6 +213,46 @@ def test_one_that_needs_many_is_not_passed_by_those_that_need_few(pools):
     assert pools.taken == ["many", "few"]
 
 
+def test_one_that_does_not_beat_is_passed_after_a_time_and_waited_for_again_when_it_does(
+    pools, monkeypatch
+):
+    clock = [0.0]
+    monkeypatch.setattr(reservation.time, "monotonic", lambda: clock[0])
+    with ExitStack() as stack:
+        stopped, awake, mine = (
+            stack.enter_context(_Place([HUGE, GIGA], "free_hugepages")) for _ in range(3)
+        )
+        for place in (stopped, awake, mine):
+            place.stand()
+
+        def look(beats: int, *, step_s: float = 0.05) -> bool:
+            first = False
+            for _ in range(beats):
+                clock[0] += step_s
+                awake.beat()
+                first = mine.first
+            return first
+
+        enough = int(reservation.STILL_S / 0.05) + 2
+        assert not look(enough)  # one is passed, and the other beats
+        awake.step_aside()
+        assert mine.first
+        stopped.beat()
+        assert not mine.first
+        assert not look(3, step_s=reservation.STILL_S)  # I was stopped too, and saw nothing
+        assert look(enough)
+
+
+def test_nobody_sees_how_long_one_was_still_whom_he_did_not_watch(pools):
+    with _Place([HUGE], "free_hugepages") as earlier, _Place([HUGE], "free_hugepages") as late:
+        earlier.stand()
+        time.sleep(0.01)
+        late.stand()
+        assert earlier.first and not late.first
+        earlier.step_aside()
+        assert late.first
+
+
 def test_who_needs_more_than_the_pool_has_lets_others_pass_and_keeps_its_place(pools):
     waits = threading.Event()
 
@@ -354,6 +394,55 @@ def test_who_waits_for_one_pool_stands_in_nobodys_way_at_another(pools):
     user.join()
 
 
+def test_who_has_the_pool_alone_may_use_it_and_resize_it_inside(pools):
+    with reservation.resizing(HUGE, pause=pytest.fail):
+        with reservation.using([HUGE, GIGA], pause=pytest.fail):
+            pass
+        with reservation.resizing(HUGE, pause=pytest.fail):
+            pass
+        other = elsewhere(lambda: ExitStack().enter_context(reservation.using([HUGE])))
+        other.join(0.2)
+        assert other.is_alive()  # what is inside ended, and nobody else was let in
+    other.join()
+
+
+def test_who_uses_a_pool_uses_it_inside_whoever_waits_to_resize_it(pools):
+    waits = threading.Event()
+
+    def pause(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    with reservation.using([HUGE]):
+        resizer = elsewhere(lambda: ExitStack().enter_context(_resizing(pause)))
+        waits.wait()
+        with reservation.using([HUGE], pause=pytest.fail):
+            pass
+        assert resizer.is_alive()
+    resizer.join()
+
+
+def _resizing(pause: Callable[[float], None]) -> AbstractContextManager[Resizer]:
+    return reservation.resizing(HUGE, pause=pause)
+
+
+def test_what_could_only_wait_for_itself_or_in_a_circle_is_refused_at_once(pools):
+    with (
+        reservation.using([HUGE]),
+        pytest.raises(ValueError, match="pool of 2MiB inside using it would wait for itself"),
+        reservation.resizing(HUGE, pause=pytest.fail),
+    ):
+        pass
+    with (
+        reservation.resizing(GIGA),
+        pytest.raises(ValueError, match="2MiB has to be locked before that of 1GiB"),
+        reservation.using([HUGE], pause=pytest.fail),
+    ):
+        pass
+    with reservation.resizing(HUGE, wait_s=0), reservation.resizing(GIGA, wait_s=0):
+        pass
+
+
 def test_a_run_tells_resizers_to_wait_but_never_waits_itself(pools):
     run, late = reservation.Tenancy(), reservation.Tenancy()
     run.begin([HUGE])
@@ -425,3 +514,4 @@ def test_a_pool_that_does_not_get_its_size_is_told_with_figures(pools):
 def _no_lock_is_left() -> Iterator[None]:
     yield
     assert reservation._held.sizes == frozenset()
+    assert reservation._held.sized == {}

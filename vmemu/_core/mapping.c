@@ -4,6 +4,11 @@
 #include <fcntl.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 
 int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struct vm_error *err)
 {
@@ -54,6 +59,38 @@ int vm_cover(uint64_t address, uint64_t length, struct vm_error *err)
     return mmap(at, length, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED
                ? vm_fail_errno(err, "mmap of ordinary memory", address)
                : 0;
+}
+
+/* The address of the first page that is not there: the kernel says only that there is one. */
+static uint64_t first_missing(uint64_t address, uint64_t length)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = address + length;
+
+    while (address + page < end &&
+           madvise((void *)(uintptr_t)address, page, MADV_POPULATE_READ) == 0) {
+        address += page;
+    }
+    return address;
+}
+
+int vm_populate_read(uint64_t address, uint64_t length, struct vm_error *err)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    int errnum;
+
+    if (madvise((void *)(uintptr_t)address, length, MADV_POPULATE_READ) == 0) {
+        return 0;
+    }
+    if (errno != EINVAL) {
+        errnum = errno;
+        address = first_missing(address, length);
+        errno = errnum;
+        return vm_fail_errno(err, "MADV_POPULATE_READ", address);
+    }
+    for (uint64_t at = 0; at < length; at += page) { /* a kernel before 5.14 */
+        (void)*(const volatile uint8_t *)(uintptr_t)(address + at);
+    }
+    return 0;
 }
 
 int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err)

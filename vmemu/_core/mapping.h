@@ -18,6 +18,12 @@ int vm_map(uint64_t length, int fd, uint64_t alignment, uint64_t *address, struc
  * hugepage that is withheld, would be a SIGBUS.
  */
 int vm_cover(uint64_t address, uint64_t length, struct vm_error *err);
+/*
+ * Have whole pages of 4 KiB and more there, with zeros where nothing was. Where there is no memory
+ * for one this is an error, with its address, and a touch would be a SIGBUS: on a tmpfs that is
+ * full, or a hugepage that is withheld. Not for registered memory.
+ */
+int vm_populate_read(uint64_t address, uint64_t length, struct vm_error *err);
 int vm_unmap(uint64_t address, uint64_t length, struct vm_error *err);
 int vm_advise(uint64_t address, uint64_t length, int advice, struct vm_error *err);
 /* Give the bytes of the file back; what is read there afterwards is zeros, or a userfault. */

@@ -10,6 +10,7 @@
 
 #include "access.h"
 #include "incoming.h"
+#include "mapping.h"
 #include "util.h"
 
 /* 1 when all bytes are read, 0 when told to quit, -1 on failure. */
@@ -41,7 +42,9 @@ static int read_all(struct vm_incoming *in, void *buffer, uint64_t length, struc
             if (errno == EINTR || errno == EAGAIN) {
                 continue;
             }
-            return vm_fail_errno(err, "main channel", 0);
+            /* EFAULT: the page that is read into gets no memory, such as on a tmpfs that is full.
+             */
+            return vm_fail_errno(err, "main channel", errno == EFAULT ? (uintptr_t)to : 0);
         }
         to += got;
         length -= (uint64_t)got;
@@ -77,10 +80,7 @@ static int check_precopy(const struct vm_ram *ram, const struct vm_header *h, st
     return 0;
 }
 
-/*
- * A page of zeros has to be there as well: registered later, one that was never touched would be
- * missing. Reading it makes it present; only what was something else before is written.
- */
+/* Only what was something else before is written. The page is there: see vm_populate_read. */
 static void make_zero(uint64_t host)
 {
     const volatile uint64_t *word = (const volatile uint64_t *)(uintptr_t)host;
@@ -105,7 +105,16 @@ static int take_pages(struct vm_incoming *in, const struct vm_header *h, struct 
     uint64_t first = h->offset >> VM_PAGE_SHIFT;
     bool zero = h->type == VM_MSG_PRECOPY_ZERO;
 
-    if (!zero) {
+    if (zero) {
+        /*
+         * A page of zeros has to be there as well: registered later, one that was never touched
+         * would be missing. Touched here, one that the kernel has no memory for would be a SIGBUS.
+         */
+        if (vm_populate_read(block->host + h->offset, (uint64_t)h->pages << VM_PAGE_SHIFT, err) <
+            0) {
+            return -1;
+        }
+    } else {
         int rc = read_all(in, (void *)(uintptr_t)(block->host + h->offset), h->length, err);
 
         if (rc != 1) {

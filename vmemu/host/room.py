@@ -6,14 +6,13 @@ all limits is asked before anything is mapped.
 
 from __future__ import annotations
 
-import resource
 from dataclasses import dataclass
-from pathlib import Path
 
+from vmemu import addressspace
 from vmemu.host import cgroups
 from vmemu.host.files import HostFiles
 from vmemu.meminfo import meminfo
-from vmemu.privilege import as_root, raise_limit
+from vmemu.privilege import as_root
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,6 @@ def commit_room() -> Room | None:
 
 
 def address_room() -> Room | None:
-    """What this process, or one that it starts, may still map (RLIMIT_AS, RLIMIT_DATA); None
-    without a limit."""
-    words = Path("/proc/self/statm").read_text().split()
-    statm = [int(word) * resource.getpagesize() for word in words]
-    rooms = []
-    for name, limit, used in (
-        ("RLIMIT_AS", resource.RLIMIT_AS, statm[0]),
-        ("RLIMIT_DATA", resource.RLIMIT_DATA, statm[5]),
-    ):
-        soft, hard = resource.getrlimit(limit)
-        if soft != resource.RLIM_INFINITY:
-            most = None if hard == resource.RLIM_INFINITY else hard
-            remedy = raise_limit(name.removeprefix("RLIMIT_").lower(), None, most)
-            rooms.append(Room(max(0, soft - used), f"{name} of this process", remedy))
-    return min(rooms, key=lambda room: room.size, default=None)
+    """What this process, or one that it starts, may still map; None without a limit."""
+    limit = addressspace.limit()
+    return None if limit is None else Room(*limit)

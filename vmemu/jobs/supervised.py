@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from vmemu import unfinished
 from vmemu.childprocess import signal_name
 from vmemu.jobs import group, stuck
 from vmemu.jobs.lifeline import Lifeline
@@ -141,8 +142,8 @@ class SupervisedRun:
     def start(self) -> None:
         """Start the process, once. Raises OSError when that can't be, and then nothing is left."""
         assert self._process is None
-        for file in self._files():
-            file.unlink(missing_ok=True)  # of a run before, and never to be taken for this one's
+        for file in self._files():  # of a run before, and never to be taken for this one's
+            _remove(file, *unfinished.left_of(file))
         self._started = time.monotonic()
         self._lifeline = Lifeline()
         try:
@@ -245,8 +246,8 @@ class SupervisedRun:
         self._lifeline.cut()
         code = self._process.wait() if self._ends_within(PATIENCE_S) else None
         group.await_end(self._process.pid, PATIENCE_S)
-        for file in self.result_file.parent.glob(f".vmemu-{self._process.pid}-*.tmp"):
-            file.unlink(missing_ok=True)  # an output that was not yet whole
+        for file in self._files():
+            _remove(*unfinished.left_of(file))
         return code
 
     def _give_up(self) -> Outcome:
@@ -341,14 +342,18 @@ class SupervisedRun:
         fd, self._pidfd = self._pidfd, -1
         os.close(fd)
         if self._outcome.ok and not self._keep:
-            for file in self._files():
-                file.unlink(missing_ok=True)
+            _remove(*self._files())
         elif self._errors_file.exists() and self._errors_file.stat().st_size == 0:
             self._errors_file.unlink()
         return self._outcome
 
     def _files(self) -> tuple[Path, ...]:
         return self.result_file, self.events_file, self._errors_file
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _stopped(result: dict[str, Any]) -> Iterator[str]:

@@ -10,14 +10,14 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vmemu.errors import CoreError, HostError, InputError, VmemuError
+from vmemu import unfinished
+from vmemu.errors import CoreError, HostError, InputError, PageRefused, VmemuError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def _error(error: BaseException | None) -> Document:
     if isinstance(error, KeyboardInterrupt):
         return {"kind": "interrupted", "message": str(error) or "interrupted"}
     described: Document = {"kind": getattr(error, "kind", "internal"), "message": str(error)}
-    if isinstance(error, HostError):
+    if isinstance(error, (HostError, PageRefused)):
         described["remedy"] = error.remedy
     if isinstance(error, CoreError):
         described |= {
@@ -494,8 +494,7 @@ def silence(stream: TextIO) -> None:
 
 def _replace(path: str, text: str) -> None:
     """Write a new file next to ``path`` and rename it; its mode is 0666 less the umask."""
-    directory = os.path.dirname(path)
-    temporary = os.path.join(directory, f".vmemu-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = unfinished.temporary(path)
     try:
         with open(temporary, "x", encoding="utf-8") as file:
             file.write(text)

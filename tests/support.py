@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,6 +61,20 @@ def scenario(blocks: list[dict[str, Any]] | None = None, **sections: Any) -> Sce
 
 def synthetic(kind: str, **fields: Any) -> dict[str, Any]:
     return {"synthetic": {"kind": kind, **fields}}
+
+
+# ---- waiting ----
+
+PATIENCE_S = 60.0
+"""What comes in milliseconds may take that long on a machine that does much else."""
+
+
+def await_true(wanted: Callable[[], object]) -> None:
+    """Wait for what others will do; it comes, or they are stuck."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not wanted():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
 
 
 # ---- what is left behind ----

@@ -12,29 +12,37 @@ from vmemu.privilege import raise_limit
 
 
 class Limit(NamedTuple):
-    """``left`` bytes may still be mapped; ``what`` sets the limit, and ``remedy`` is the command
-    that raises it."""
+    """``left`` bytes may still be mapped; ``name`` is that of prlimit(1), and ``is_hard`` says that
+    only root may raise it."""
 
     left: int
-    what: str
-    remedy: str
+    name: str
+    is_hard: bool
+
+    @property
+    def what(self) -> str:
+        """What sets the limit."""
+        return f"RLIMIT_{self.name.upper()} of this process"
+
+    @property
+    def remedy(self) -> str:
+        """The command that raises it."""
+        return raise_limit(self.name, None, 0 if self.is_hard else None)
 
 
-def limit() -> Limit | None:
+def limit(statm: str | None = None) -> Limit | None:
     """What this process, or one that it starts, may still map (RLIMIT_AS, RLIMIT_DATA); None
-    without a limit."""
-    words = Path("/proc/self/statm").read_text().split()
-    statm = [int(word) * resource.getpagesize() for word in words]
+    without a limit. ``statm`` is in the place of /proc/self/statm."""
+    words = (Path("/proc/self/statm").read_text() if statm is None else statm).split()
+    used = [int(word) * resource.getpagesize() for word in words] or [0] * 6
     limits = []
-    for name, which, used in (
-        ("as", resource.RLIMIT_AS, statm[0]),
-        ("data", resource.RLIMIT_DATA, statm[5]),
+    for name, which, taken in (
+        ("as", resource.RLIMIT_AS, used[0]),
+        ("data", resource.RLIMIT_DATA, used[5]),
     ):
         soft, hard = resource.getrlimit(which)
         if soft != resource.RLIM_INFINITY:
-            remedy = raise_limit(name, None, None if hard == resource.RLIM_INFINITY else hard)
-            what = f"RLIMIT_{name.upper()} of this process"
-            limits.append(Limit(max(0, soft - used), what, remedy))
+            limits.append(Limit(max(0, soft - taken), name, hard != resource.RLIM_INFINITY))
     return min(limits, default=None)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,10 @@ class Scenario(Section):
         error.locate(self._place_of_block)
 
     def _place_of_block(self, name: str, key: str) -> str:
-        """The place of a key of the block of that name; empty if there is no such block."""
+        """The place of a key of the block of that name, empty if there is no such block; without a
+        name that of a key of the scenario."""
+        if not name:
+            return self.place_of(key)
         for index, block in enumerate(self.blocks):
             if block.name == name:
                 return self.place_of(f"blocks[{index}].{key}".rstrip("."))
@@ -251,6 +255,18 @@ def load_to_judge(
     assert scenario is not None, "what does not fit is let pass"
     vars(scenario)["_document"] = document  # it is frozen but for who reads it
     return scenario, misfits
+
+
+def for_host(scenario: Scenario, pages: PageSizes) -> Scenario:
+    """What ``load_to_judge`` gave, as it is read for another host. Its file is not read again: it
+    may be a pipe. What does not fit is let pass."""
+    document = scenario._document
+    assert document is not None
+    again = replace(document, problems=[])
+    found = _validated(again, {"pages": pages, "judging": True})
+    assert found is not None, "what does not fit is let pass"
+    vars(found)["_document"] = again
+    return found
 
 
 def _read(

@@ -25,12 +25,28 @@ from dataclasses import dataclass
 from typing import Self
 
 
+class Advice(str):
+    """A remedy in words, where no command mends it: ``use smaller blocks``."""
+
+
+class Setting(Advice):
+    """A remedy that is written into the scenario: ``path: /dev/shm/ram``."""
+
+
+def mending(remedy: str) -> str:
+    """The part of a message that says what mends it; a remedy that is a mere text is a command."""
+    if isinstance(remedy, Setting):
+        return f"use '{remedy}'"
+    return remedy if isinstance(remedy, Advice) else f"mend it with: {remedy}"
+
+
 class VmemuError(Exception):
     """Root of all errors raised on purpose.
 
     An error about a RAM block names it in ``block``, and in ``key`` what of the block is to blame
-    (``path``, ``size``); both are empty otherwise. ``place`` says where that stands in the
-    scenario; whoever knows the scenario adds it, and the message then begins with it.
+    (``path``, ``size``), or without a block what of the scenario; both may be empty. ``place`` says
+    where that stands in the scenario; whoever knows the scenario adds it, and the message then
+    begins with it.
     """
 
     exit_code = 1
@@ -51,7 +67,7 @@ class VmemuError(Exception):
 
     def locate(self, place_of_block: Callable[[str, str], str]) -> None:
         """Add where the block and the key stand, as ``place_of_block`` says of their names."""
-        if self.block:
+        if self.block or self.key:
             self.at(place_of_block(self.block, self.key))
 
     def __str__(self) -> str:
@@ -120,7 +136,7 @@ class OutputError(VmemuError):
 
 class HostError(VmemuError):
     """This host can't do what was asked; ``remedy`` is the command that mends it, if there is
-    one."""
+    one, or ``Advice``."""
 
     exit_code = 3
     kind = "host"
@@ -128,7 +144,7 @@ class HostError(VmemuError):
     def __init__(self, what: str, remedy: str = "") -> None:
         self.what = what
         self.remedy = remedy
-        super().__init__(f"{what}; mend it with: {remedy}" if remedy else what)
+        super().__init__(f"{what}; {mending(remedy)}" if remedy else what)
 
 
 class HugepageShortage(HostError):

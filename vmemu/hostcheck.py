@@ -17,12 +17,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from vmemu import core, hugepages, reservation
-from vmemu.errors import CoreError, HostError, HugepageShortage, InputError
-from vmemu.memlock import locks_new_memory
+from vmemu.errors import CoreError, HostError, HugepageShortage, InputError, mending
+from vmemu.memlock import UNLOCK, locks_new_memory
 from vmemu.memoryneed import Need, memory_shortage
 from vmemu.needed import needed_features, needed_ioctls
+from vmemu.pagefit import HERE, Beside, another_page_size, called, target_page
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
-from vmemu.units import format_size
 from vmemu.userfault import Feature, How, Ioctl, Userfaultfd
 
 TARGET_PAGE_SIZE = 4096
@@ -68,8 +68,9 @@ class Code(enum.StrEnum):
 @dataclass(frozen=True)
 class HostProblem:
     """One thing that is wrong; ``blocks`` are the names of the blocks that it concerns, none when
-    it concerns them all. ``remedy`` is a command, or empty when there is none; ``key`` is what of a
-    block is to blame, and ``place`` where that stands in the scenario, once somebody has said so.
+    it concerns them all. ``remedy`` is a command, Advice, or empty when there is none; ``key`` is
+    what of a block is to blame, or without blocks of the scenario, and ``place`` where that stands
+    in it, once somebody has said so.
     """
 
     code: Code
@@ -81,7 +82,7 @@ class HostProblem:
 
     def __str__(self) -> str:
         place = f"{self.place}: " if self.place else ""
-        remedy = f"; mend it with: {self.remedy}" if self.remedy else ""
+        remedy = f"; {mending(self.remedy)}" if self.remedy else ""
         return f"{place}{self.what}{remedy}"
 
 
@@ -104,7 +105,10 @@ class PostcopyUnsupported(HostError):
         """As its parent does; of several problems each has a place of its own."""
         if len(self.problems) == 1:
             return super().locate(place_of_block)
-        places = [place_of_block(p.blocks[0], p.key) if p.blocks else "" for p in self.problems]
+        places = [
+            place_of_block(p.blocks[0] if p.blocks else "", p.key) if p.key else ""
+            for p in self.problems
+        ]
         located = [replace(p, place=at) for p, at in zip(self.problems, places, strict=True)]
         self.problems = tuple(located)
         self.what = _listed(located)
@@ -188,10 +192,6 @@ def _names(blocks: Sequence[RAMBlock]) -> tuple[str, ...]:
     return tuple(block.name for block in blocks)
 
 
-def _called(names: Sequence[str]) -> str:
-    return f"block{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
 class _Check:
     """One check: what was found so far, and the userfaultfd that the proofs use."""
 
@@ -201,6 +201,7 @@ class _Check:
         self._uffd: Userfaultfd | None = None
         self._short: list[int] = []  # page sizes whose pool gave nothing
         self._locked = False
+        self._beside = Beside()
 
     def _add(
         self,
@@ -208,25 +209,24 @@ class _Check:
         what: str,
         remedy: str = "",
         names: tuple[str, ...] = (),
-        key: str = "backing",
+        key: str = "",
     ) -> None:
-        self.problems.append(HostProblem(code, what, remedy, names, key if names else ""))
+        key = key or ("backing" if names else "")
+        self.problems.append(HostProblem(code, what, remedy, names, key))
 
     # ---- what can be told without touching memory ----
 
     def target_page(self, target_page_size: int) -> None:
-        if target_page_size > BASE_PAGE:
-            target, host = format_size(target_page_size), format_size(BASE_PAGE)
-            self._add(
-                Code.TARGET_PAGE,
-                f"the target page ({target}) is bigger than the host page ({host}): "
-                "one fault would need several pages of the host",
-            )
+        refusal = target_page(HERE, target_page_size, BASE_PAGE)
+        if refusal is not None:
+            self._add(Code.TARGET_PAGE, *refusal, key="guest.target_page_size")
 
     def memory(self, need: Need | None) -> None:
+        if need is not None:
+            self._beside = need.beside_hugepages()
         short = None if need is None else memory_shortage(need)
         if short is not None:
-            self._add(Code.MEMORY, short.what, short.remedy)
+            self._add(Code.MEMORY, short.what, short.remedy, key="blocks")
 
     def locked(self) -> None:
         self._locked = locks_new_memory()
@@ -235,7 +235,7 @@ class _Check:
                 Code.LOCKED,
                 "this process locks all its new memory (mlockall with MCL_FUTURE), which fills "
                 "each page that should be missing",
-                "munlockall() in the process, as vmemu.memlock.MemoryLock.unlock() does",
+                UNLOCK,
             )
 
     def open(self, stack: ExitStack) -> None:
@@ -249,7 +249,7 @@ class _Check:
         self._uffd = uffd
         for feature, names in needed_features(self._blocks).items():
             if not feature & uffd.available:
-                who = f", needed by {_called(names)}" if names else ""
+                who = f", needed by {called(names)}" if names else ""
                 what = f"userfaultfd of this kernel lacks UFFD_FEATURE_{feature.name}{who}"
                 self._add(Code.FEATURE, what, "", names)
         return self._api_ioctls(uffd.how)
@@ -275,6 +275,8 @@ class _Check:
     def prove(self, users: list[RAMBlock]) -> None:
         """Map one page as these blocks would, and migrate it."""
         first, names = users[0], _names(users)
+        if self._page_size_is_absent(users):
+            return
         page = RAMBlock(first.name, first.backing, first.page_size, first.page_size, first.path)
         try:
             page.map()
@@ -283,13 +285,27 @@ class _Check:
         except HugepageShortage:
             self._short.append(page.page_size)
         except HostError as error:
-            known = error.what.startswith("block ")
-            what = error.what if known else f"{_called(names)}: {error.what}"
+            known = error.what.startswith(("block ", "blocks "))
+            what = error.what if known else f"{called(names)}: {error.what}"
             self._add(Code.MAP, what, error.remedy, names, error.key)
         except InputError as error:
             self._add(Code.MAP, str(error), "", names, error.key)
         finally:
             page.unmap()
+
+    def _page_size_is_absent(self, users: list[RAMBlock]) -> bool:
+        """Each block has a remedy of its own then: what another page size would have to divide."""
+        page_size = users[0].page_size
+        try:
+            if users[0].hugetlb:
+                hugepages.pool(page_size)
+        except HostError as error:
+            for block in users:
+                remedy = another_page_size(block.size, page_size, hugepages.page_sizes())
+                what = f"{called([block.name])}: {error.what}"
+                self._add(Code.MAP, what, remedy, (block.name,), "page_size")
+            return True
+        return False
 
     def _lacks_feature(self, page: RAMBlock) -> bool:
         """Registering would only say once more what is known."""
@@ -300,13 +316,13 @@ class _Check:
         try:
             ioctls = uffd.register(page.address, page.size)
         except CoreError as error:
-            return self._add(Code.REGISTER, f"{_called(names)}: {error}", "", names)
+            return self._add(Code.REGISTER, f"{called(names)}: {error}", "", names)
         missing = needed_ioctls(page) & ~ioctls
         placed = False
         try:
             if missing:
                 listed = ", ".join(f"UFFDIO_{ioctl.name}" for ioctl in missing)
-                what = f"{_called(names)}: no {listed} on {page.backing.value} memory here"
+                what = f"{called(names)}: no {listed} on {page.backing.value} memory here"
                 self._add(Code.RANGE_IOCTLS, what, "", names)
             if Ioctl.COPY in ioctls:
                 placed = self._place(uffd, page, names)
@@ -314,7 +330,7 @@ class _Check:
             free = self._unregister(uffd, page, names)
         # Only now: a page that was not placed after all is zeros here, and nobody waits for it.
         if placed and free and _ends_of(page) != (_HEAD, _TAIL):
-            self._add(Code.READ, f"{_called(names)}: a placed page reads otherwise", "", names)
+            self._add(Code.READ, f"{called(names)}: a placed page reads otherwise", "", names)
         return None
 
     def _place(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> bool:
@@ -325,27 +341,34 @@ class _Check:
                     return True
         except (CoreError, OSError) as error:
             why = str(error)
-        self._add(Code.PLACE, f"{_called(names)}: a page can't be placed: {why}", "", names)
+        self._add(Code.PLACE, f"{called(names)}: a page can't be placed: {why}", "", names)
         return False
 
     def _unregister(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> bool:
         try:
             uffd.unregister(page.address, page.size)
         except CoreError as error:
-            self._add(Code.UNREGISTER, f"{_called(names)}: {error}", "", names)
+            self._add(Code.UNREGISTER, f"{called(names)}: {error}", "", names)
             return False
         return True
 
     def pools(self) -> None:
         """One problem a pool, with the pages that all its blocks need: a remedy for the one page of
         the proof would only lead to the next shortage."""
-        for page_size in dict.fromkeys(self._short):
+        for page_size in dict.fromkeys(b.page_size for b in self._blocks if b.hugetlb):
             wanting = [b for b in self._blocks if b.hugetlb and b.page_size == page_size]
             names = _names(wanting)
             pages = sum(block.pages for block in wanting)
-            who = _called(names) if len(names) == 1 else f"the VM ({_called(names)})"
-            short = hugepages.shortage(who, page_size, pages)
+            if page_size not in self._short and not self._never(page_size, pages):
+                continue
+            who = called(names) if len(names) == 1 else f"the VM ({called(names)})"
+            short = hugepages.shortage(who, page_size, pages, self._beside, blocks=len(names))
             self._add(Code.HUGEPAGES, short.what, short.remedy, names, "size")
+
+    def _never(self, page_size: int, pages: int) -> bool:
+        """Whether memory could not hold so many: a page of the pool proves nothing then."""
+        known = page_size in hugepages.page_sizes()
+        return known and bool(hugepages.growth(page_size, pages, self._beside).never)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from vmemu import mounts, privilege
 from vmemu.errors import HostError, HugepageShortage
+from vmemu.meminfo import meminfo
+from vmemu.pagefit import HERE, NOTHING_BESIDE, Beside, Growth, HostMemory, absent_page_size
 from vmemu.privilege import as_root
 from vmemu.units import counted, format_size
 
@@ -71,10 +73,7 @@ def pool(page_size: int) -> Pool:
     try:
         figures = [int((directory(page_size) / f"{name}_hugepages").read_text()) for name in names]
     except OSError:
-        known = ", ".join(format_size(size) for size in page_sizes()) or "none"
-        raise HostError(
-            f"this host has no hugepages of {format_size(page_size)} (it has: {known})"
-        ) from None
+        raise HostError(absent_page_size(HERE, page_size, page_sizes())) from None
     return Pool(page_size, *figures)
 
 
@@ -147,20 +146,46 @@ def mount_for(page_size: int, size: int) -> str:
     return ""
 
 
-def shortage(what: str, page_size: int, pages: int) -> HugepageShortage:
-    """The error for ``pages`` pages that the pool could not reserve, with its figures and the
-    remedy."""
+def shortage(
+    what: str, page_size: int, pages: int, beside: Beside = NOTHING_BESIDE, *, blocks: int = 1
+) -> HugepageShortage:
+    """The error for ``pages`` pages of so many ``blocks`` that the pool could not reserve, with its
+    figures and the remedy; ``beside`` is what the run takes of other memory here."""
     figures = pool(page_size)
-    # Surplus pages are none that a remedy may count on: the kernel did not make them just now.
-    missing = max(pages - figures.available, 1)
+    grows = _growth(figures, pages, beside)
     size = format_size(page_size)
     return HugepageShortage(
         f"{what} needs {counted(pages, 'hugepage')} of {size}, and the pool can't reserve them: "
         f"{figures.total} in all, {figures.free} free, {figures.reserved} of these reserved"
         + _beyond(figures)
-        + _who_could_give(figures, pages),
-        resize_command(page_size, figures.total + missing),
+        + _who_could_give(figures, pages)
+        + _without_memory(grows),
+        grows.remedy(blocks),
     )
+
+
+def growth(page_size: int, pages: int, beside: Beside) -> Growth:
+    """What it takes for the pool to give so many pages. Raises HostError as ``pool``."""
+    return _growth(pool(page_size), pages, beside)
+
+
+def _growth(figures: Pool, pages: int, beside: Beside) -> Growth:
+    # Surplus pages are none that a remedy may count on: the kernel did not make them just now.
+    return Growth(
+        figures.page_size,
+        pages,
+        figures.available,
+        figures.total,
+        HostMemory(*map(meminfo, ("MemTotal", "MemAvailable", "SwapFree"))),
+        beside,
+        lambda wanted: resize_command(figures.page_size, wanted),
+    )
+
+
+def _without_memory(grows: Growth) -> str:
+    if grows.never:
+        return f"; {HERE} will never have them: {grows.never}"
+    return f"; {grows.not_now}" if grows.not_now else ""
 
 
 def _beyond(figures: Pool) -> str:

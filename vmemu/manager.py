@@ -14,6 +14,7 @@ from vmemu import core, hugepages, reservation
 from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.needed import needed_ioctls
+from vmemu.pagefit import NOTHING_BESIDE, Beside, called
 from vmemu.ramblock import RAMBlock, RAMList
 from vmemu.units import format_seconds
 from vmemu.userfault import Userfaultfd
@@ -22,7 +23,8 @@ from vmemu.userfault import Userfaultfd
 class MemoryManager:
     """Owns the mappings of a VM. A context manager: whatever happens inside, nothing stays mapped.
 
-    ``wait_s`` is how long ``map`` waits for hugepages that others hold, ``pause`` what sleeps.
+    ``wait_s`` is how long ``map`` waits for hugepages that others hold, ``pause`` what sleeps,
+    ``beside`` what of other memory the run takes with its hugepages.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class MemoryManager:
         blocks: Sequence[RAMBlock],
         wait_s: float = 0.0,
         pause: Callable[[float], None] = time.sleep,
+        beside: Beside = NOTHING_BESIDE,
     ) -> None:
         self.blocks = RAMList(blocks)
         self.wait_s = wait_s
         self._pause = pause
+        self._beside = beside
         self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
         self._tenancy = reservation.Tenancy()
 
@@ -91,10 +95,11 @@ class MemoryManager:
     def _shortage(self, page_size: int) -> HugepageShortage:
         """For all blocks together: a remedy for the first of them would only lead to the next."""
         wanting = [block for block in self.blocks if block.hugetlb and block.page_size == page_size]
-        names = ", ".join(block.name for block in wanting)
-        who = f"block {names}" if len(wanting) == 1 else f"the VM (blocks {names})"
+        who = called([block.name for block in wanting])
+        who = who if len(wanting) == 1 else f"the VM ({who})"
         pages = sum(block.pages for block in wanting)
-        return hugepages.shortage(who, page_size, pages).about(wanting[0].name, "size")
+        short = hugepages.shortage(who, page_size, pages, self._beside, blocks=len(wanting))
+        return short.about(wanting[0].name, "size")
 
     def register(self, uffd: Userfaultfd) -> None:
         """Register every block for missing faults and check what can be done on it.

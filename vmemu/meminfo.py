@@ -6,8 +6,15 @@ from pathlib import Path
 
 
 def meminfo(name: str) -> int:
-    """Bytes in the line of /proc/meminfo that begins with ``name``; 0 without it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) << 10
-    return 0
+    """Bytes of one figure of this machine, such as ``MemAvailable``; 0 where it has none."""
+    return figures(Path("/proc/meminfo").read_text()).get(name.rstrip(":"), 0)
+
+
+def figures(text: str) -> dict[str, int]:
+    """All of them in bytes; those that count something else are left out."""
+    found = {}
+    for line in text.splitlines():
+        words = line.replace(":", " ").split()
+        if len(words) == 3 and words[2] == "kB" and words[1].isdigit():
+            found[words[0]] = int(words[1]) << 10
+    return found

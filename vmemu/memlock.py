@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmemu import core
-from vmemu.errors import CoreError, HostError
+from vmemu.errors import Advice, CoreError, HostError, mending
 from vmemu.privilege import raise_limit
 from vmemu.ramblock import RAMBlock
 from vmemu.units import format_size
@@ -25,7 +25,7 @@ BALLOON_LOCKED = (
     "a balloon can't give back memory that is locked, and this process locks all its new memory"
     " (mlockall with MCL_FUTURE)"
 )
-UNLOCK = "munlockall() in the process, as vmemu.memlock.MemoryLock.unlock() does"
+UNLOCK = Advice("call munlockall() in the process, as vmemu.memlock.MemoryLock.unlock() does")
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
@@ -182,7 +182,7 @@ def _lock_all_again() -> list[str]:
 
 
 def _warning(reason: str, remedy: str) -> str:
-    remedy = f"; mend it with: {remedy}" if remedy else ""
+    remedy = f"; {mending(remedy)}" if remedy else ""
     return f"memory was locked before post-copy and is not any more: {reason}{remedy}"
 
 

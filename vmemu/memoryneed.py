@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmemu.config import Block, ClientConfig, FileContent, Scenario, SyntheticTrace
-from vmemu.errors import InputError
+from vmemu.errors import Advice, InputError
 from vmemu.host import room
+from vmemu.host.files import HostFiles
+from vmemu.pagefit import HERE, Beside
 from vmemu.units import format_size
 
 PROCESS = 16 << 20
@@ -41,7 +43,8 @@ class Need:
     that lies in transparent hugepages. ``source_mapped`` and ``destination_mapped`` are bytes of
     address space in the process that has most of it; ``committed`` is what the kernel promises to
     both where it counts that. ``planned`` of the destination's memory is taken before anything is
-    mapped: it matters for blocks of zeros alone, which take no other.
+    mapped: it matters for blocks of zeros alone, which take no other. ``huge_images`` are the bytes
+    of ``source`` that are images of hugepages.
     """
 
     source: int
@@ -53,15 +56,28 @@ class Need:
     committed: int
     planned: int
     hugepages: dict[int, int] = field(default_factory=dict)
+    huge_images: int = 0
+
+    def beside_hugepages(self) -> Beside:
+        """What a run within one host takes of other memory with its hugepages."""
+        size = sum(page_size * pages for page_size, pages in self.hugepages.items())
+        if not size:
+            return Beside(self.together)
+        images = min(self.huge_images, self.together)
+        return Beside(self.together - images, images / size)
 
 
 @dataclass(frozen=True)
 class MemoryShortage:
-    """Why a run would not get through: figures in words, and what would do; ``remedy`` is a
-    command, or empty when there is none."""
+    """Why a run would not get through: figures in words, and what would do; ``never`` if the host
+    has not so much memory at all."""
 
     what: str
-    remedy: str = ""
+    remedy: str
+    never: bool = False
+
+
+LESS = Advice("use smaller blocks, or free memory")
 
 
 def memory_needed(scenario: Scenario) -> Need:
@@ -85,44 +101,51 @@ def memory_needed(scenario: Scenario) -> Need:
         committed=whole + ordinary,
         planned=whole // PLANNED_SHARE if _any_synthetic(scenario) else 0,
         hugepages=_hugepages(scenario),
+        huge_images=sum(_image(block) for block in blocks if block.backing == "hugetlbfs"),
     )
 
 
 def memory_shortage(need: Need) -> MemoryShortage | None:
     """Why this host can't give both sides what they need now; None when it can."""
+    machine = room.machine(HostFiles())
     memory = room.memory_room()
-    if need.together <= memory.size < need.planned:
-        return MemoryShortage(_too_much_to_plan(need, memory), memory.remedy)
-    checks = [(need.together, memory, "needs")]
+    taken = f" (source {_shown(need.source)}, destination {_shown(need.destination)})"
+    wants = f"the run needs {_shown(need.together)} of memory on {HERE}{taken}"
+    short = too_much(wants, need.together, machine.total, machine.swap_free)
+    plans = f"a table of all pages of {_shown(need.source_mapped)} takes {_shown(need.planned)}"
+    checks = [
+        (wants, need.together, memory),
+        (f"{plans} of memory on {HERE}", need.planned, memory),
+    ]
     committed, address = room.commit_room(), room.address_room()
     if committed is not None:
-        checks.append((need.committed, committed, "maps"))
+        maps = f"the run maps {_shown(need.committed)} on {HERE}"
+        checks.append((maps, need.committed, committed))
     if address is not None:
-        checks.append((max(need.source_mapped, need.destination_mapped), address, "maps"))
-    for wanted, given, verb in checks:
-        if wanted > given.size:
-            return MemoryShortage(_too_much(need, wanted, given, verb), given.remedy)
-    return None
+        mapped = max(need.source_mapped, need.destination_mapped)
+        checks.append((f"the run maps {_shown(mapped)} on {HERE}", mapped, address))
+    return short or next(filter(None, (too_little(*check) for check in checks)), None)
 
 
-def _too_much_to_plan(need: Need, memory: room.Room) -> str:
-    planned, mapped = format_size(need.planned, digits=3), format_size(need.source_mapped)
-    return (
-        f"a table of all pages of {mapped} takes {planned} of memory, and"
-        f" {format_size(memory.size, digits=3)} can be had here now: {memory.limited_by};"
-        " use smaller blocks, or free memory"
-    )
+def too_much(wants: str, wanted: int, total: int, swap_free: int) -> MemoryShortage | None:
+    """Of who ``wants`` more than a host has at all."""
+    if wanted <= total + swap_free:
+        return None
+    what = f"{wants}, and it has {_shown(total)} in all"
+    return MemoryShortage(what, Advice("use smaller blocks"), never=True)
 
 
-def _too_much(need: Need, wanted: int, given: room.Room, verb: str) -> str:
-    def shown(size: int) -> str:
-        return format_size(size, digits=3)
+def too_little(wants: str, wanted: int, given: room.Room) -> MemoryShortage | None:
+    """Of who ``wants`` more than a host can give now."""
+    if wanted <= given.size:
+        return None
+    limit = f", limited by {given.limited_by}" if given.limited_by else ""
+    what = f"{wants}, and {_shown(given.size)} are free{limit}"
+    return MemoryShortage(what, given.remedy or LESS)
 
-    return (
-        f"the run {verb} {shown(wanted)} of memory (source {shown(need.source)}, destination"
-        f" {shown(need.destination)}), and {shown(given.size)} can be had here now:"
-        f" {given.limited_by}; use smaller blocks, or free memory"
-    )
+
+def _shown(size: int) -> str:
+    return format_size(size, digits=3)
 
 
 # ---- what is taken for sure ----

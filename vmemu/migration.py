@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+from vmemu import hugepages
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
 from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
@@ -37,7 +38,7 @@ from vmemu.hostcheck import require_postcopy
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
-from vmemu.memoryneed import memory_needed, memory_shortage
+from vmemu.memoryneed import Need, memory_needed, memory_shortage
 from vmemu.plan import (
     blocks_of,
     client_plans,
@@ -196,13 +197,14 @@ class Migration:
 
     def _prepare(self) -> None:
         blocks = blocks_of(self.scenario)
-        if memory_shortage(memory_needed(self.scenario)):
+        need = memory_needed(self.scenario)
+        if memory_shortage(need) or _beyond_memory(need):
             self._require_host(blocks)  # no dictionary of pages for blocks that can't be
         self._client_plans = client_plans(self.scenario, blocks)
         self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
-        self.run_state.memory = MemoryManager(blocks, wait_s, self._pause)
+        self.run_state.memory = MemoryManager(blocks, wait_s, self._pause, need.beside_hugepages())
 
     def _map(self) -> None:
         """Check by doing that this host can, then take the memory."""
@@ -602,3 +604,13 @@ class Migration:
     def _close_bell(self) -> None:
         if self._bell is not None and not self._stuck():
             self._bell.close()
+
+
+def _beyond_memory(need: Need) -> bool:
+    """Whether there are blocks of more hugepages than memory could ever hold."""
+    beside = need.beside_hugepages()
+    known = hugepages.page_sizes()
+    return any(
+        size in known and hugepages.growth(size, pages, beside).never
+        for size, pages in need.hugepages.items()
+    )

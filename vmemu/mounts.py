@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOUNTINFO = "/proc/self/mountinfo"
+KERNELS_OWN = frozenset(
+    {"autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts"}
+    | {"efivarfs", "fusectl", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs"}
+    | {"selinuxfs", "sysfs", "tracefs"}
+)
+"""Windows into the kernel, in which nobody makes a file."""
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,19 @@ import enum
 import errno
 import mmap
 import os
-import shlex
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from vmemu import addressspace, core, hugepages, reservation
-from vmemu.errors import CoreError, HostError, InputError, VmemuError
+from vmemu import addressspace, blockplace, core, hugepages, reservation
+from vmemu.blockplace import BlockFile, Space
+from vmemu.errors import Advice, CoreError, HostError, InputError, VmemuError, mending
 from vmemu.meminfo import meminfo
+from vmemu.pagefit import HERE, another_page_size, called
+from vmemu.privilege import as_root
 from vmemu.units import format_size
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
@@ -86,7 +88,7 @@ class RAMBlock:
             raise ValueError(f"block {self.name} is mapped already")
         self._check_size()
         if self.hugetlb:
-            hugepages.pool(self.page_size)
+            self._require_page_size()
         try:
             self._fd = self._open()
             if self._fd >= 0:
@@ -99,11 +101,19 @@ class RAMBlock:
     def _check_size(self) -> None:
         size, page = format_size(self.size), format_size(self.page_size)
         if self.size <= 0 or self.size % self.page_size:
-            what = f"block {self.name}: {size} is no whole number of pages of {page}"
+            what = f"{called([self.name])}: {size} is no whole number of pages of {page}"
             raise InputError(what).about(self.name, "size")
         if self.size > _LARGEST_FILE:
             what = f"{size} can't be mapped: no process addresses that much; use smaller blocks"
             raise self._host_error("size", what)
+
+    def _require_page_size(self) -> None:
+        try:
+            hugepages.pool(self.page_size)
+        except HostError as error:
+            sizes = hugepages.page_sizes()
+            remedy = another_page_size(self.size, self.page_size, sizes)
+            raise self._host_error("page_size", error.what, remedy) from None
 
     def _map_descriptor(self) -> None:
         address = core.ffi.new("uint64_t *")
@@ -151,7 +161,7 @@ class RAMBlock:
         if self.hugetlb and error.errno in (errno.ENOMEM, errno.ENOSPC):
             if self._mount_is_full():
                 return self._no_room(hugepages.filesystem_of(self.path or "")[1])
-            short = hugepages.shortage(f"block {self.name}", self.page_size, self.pages)
+            short = hugepages.shortage(called([self.name]), self.page_size, self.pages)
             return short.about(self.name, "size")
         if error.errno == errno.ENOMEM:
             what += f"; {_memory_advice()}"
@@ -175,7 +185,7 @@ class RAMBlock:
         )
 
     def _host_error(self, key: str, what: str, remedy: str = "") -> HostError:
-        return HostError(f"block {self.name}: {what}", remedy).about(self.name, key)
+        return HostError(f"{called([self.name])}: {what}", remedy).about(self.name, key)
 
     def _open(self) -> int:
         """The descriptor of the memory, or -1 for anonymous memory."""
@@ -188,60 +198,46 @@ class RAMBlock:
             # The kernel takes 249 bytes of name and shows it in /proc/PID/maps; it need not be
             # unique.
             return os.memfd_create("vmemu-" + self.name[:60], flags)
-        self._check_filesystem(self.path)
+        file = self._file(self.path)
+        self._check_filesystem(file)
         if os.path.lexists(self.path):
-            raise InputError(
-                f"block {self.name}: {self.path} exists already and may be somebody's; "
-                "remove it, name another path, or leave the path out for a memfd"
-            ).about(self.name, "path")
+            said = blockplace.taken(file, HERE)
+            what = f"{called([self.name])}: {said.what}; {mending(said.remedy)}"
+            raise InputError(what).about(self.name, "path")
         try:
             return _nameless(os.path.dirname(self.path))
         except OSError as error:
             raise self._open_error(self.path, error) from None
 
-    def _open_error(self, path: str, error: OSError) -> HostError:
-        what = f"{path}: {error.strerror}"
-        if error.errno == errno.ENOENT:
-            directory = shlex.quote(os.path.dirname(path))
-            what = f"{path}: there is no such directory"
-            return self._host_error("path", what, f"mkdir -p {directory}")
-        if error.errno not in (errno.EACCES, errno.EPERM):
-            return self._host_error("path", what)
-        if not self.hugetlb:
-            return self._host_error("path", f"{what}; {self._elsewhere('/dev/shm')}")
-        # A directory of one's own inside: the mount itself is everybody's.
-        own = os.path.join(hugepages.filesystem_of(path)[1], f"vmemu-{os.geteuid()}")
-        command = f"install -d -m 700 -o {os.geteuid()} {shlex.quote(own)}"
-        what += f"; {self._elsewhere(own)}, the directory made by root"
-        return self._host_error("path", what, command)
+    def _file(self, path: str) -> BlockFile:
+        return BlockFile(path, self.name, self.hugetlb, self.page_size, self.size)
 
-    def _check_filesystem(self, path: str) -> None:
-        kind, mount = hugepages.filesystem_of(path)
-        wanted = "hugetlbfs" if self.hugetlb else "tmpfs"
-        size = format_size(self.page_size)
-        if kind != wanted:
-            raise self._wrong_place(
-                f"{path} lies on {kind or 'nothing'}, not on {wanted}: "
-                f"userfaultfd has no faults of {size} pages there"
-            )
+    def _open_error(self, path: str, error: OSError) -> HostError:
+        file = self._file(path)
+        if error.errno == errno.ENOENT:
+            return self._host_error("path", *blockplace.no_directory(file, HERE))
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return self._host_error("path", *blockplace.denied(file, HERE))
+        return self._host_error("path", f"{path}: {error.strerror}")
+
+    def _check_filesystem(self, file: BlockFile) -> None:
+        if os.path.isdir(file.path):
+            inside = hugepages.filesystem_of(os.path.join(file.path, "x"))[0]
+            refusal = blockplace.no_file(file, HERE, inside == file.wanted)
+            raise self._host_error("path", *refusal)
+        kind, mount = hugepages.filesystem_of(file.path)
+        if kind != file.wanted:
+            self._refuse_place(blockplace.wrong_file_system(file, HERE, kind, mount))
         if self.hugetlb and os.statvfs(mount).f_bsize != self.page_size:
-            has = format_size(os.statvfs(mount).f_bsize)
-            raise self._wrong_place(f"{mount} holds pages of {has}, the block wants {size}")
+            has = os.statvfs(mount).f_bsize
+            self._refuse_place(blockplace.wrong_page_size(file, HERE, mount, has))
         self._check_room(mount, [self.name], self.size)
 
-    def _wrong_place(self, what: str, size: int | None = None) -> HostError:
-        """What is wrong with ``path``, and a place that would do: one that is there if possible."""
-        if not self.hugetlb:
-            return self._host_error("path", f"{what}; {self._elsewhere('/dev/shm')}")
-        mount = hugepages.mount_for(self.page_size, size or self.size)
-        if mount:
-            return self._host_error("path", f"{what}; {self._elsewhere(mount)}")
-        command, mount = hugepages.mount_command(self.page_size)
-        return self._host_error("path", f"{what}; {self._elsewhere(mount)}", command)
-
-    def _elsewhere(self, directory: str) -> str:
-        name = os.path.basename(self.path or self.name)
-        return f"use 'path: {directory}/{name}', or leave path out for a memfd"
+    def _refuse_place(self, what: str) -> NoReturn:
+        """Of the path, with a place that would do."""
+        assert self.path is not None
+        refusal = blockplace.in_another_place(self._file(self.path), what)
+        raise self._host_error("path", *refusal)
 
     def require_room(self, together: Sequence[RAMBlock]) -> None:
         """Raise HostError when the mount that this block's path lies on has no room for all of
@@ -257,17 +253,15 @@ class RAMBlock:
         total, free = space.f_blocks * space.f_bsize, space.f_bavail * space.f_bsize
         if not total or free >= size:
             return
-        who = f" by blocks {', '.join(names)} together" if len(names) > 1 else ""
-        what = (
-            f"{format_size(size)} are needed{who}, and {mount} has "
-            f"{format_size(free, digits=3)} free of {format_size(total, digits=3)}"
-        )
+        what = blockplace.full(names, size, HERE, Space(mount, free, total))
         if self.hugetlb:  # hugetlbfs can't be resized
-            raise self._wrong_place(what, size)
+            file = self._file(self.path or "")._replace(size=size)
+            refusal = blockplace.in_another_place(file, what)
+            raise HostError(*refusal).about(self.name, "path")
         if size > meminfo("MemAvailable:"):
-            raise self._host_error("size", f"{what}; {_memory_advice()}")
-        enough = f"mount -o remount,size={total - free + size} {shlex.quote(mount)}"
-        raise self._host_error("path", what, enough)
+            raise HostError(what, Advice(_memory_advice())).about(self.name, "size")
+        enough = blockplace.more_room(size, Space(mount, free, total))
+        raise HostError(what, enough).about(self.name, "path")
 
     def unmap(self) -> None:
         """Give everything back; safe to do twice."""
@@ -380,7 +374,7 @@ def _mapping_limit(size: int) -> tuple[str, str] | None:
     if maps + _MAPPINGS > most:
         return (
             f"this process has {maps:,} mappings, and vm.max_map_count allows {most:,}",
-            f"sysctl vm.max_map_count={2 * most}",
+            as_root(f"sysctl vm.max_map_count={2 * most}"),
         )
     if not addressspace.is_addressable(size):
         return "the address space of a process has no room for it; use smaller blocks", ""

@@ -16,6 +16,7 @@ from vmemu.errors import CoreError, MigrationError, PageRefused
 from vmemu.host import room
 from vmemu.host.cgroups import hugetlb_tightest
 from vmemu.host.files import HostFiles
+from vmemu.privilege import as_root
 from vmemu.ramblock import RAMBlock, RAMList
 from vmemu.units import format_size
 
@@ -61,7 +62,7 @@ def _reason_on_mount(block: RAMBlock, path: str, blocks: RAMList) -> tuple[str, 
         return _reason_in_memory(f"{where} now, and ")
     there = os.stat(mount).st_dev
     ours = sum(one.size for one in blocks if one.device == there)
-    return where, f"mount -o remount,size={total + ours} {shlex.quote(mount)}"
+    return where, as_root(f"mount -o remount,size={total + ours} {shlex.quote(mount)}")
 
 
 def _reason_in_pool(block: RAMBlock) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from control_group import small_control_group
 from plugin_project import SCENARIO, write
 from private_mounts import private_mounts
 from support import HUGE, missing
@@ -63,6 +64,13 @@ def own_mounts() -> Iterator[None]:
         except PermissionError:
             pytest.skip("file systems can't be mounted here")
         yield
+
+
+@pytest.fixture
+def memory_limit() -> Iterator[Path]:
+    """The limit of a control group of its own, which may have 128 MiB."""
+    with small_control_group() as limit:
+        yield limit
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ guest: {vcpus: 2, trace: {synthetic: {kind: uniform, accesses: 2000, write_share
 migration: {postcopy: {push: false}}
 """
 SLOW = SCENARIO.replace("vcpus: 2", "vcpus: 1, pace: {kind: rate, accesses_per_second: 10}")
+PLAIN = ("-p", "no:hypothesispytest")
+"""At the end of a session it imports all of hypothesis, which takes longer than the session."""
 FLIP = 'inject=["loader.flip@block=ram,offset=4097"]'
 READS = "guest.trace.synthetic.write_share=0"
 
@@ -26,7 +28,7 @@ def write(project: pytest.Pytester, name: str, text: str) -> Path:
 
 
 def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return project.runpytest_subprocess(*arguments)
+    return project.runpytest_subprocess(*PLAIN, *arguments)
 
 
 def output(result: pytest.RunResult) -> str:

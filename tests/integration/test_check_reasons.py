@@ -7,12 +7,14 @@ makes it ok. Reasons that need another process are in test_check_limits.py.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checking import (
@@ -31,6 +33,10 @@ from checking import (
 
 from vmemu import hugepages
 from vmemu.check.judge import judge
+from vmemu.check.verdict import Reason
+from vmemu.config import load, load_to_judge
+from vmemu.errors import HostError, mending
+from vmemu.migration import Migration
 from vmemu.reservation import Resizer
 
 pytestmark = pytest.mark.usefixtures("userfault")
@@ -74,6 +80,11 @@ def held() -> Iterator[Callable[[int], None]]:
     yield holding
     for holder in holders:
         holder.communicate(timeout=30)
+
+
+def found_by(path: Path) -> list[Reason]:
+    report = judge(path)
+    return [*report.reasons, *(reason for block in report.blocks for reason in block.reasons)]
 
 
 def beyond_memory() -> str:
@@ -179,7 +190,8 @@ def test_a_target_page_bigger_than_the_hosts(tmp_path: Path) -> None:
     path = scenario(tmp_path, ram(), guest=guest(target_page_size="16KiB"))
     reason = check_refused(path, "target_page", "16KiB", "4KiB")
     assert reason["remedy"] == "guest: {target_page_size: 4KiB}"
-    assert outcome(path)["ran"].startswith("PostcopyUnsupported: the target page (16KiB)")
+    ran = f"PostcopyUnsupported: {reason['place']}: {reason['message']}; use '{reason['remedy']}'"
+    assert outcome(path)["ran"] == ran
     check_runs(scenario(tmp_path, ram(), guest=guest(target_page_size="4KiB")))
 
 
@@ -218,19 +230,34 @@ def test_pages_of_1_gib_are_degraded_and_run(pool_alone: Resizer, tmp_path: Path
 # ---- files ----
 
 
-def check_another_place(remedy: str) -> None:
-    """A hugetlbfs of 2 MiB that is mounted, be it by others; without one a memfd."""
-    if remedy != "leave path out, for a memfd":
-        directory = Path(remedy.removeprefix("path: ")).parent
-        assert hugepages.filesystem_of(str(directory / "x"))[0] == "hugetlbfs"
-        assert os.statvfs(directory).f_bsize == 2 << 20
+def moved(reason: dict[str, Any], path: Path, block: dict[str, Any]) -> Path:
+    """The scenario as the reason mends it: its command is done, and its path is written."""
+    line = reason["remedy"]
+    if line.startswith("mkdir "):
+        command(line)
+        line = re.search(r"; mount one and use '(path: \S+)'$", reason["message"])[1]
+    place = line.removeprefix("path: ")
+    assert hugepages.filesystem_of(place)[0] == "hugetlbfs"
+    assert os.statvfs(os.path.dirname(place)).f_bsize == 2 << 20
+    return scenario(path.parent, block | {"path": place})
+
+
+@pytest.fixture
+def mounted_for_it(own_mounts: None) -> Iterator[None]:
+    """A directory that a remedy makes is not left behind."""
+    before = set(Path("/dev").glob("hugepages-*"))
+    yield
+    for made in set(Path("/dev").glob("hugepages-*")) - before:
+        subprocess.run(["umount", str(made)], check=False)
+        made.rmdir()
 
 
 @pytest.mark.usefixtures("own_mounts")
-def test_a_directory_without_hugetlbfs_gets_one(pool_alone: Resizer, tmp_path: Path) -> None:
+def test_a_directory_that_is_not_there_becomes_a_hugetlbfs(
+    pool_alone: Resizer, tmp_path: Path
+) -> None:
     pool_alone.resize(2)
     directory = tmp_path / "huge pages"
-    directory.mkdir()
     path = scenario(tmp_path, huge(path=str(directory / "ram")))
     reason = check_refused(path, "path_filesystem", f"{directory}/ram lies on ", "not on hugetlbfs")
     assert reason["remedy"].startswith(f"mkdir -p '{directory}' && mount -t hugetlbfs")
@@ -238,22 +265,44 @@ def test_a_directory_without_hugetlbfs_gets_one(pool_alone: Resizer, tmp_path: P
     check_runs(path)
 
 
+@pytest.mark.usefixtures("mounted_for_it")
+@pytest.mark.parametrize("place", ["/var/tmp", "/srv", "/proc", None])
+def test_nothing_is_mounted_over_a_directory_that_is_there(
+    pool_alone: Resizer, tmp_path: Path, place: str | None
+) -> None:
+    pool_alone.resize(2)
+    block = huge(path=f"{place or tmp_path}/vmemu-ram")
+    path = scenario(tmp_path, block)
+    kind, mount = hugepages.filesystem_of(block["path"])
+    reason = check_refused(path, "path_filesystem", f"lies on {kind} ({mount}) on this host")
+    assert f"none {place or tmp_path}" not in reason["remedy"]
+    check_runs(moved(reason, path, block))
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    path = scenario(tmp_path, shared(path="/dev/shm"))
+    reason = check_refused(path, "path_directory", "/dev/shm is a directory on this host")
+    assert reason["remedy"] == "path: /dev/shm/vram"
+    check_runs(scenario(tmp_path, shared(path="/dev/shm/vram")))
+
+
+@pytest.mark.usefixtures("mounted_for_it")
 def test_a_tmpfs_is_no_hugetlbfs(pool_alone: Resizer, mount: Mount, tmp_path: Path) -> None:
     pool_alone.resize(2)
     directory = mount("tmpfs", "size=8m")
     (directory / "somebody's").write_text("a mount would hide it")
     path = scenario(tmp_path, huge(path=str(directory / "ram")))
     reason = check_refused(path, "path_filesystem", f"lies on tmpfs ({directory})")
-    check_another_place(reason["remedy"])
-    check_runs(scenario(tmp_path, huge()))
+    check_runs(moved(reason, path, huge()))
     # Where a hugetlbfs would do, it is named.
     other = mount("hugetlbfs", "pagesize=2M")
     reason = the("path_filesystem", judge(path := scenario(tmp_path, huge(path=f"{directory}/r"))))
-    check_another_place(reason["remedy"])
-    assert reason["remedy"].endswith("/r")
+    assert reason["remedy"].startswith("path: ") and reason["remedy"].endswith("/r")
+    check_runs(moved(reason, path, huge()))
     check_runs(scenario(tmp_path, huge(path=f"{other}/r")))
 
 
+@pytest.mark.usefixtures("mounted_for_it")
 def test_a_hugetlbfs_of_another_page_size(
     pool_alone: Resizer, mount: Mount, tmp_path: Path
 ) -> None:
@@ -263,17 +312,17 @@ def test_a_hugetlbfs_of_another_page_size(
     directory = mount("hugetlbfs", "pagesize=1G")
     path = scenario(tmp_path, huge(page_size="2MiB", path=str(directory / "ram")))
     reason = check_refused(path, "path_page_size", "holds pages of 1GiB, and the block wants 2MiB")
-    check_another_place(reason["remedy"])
-    check_runs(scenario(tmp_path, huge()))
+    check_runs(moved(reason, path, huge()))
 
 
+@pytest.mark.usefixtures("mounted_for_it")
 def test_a_hugetlbfs_that_is_full(pool_alone: Resizer, mount: Mount, tmp_path: Path) -> None:
     pool_alone.resize(4)
     directory = mount("hugetlbfs", "pagesize=2M,size=4M")
     blocks = [huge("2MiB", name=f"h{n}", path=str(directory / f"h{n}")) for n in range(3)]
     path = scenario(tmp_path, *blocks)
     reason = check_refused(path, "path_full", "blocks h0, h1, h2 need 6MiB", "4MiB free of 4MiB")
-    check_another_place(reason["remedy"])
+    check_runs(moved(reason, path, huge()))
     check_runs(scenario(tmp_path, *blocks[:2]))
 
 
@@ -323,6 +372,54 @@ def test_more_memory_than_there_is_will_never_be(tmp_path: Path) -> None:
     tight = judge(scenario(tmp_path, ram(size, content=zeros)))
     assert tight.verdict == "unknown"
     assert "more for zeros that are written" in the("memory_tight", tight)["message"]
+
+
+# ---- the same of a run ----
+
+
+@pytest.mark.parametrize(
+    ("code", "blocks", "sections"),
+    [
+        ("page_size_absent", [huge("1GiB", page_size="512MiB")], {}),
+        ("page_size_absent", [huge("384KiB", page_size="128KiB", name="a b")], {}),
+        ("target_page", [ram()], {"guest": guest(target_page_size="16KiB")}),
+        ("memory_never", [ram("40TiB")], {}),
+        ("memory_never", [ram("40TiB")], {"on_unavailable": "skip"}),
+        ("path_filesystem", [shared(path="/proc/x")], {}),
+        ("path_filesystem", [huge(path="/proc/no/x")], {}),
+        ("path_filesystem", [huge(path="/srv/x")], {}),
+        ("path_filesystem", [huge(path="/srv/not there/x")], {}),
+        ("path_directory", [shared(path="/dev/shm")], {}),
+        ("path_missing", [shared(path="/dev/shm/no such/x")], {}),
+    ],
+)
+def test_a_run_is_refused_in_the_words_of_a_check(
+    tmp_path: Path, code: str, blocks: list[dict[str, Any]], sections: dict[str, Any]
+) -> None:
+    path = scenario(tmp_path, *blocks, **sections)
+    sizes = [block.page_size for block in load_to_judge(path)[0].blocks]
+    if code == "page_size_absent" and sizes[0] in hugepages.page_sizes():
+        pytest.skip("this host has pages of that size")
+    (reason,) = [one for one in found_by(path) if one.code == code]
+    made = Migration(load(path))
+    try:
+        said = str(made.run().error)
+    except HostError as error:
+        said = str(error)
+    assert reason.place in said
+    assert f"{reason.message}; {mending(reason.remedy)}" in said
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_block_of_64_tib_of_hugepages_is_refused_for_want_of_memory(
+    tmp_path: Path, share: float
+) -> None:
+    path = scenario(tmp_path, huge("64TiB", content={"zero_share": share}))
+    reason = check_refused(path, "pool_never", "will never have them")
+    assert reason["remedy"].startswith("use a size of at most")
+    with pytest.raises(HostError, match=r"this host will never have them") as caught:
+        Migration(load(path)).run()
+    assert caught.value.exit_code == 3
 
 
 # ---- traces ----

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import without_userfaultfd
+from checking import SUDO
 from support import HUGE, Footprint
-from test_memory_need import small_cgroup  # noqa: F401
 from test_ordinary_user import as_ordinary_user
 
 from vmemu import hugepages, mounts
@@ -70,10 +70,6 @@ def proof_of(host: HostDocument, backing: str, fault: FaultKind = "missing") -> 
 
 def problem(host: HostDocument, code: str, about: str = "") -> Problem | None:
     return next((one for one in host.problems if one.code == code and about in one.what), None)
-
-
-SUDO = 'sudo() { "$@"; }; '
-"""In its place where tests, which are root's, run what ordinary users are told."""
 
 
 def run_remedy(command: str) -> None:
@@ -357,14 +353,15 @@ def test_a_limit_of_the_shell_is_lifted_by_the_remedy(code: str, limit: str) -> 
 
 
 @pytest.mark.usefixtures("userfault")
-def test_the_limit_of_a_control_group_is_lifted_by_the_remedy(small_cgroup: Path) -> None:  # noqa: F811
-    inside = ["/bin/sh", "-c", f'echo $$ > {small_cgroup}/cgroup.procs\nexec "$@"', "sh"]
+def test_the_limit_of_a_control_group_is_lifted_by_the_remedy(memory_limit: Path) -> None:
+    processes = memory_limit.with_name("cgroup.procs")
+    inside = ["/bin/sh", "-c", f'echo $$ > {processes}\nexec "$@"', "sh"]
     host, _ = doctor(inside)
-    found = problem(host, "memory", str(small_cgroup))
+    found = problem(host, "memory", str(memory_limit))
     assert found is not None
     run_remedy(found.remedy)
     mended, _ = doctor(inside)
-    assert problem(mended, "memory", str(small_cgroup)) is None
+    assert problem(mended, "memory", str(memory_limit)) is None
 
 
 # ---- without /proc or /sys ----

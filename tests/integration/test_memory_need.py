@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,8 @@ def test_blocks_of_zeros_alone_that_are_too_large_to_plan_on_are_refused_before_
     assert memory_needed(made).together == PROCESS
     with pytest.raises(HostError) as caught:
         Migration(made).run()
-    assert "a table of all pages of 64TiB takes 256GiB of memory, and " in caught.value.what
+    table = "a table of all pages of 64TiB takes 256GiB of memory on this host, and "
+    assert table in caught.value.what
 
 
 def test_clients_are_processes_that_compare_too():
@@ -120,8 +120,8 @@ def refused(made: Any) -> PostcopyUnsupported:
 def test_blocks_that_fit_alone_and_not_together_are_refused(backing: str):
     third = memory_room().size // 3 // MIB
     error = refused(scenario(blocks(third, third, backing=backing)))
-    assert "can be had here now: MemAvailable" in str(error)
-    assert "use smaller blocks, or free memory" in str(error)
+    assert "of memory on this host (source " in str(error)
+    assert "; use smaller blocks" in str(error)
 
 
 @pytest.mark.usefixtures("userfault")
@@ -185,49 +185,14 @@ def test_a_limit_of_the_process_is_told_with_what_lifts_it(name: str, option: st
     assert run_elsewhere("16", f"{name}={1 << 30}") == ["completed", ""]
 
 
-def _remove(group: Path) -> None:
-    """The processes that were in it have ended, or end just now."""
-    for _ in range(200):
-        try:
-            return group.rmdir()
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError(f"{group} still has processes")
-
-
-@pytest.fixture
-def small_cgroup() -> Iterator[Path]:
-    """A control group that may have 128 MiB, of whichever version counts memory here."""
-    if os.geteuid() != 0:
-        pytest.skip("making a control group needs root")
-    for parent, limit in (
-        (Path("/sys/fs/cgroup"), "memory.max"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-    ):
-        group = parent / f"vmemu-test-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            if not (group / limit).exists():
-                continue
-            (group / limit).write_text(str(128 * MIB))
-            yield group
-            return
-        finally:
-            _remove(group)
-    pytest.skip("no control group for memory can be made here")
-
-
 @pytest.mark.usefixtures("userfault")
-def test_a_run_that_its_control_group_would_kill_is_refused(small_cgroup: Path):
+def test_a_run_that_its_control_group_would_kill_is_refused(memory_limit: Path):
     def join() -> None:
-        (small_cgroup / "cgroup.procs").write_text("0")
+        memory_limit.with_name("cgroup.procs").write_text("0")
 
     status, text = run_elsewhere("96", before=join)
     assert status == "refused"
-    assert str(small_cgroup) in text
+    assert str(memory_limit) in text
     assert "mend it with: echo " in text
     assert run_elsewhere("8", before=join) == ["completed", ""]
     subprocess.run(text.partition("mend it with: ")[2], shell=True, check=True)

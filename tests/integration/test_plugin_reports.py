@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from plugin_project import READS, SCENARIO, SLOW, kept, output, run, write
+from plugin_project import PLAIN, READS, SCENARIO, SLOW, kept, output, run, write
 from support import HUGE
 
 from vmemu import hugepages
@@ -134,7 +134,7 @@ def test_nothing_is_left_of_a_run_whose_worker_was_killed(
     monkeypatch.setenv("VMEMU_TEST_OF", str(project.path))
     words = ["-n1", "--max-worker-restart=1", "--vmemu-report=out", "test_it.py"]
     session = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *words],
+        [sys.executable, "-m", "pytest", *PLAIN, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=project.path,

@@ -364,7 +364,7 @@ def test_a_run_that_does_not_end_is_killed_and_fails(project: pytest.Pytester) -
     result = run(project, "slow.vmemu.yaml", "--vmemu-timeout", "4s")
     result.assert_outcomes(failed=1)
     text = section(result, "slow.vmemu.yaml, seed 7")
-    assert re.search(r"^timeout: not done after .* s: in phase guest for .* accesses", text, re.M)
+    assert re.search(r"^timeout: not done after .*s: in phase guest for .* accesses", text, re.M)
     assert "replay:  vmemu run slow.vmemu.yaml --seed 7\n" in text
     assert "(there nothing kills it: it goes on)" in text
 

@@ -457,6 +457,42 @@ def test_a_signal_at_any_moment_leaves_nothing_but_a_trace(
         assert subprocess.run(["pgrep", "-f", mark], check=False, timeout=9).returncode == 1
 
 
+FAKE_VALGRIND = """\
+#!/bin/sh
+for option; do
+    case $option in --log-file=*) printf %s "$WRITES" >"${option#*=}" ;; esac
+done
+echo ready
+exec sleep 600
+"""
+
+
+@pytest.mark.parametrize("writes", ["", "==7== Lac", "==7== Lackey, an example Valgrind tool\n"])
+def test_a_signal_before_the_first_access_is_an_interrupt(
+    out: Path, tmp_path: Path, writes: str
+) -> None:
+    valgrind = tmp_path / "bin" / "valgrind"
+    valgrind.parent.mkdir()
+    valgrind.write_text(FAKE_VALGRIND)
+    valgrind.chmod(0o755)
+    with subprocess.Popen(
+        command_line(*LACKEY, "-o", out, "true"),
+        env=os.environ | {"PATH": f"{valgrind.parent}:{os.environ['PATH']}", "WRITES": writes},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        said = process.communicate(timeout=TIMEOUT_S)[1]
+    assert process.returncode == 130
+    assert said.startswith("vmemu: interrupted; there is no trace: true: ")
+    assert len(said.splitlines()) == 1
+    assert os.listdir(out.parent) == []
+
+
 @pytest.mark.usefixtures("perf")
 def test_perf_does_not_wait_for_a_child_that_stays(out: Path, touch: Path) -> None:
     done = record(*PERF, "-o", out, "--", touch, "fork")

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from support import HUGE, MIB, anonymous, huge, shared
 
 from vmemu import hugepages, ramblock
-from vmemu.errors import CoreError, HostError, HugepageShortage, InputError, VmemuError
-from vmemu.ramblock import RAMBlock
+from vmemu.errors import CoreError, HostError, HugepageShortage, InputError, Setting, VmemuError
+from vmemu.ramblock import Backing, RAMBlock
 
 
 def refused(block: RAMBlock) -> VmemuError:
@@ -58,8 +59,8 @@ def test_nothing_is_mounted_over_a_directory_that_holds_anything(
     monkeypatch.setattr(os.path, "ismount", lambda path: False)
     error = refused(huge(path="/tmp/hugefile"))
     assert isinstance(error, HostError)
-    assert "/tmp/hugefile lies on ext4, not on hugetlbfs" in error.what
-    assert "use 'path: /dev/hugepages-2M/hugefile', or leave path out for a memfd" in error.what
+    assert "/tmp/hugefile lies on ext4 (/) on this host, not on hugetlbfs" in error.what
+    assert error.what.endswith("; mount one and use 'path: /dev/hugepages-2M/hugefile'")
     assert error.remedy == (
         "mkdir -p /dev/hugepages-2M && mount -t hugetlbfs -o pagesize=2048K none /dev/hugepages-2M"
     )
@@ -79,21 +80,75 @@ def test_a_mount_that_would_do_is_named(mounts: list[tuple[str, str]], tmp_path:
     for wrong in ("/tmp/hugefile", tmp_path / "small/hugefile", tmp_path / "full/hugefile"):
         error = refused(huge(path=str(wrong)))
         assert isinstance(error, HostError)
-        assert f"use 'path: {tmp_path}/huge/hugefile'" in error.what
-        assert error.remedy == ""
+        assert error.remedy == Setting(f"path: {tmp_path}/huge/hugefile")
+        assert str(error).endswith(f"; use 'path: {tmp_path}/huge/hugefile'")
 
 
 def test_a_path_that_is_not_on_a_tmpfs_has_words_and_no_command() -> None:
     error = refused(shared(path="/proc/x"))
     assert isinstance(error, HostError)
-    assert error.what.endswith("use 'path: /dev/shm/x', or leave path out for a memfd")
-    assert "mend it with" not in str(error)
+    assert "/proc/x lies on proc (/proc) on this host, not on tmpfs" in error.what
+    assert str(error).endswith("; use 'path: /dev/shm/x'")
+    # Nobody makes a directory there.
+    assert "/dev/hugepages" in str(refused(huge(path="/proc/no/x")))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("pc.ram", "path: /dev/shm/pc.ram"),
+        ("a b", "path: /dev/shm/a b"),
+        ("/rom@etc", "path: /dev/shm/_rom@etc"),
+        ("$(x): y", "path: '/dev/shm/$(x): y'"),
+        ("it's", "path: '/dev/shm/it''s'"),
+    ],
+)
+def test_a_directory_is_no_file_and_one_in_it_is_named(name: str, line: str) -> None:
+    error = refused(RAMBlock(name, Backing.SHARED, 4096, 4096, "/dev/shm"))
+    assert isinstance(error, HostError)
+    assert "/dev/shm is a directory on this host, and a block needs a file" in error.what
+    assert error.remedy == Setting(line)
+    path = line.removeprefix("path: ")
+    assert yaml.safe_load(line) == {"path": f"/dev/shm/{name.replace('/', '_')}"}, path
+
+
+def test_a_directory_on_a_disk_is_none_either(tmp_path: Path) -> None:
+    error = refused(shared(path=str(tmp_path)))
+    assert isinstance(error, HostError)
+    assert "is a directory" in error.what
+    assert error.remedy == Setting("path: /dev/shm/vram")
+    error = refused(huge(path=str(tmp_path)))
+    assert isinstance(error, HostError)
+    assert "is a directory" in error.what and str(tmp_path) not in error.remedy
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_directory_that_is_not_there_hides_nothing(tmp_path: Path) -> None:
+    error = refused(huge(path=str(tmp_path / "not there/yet/x")))
+    assert isinstance(error, HostError)
+    made = f"'{tmp_path}/not there/yet'"
+    assert error.remedy == f"mkdir -p {made} && mount -t hugetlbfs -o pagesize=2048K none {made}"
+    assert "use 'path" not in error.what
+    (tmp_path / "empty").mkdir()
+    error = refused(huge(path=str(tmp_path / "empty/x")))
+    assert isinstance(error, HostError)
+    assert str(tmp_path) not in error.remedy
+
+
+def test_a_page_size_that_is_absent_has_one_in_its_place() -> None:
+    absent = next(s << 20 for s in (16, 4, 64) if s << 20 not in hugepages.page_sizes())
+    error = refused(RAMBlock("h", Backing.HUGETLBFS, 64 << 20, absent))
+    assert isinstance(error, HostError)
+    assert f"this host has no hugepages of {absent >> 20}MiB (it has: " in error.what
+    assert error.key == "page_size"
+    if HUGE in hugepages.page_sizes():
+        assert error.remedy == Setting("page_size: 2MiB")
 
 
 def test_a_directory_that_is_not_there() -> None:
     error = refused(shared(path="/dev/shm/vmemu not there/x"))
     assert isinstance(error, HostError)
-    assert "there is no such directory" in error.what
+    assert "there is no directory /dev/shm/vmemu not there on this host" in error.what
     assert error.remedy == "mkdir -p '/dev/shm/vmemu not there'"
 
 
@@ -122,15 +177,13 @@ def test_permission_denied(
     path = str(tmp_path / "huge/x")
     error = refused(huge(path=path) if kind == "hugetlbfs" else shared(path=path))
     assert isinstance(error, HostError)
-    assert "Permission denied" in error.what
-    assert "leave path out for a memfd" in error.what
+    assert f"{tmp_path}/huge may not be written to on this host" in error.what
     own = f"{tmp_path}/huge/vmemu-1000"
     if kind == "hugetlbfs":
         assert f"'path: {own}/x'" in error.what
         assert error.remedy == f"install -d -m 700 -o 1000 {own}"
     else:
-        assert "'path: /dev/shm/x'" in error.what
-        assert error.remedy == ""
+        assert error.remedy == Setting("path: /dev/shm/x")
 
 
 def test_too_little_memory_says_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,17 @@ class TestPaths:
             "deep/er/c.yaml",
         ]
 
+    def test_a_file_of_several_names_comes_once(self) -> None:
+        Path("link.yaml").symlink_to("b.yaml")
+        Path("there").symlink_to("deep")
+        absolute = str(Path("a.yml").resolve())
+        assert paths.scenarios(["link.yaml", "*.yaml", "a.yml", absolute]) == ["link.yaml", "a.yml"]
+        assert paths.scenarios(["deep", "there"]) == ["deep/er/c.yaml"]
+
+    def test_relative_paths_in_a_scenario_start_where_a_link_to_it_is(self) -> None:
+        Path("deep/b.yaml").symlink_to("../b.yaml")
+        assert paths.scenarios(["b.yaml", "deep/b.yaml"]) == ["b.yaml", "deep/b.yaml"]
+
     def test_a_file_whose_name_is_a_pattern_is_that_file(self) -> None:
         Path("[ab].yaml").touch()
         assert paths.scenarios(["[ab].yaml"]) == ["[ab].yaml"]
@@ -90,8 +101,12 @@ class TestPaths:
             raise PermissionError(13, "Permission denied", path)
 
         monkeypatch.setattr(os, "scandir", refused)
-        with pytest.raises(InputError, match="deep: can't be read: Permission denied"):
+        words = "deep: permission to read the directory is denied; allow it: chmod"
+        with pytest.raises(InputError, match=words):
             paths.scenarios(["deep"])
+        monkeypatch.setattr(os, "listdir", refused)
+        with pytest.raises(InputError, match=words):
+            paths.scenarios(["deep/x*.yaml"])
 
 
 class TestTable:

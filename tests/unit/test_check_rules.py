@@ -4,6 +4,7 @@ nothing of the host that checks gets in."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,30 +12,14 @@ from typing import Any
 
 import pytest
 from checking import codes, guest, huge, ram, reasons, scenario, shared, the
+from recorded_hosts import DISK, FEATURES, GIB, KIB, MIB, SHM, host, limits, memory, pool
 
 from vmemu._config import judging
 from vmemu.check.codes import Code
 from vmemu.check.judge import judge
 from vmemu.check.verdict import ScenarioReport
 from vmemu.errors import ConfigError
-from vmemu.host.document import (
-    Cpus,
-    HostDocument,
-    Kernel,
-    Limits,
-    Memory,
-    Mount,
-    Pool,
-    Proof,
-    Thp,
-    Userfault,
-    Way,
-)
-
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-FEATURES = ("THREAD_ID", "MISSING_HUGETLBFS", "MISSING_SHMEM", "WP_ASYNC", "WP_UNPOPULATED")
-SHM = Mount(path="/dev/shm", type="tmpfs", page_size=4096, size=GIB, free=GIB)
-DISK = Mount(path="/", type="ext4")
+from vmemu.host.document import HostDocument, Kernel, Mount, Proof, Userfault, Way
 
 
 @pytest.fixture(autouse=True)
@@ -46,44 +31,6 @@ def _somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(judging, "base_page_size", asked)
     monkeypatch.setattr(judging, "smallest_hugepage_size", asked)
-
-
-def pool(page_size: int = 2 * MIB, total: int = 64, **figures: Any) -> Pool:
-    return Pool(
-        **{"page_size": page_size, "total": total, "free": total, "reserved": 0, "surplus": 0}
-        | figures
-    )
-
-
-def memory(total: int = 16 * GIB, **figures: Any) -> Memory:
-    return Memory(**{"total": total, "available": total, "room": total} | figures)
-
-
-def limits(soft: int | None = None, hard: int | None = None) -> Limits:
-    return Limits(memlock_soft=soft, memlock_hard=hard, ipc_lock=False, pipe_max_size=None)
-
-
-def host(base: int = 4096, how: Any = "syscall", **parts: Any) -> HostDocument:
-    """A host that has everything, but for ``parts``."""
-    features = parts.pop("features", FEATURES)
-    userfault = Userfault(how=how, ways=parts.pop("ways", ()), features=features)
-    return HostDocument(
-        **{
-            "vmemu": "0",
-            "recorded_at": "2026-01-01T00:00:00+00:00",
-            "hostname": "node7",
-            "kernel": Kernel(release="6.18", machine="x86_64", base_page_size=base),
-            "userfault": userfault,
-            "pools": (pool(),),
-            "default_hugepage_size": 2 * MIB,
-            "mounts": (DISK, SHM),
-            "memory": memory(),
-            "limits": limits(),
-            "thp": Thp(enabled=None, shmem_enabled=None),
-            "cpus": Cpus(online=2, allowed=(0, 1)),
-        }
-        | parts
-    )
 
 
 Judging = Callable[..., ScenarioReport]
@@ -132,6 +79,28 @@ def test_pages_are_those_of_the_host_in_question(judged: Judging) -> None:
     assert judged(ram(), on=big, guest=guest(target_page_size="64KiB")).verdict == "ok"
 
 
+def test_machines_of_both_ends_agree(judged: Judging) -> None:
+    arm = Kernel(release="6.18", machine="aarch64", base_page_size=4096)
+    report = judged(ram(), shared(), source=host(kernel=arm, hostname="arm1"))
+    reason = only(Code.MACHINE, report)
+    assert "the source arm1 is aarch64 and the destination node7 is x86_64" in reason["message"]
+    assert report.verdict == reason["verdict"] == "incompatible"
+    assert reason["remedy"] == "use two hosts of one machine"
+
+
+def test_another_machine_with_other_pages_is_told_both(judged: Judging) -> None:
+    arm = Kernel(release="6.18", machine="aarch64", base_page_size=64 * KIB)
+    report = judged(ram(), source=host(kernel=arm))
+    assert codes(report) == {Code.MACHINE, Code.BASE_PAGE_DIFFERS}
+
+
+def test_a_host_of_no_name_is_called_by_its_role(judged: Judging) -> None:
+    report = judged(huge(path="/srv/x"), source=host(), on=host(hostname=""))
+    assert "on the destination, not on hugetlbfs" in only(Code.PATH_FILESYSTEM, report)["message"]
+    report = judged(huge(path="/srv/x"), source=host())
+    assert "on the destination node7, not on" in only(Code.PATH_FILESYSTEM, report)["message"]
+
+
 def test_base_pages_of_both_ends_agree(judged: Judging) -> None:
     reason = only(Code.BASE_PAGE_DIFFERS, judged(ram(), source=host(base=64 * KIB)))
     assert "64KiB" in reason["message"] and "4KiB" in reason["message"]
@@ -140,16 +109,53 @@ def test_base_pages_of_both_ends_agree(judged: Judging) -> None:
 def test_hugepages_that_nobody_names_agree_on_both_ends(judged: Judging) -> None:
     theirs = host(pools=(pool(64 * KIB), pool(2 * MIB)))
     reason = only(Code.PAGE_SIZE_DIFFERS, judged(huge(), source=theirs))
-    assert "64KiB on the source, node7, and 2MiB on the destination" in reason["message"]
+    assert "64KiB on the source node7 and 2MiB on the destination" in reason["message"]
     assert reason["remedy"] == "page_size: 2MiB"
     assert judged(huge(page_size="2MiB"), source=theirs).verdict == "ok"
+
+
+def test_remedies_of_a_block_do_not_contradict_each_other(judged: Judging) -> None:
+    report = judged(huge("34MiB", page_size="16MiB"))
+    assert codes(report) == {Code.MISALIGNED, Code.PAGE_SIZE_ABSENT}
+    assert {reason["remedy"] for reason in reasons(report)} == {"page_size: 2MiB"}
+    theirs = host(pools=(pool(64 * KIB), pool(2 * MIB)))
+    report = judged(huge("66MiB"), source=host(), on=host(pools=(pool(4 * MIB), pool(2 * MIB))))
+    assert report.verdict == "ok"
+    # Each end has what the other has not: neither is a remedy.
+    ends = {"source": host(pools=(pool(2 * MIB),)), "on": host(pools=(pool(512 * MIB),))}
+    report = judged(huge("1GiB", page_size="1GiB"), **ends)
+    remedies = {
+        the(Code.PAGE_SIZE_ABSENT, report)["remedy"],
+        the(Code.GIGANTIC_PAGES, report)["remedy"],
+    }
+    assert remedies == {
+        "use 'backing: anonymous' or 'backing: shared', without page_size",
+        "",
+    }
+    reason = the(Code.PAGE_SIZE_DIFFERS, judged(huge("1GiB"), **ends))
+    assert reason["remedy"].startswith("use 'backing: anonymous'")
+    report = judged(huge("1GiB", page_size="1GiB"), on=host(pools=(pool(GIB), pool(512 * MIB))))
+    assert the(Code.GIGANTIC_PAGES, report)["remedy"] == "page_size: 512MiB"
+    assert the(Code.PAGE_SIZE_DIFFERS, judged(huge(), source=theirs))["remedy"] == "page_size: 2MiB"
+
+
+def test_a_scenario_from_a_pipe_is_read_once_for_both_ends(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, scenario(tmp_path, huge()).read_bytes())
+    os.close(writing)
+    theirs = host(pools=(pool(64 * KIB), pool(2 * MIB)))
+    try:
+        report = judge(f"/dev/fd/{reading}", source=theirs, destination=host())
+    finally:
+        os.close(reading)
+    only(Code.PAGE_SIZE_DIFFERS, report)
 
 
 def test_hugepages_that_the_source_has_not(judged: Judging) -> None:
     with_both = host(pools=(pool(), pool(GIB, 1)))
     report = judged(huge("1GiB", page_size="1GiB"), on=with_both, source=host())
     reason = the(Code.PAGE_SIZE_ABSENT, report)
-    assert "the source, node7, has no hugepages of 1GiB (it has: 2MiB)" in reason["message"]
+    assert "the source node7 has no hugepages of 1GiB (it has: 2MiB)" in reason["message"]
     assert reason["remedy"] == "page_size: 2MiB"
 
 
@@ -222,13 +228,47 @@ def test_pools_that_give_two_pages(judged: Judging, figures: dict[str, int]) -> 
 
 
 def test_a_pool_that_memory_can_not_fill_now(judged: Judging) -> None:
-    little = memory(available=8 * MIB)
-    on = host(pools=(pool(total=0),), memory=little)
-    reason = only(Code.POOL_SMALL, judged(huge("16MiB"), on=on))
-    assert "it lacks 16MiB, and 8MiB of memory are free" in reason["message"]
-    assert reason["remedy"] == (
-        "use a size of at most 8MiB, or free memory: sysctl vm.nr_hugepages=8"
+    """The source's image lies in the same memory as the pages."""
+    on = host(pools=(pool(total=0),), memory=memory(available=64 * MIB, room=64 * MIB))
+    report = judged(huge("64MiB"), on=on)
+    reason = the(Code.POOL_SMALL, report)
+    assert reason["message"].endswith(
+        "it lacks 64MiB, the run takes 80MiB of other memory, and 64MiB of memory are free"
     )
+    assert reason["remedy"] == (
+        "use a size of at most 24MiB, or free memory, then: sysctl vm.nr_hugepages=32"
+    )
+    assert only(Code.POOL_SMALL, judged(huge("24MiB"), on=on))["remedy"].startswith("sysctl ")
+    assert "26MiB" in the(Code.POOL_SMALL, judged(huge("26MiB"), on=on))["message"]
+
+
+def test_a_pool_and_its_image_that_no_memory_holds_will_never_be(judged: Judging) -> None:
+    on = host(pools=(pool(total=0),), memory=memory(GIB))
+    reason = the(Code.POOL_NEVER, judged(huge("600MiB"), on=on))
+    assert "the run takes 616MiB of other memory with them, and there are 1GiB" in reason["message"]
+    assert reason["remedy"] == "use a size of at most 504MiB"
+    assert "sysctl" not in reason["remedy"]
+    # The source has the image where the hosts are two.
+    there = only(Code.POOL_SMALL, judged(huge("600MiB"), on=on, source=host()))
+    assert there["remedy"] == "sysctl vm.nr_hugepages=300"
+    zeros = judged(huge("600MiB", content={"zero_share": 1.0}), on=on)
+    assert the(Code.POOL_SMALL, zeros)["remedy"] == "sysctl vm.nr_hugepages=300"
+
+
+def test_pools_of_two_sizes_grow_in_the_same_memory(judged: Judging) -> None:
+    on = host(pools=(pool(total=0), pool(GIB, 0)), memory=memory(16 * GIB, available=2 * GIB))
+    blocks = [huge("1GiB", page_size="1GiB"), huge("512MiB", name="small", page_size="2MiB")]
+    report = judged(*blocks, on=on, source=host())
+    assert the(Code.POOL_SMALL, report)["remedy"].startswith("echo 1 > ")
+    report = judged(huge("1GiB", page_size="1GiB", name="b"), huge("2GiB", page_size="2MiB"), on=on)
+    assert "then: sysctl" in report.blocks[1].reasons[0].remedy
+
+
+def test_pages_that_others_hold_are_only_waited_for_where_no_memory_is_free(
+    judged: Judging,
+) -> None:
+    on = host(pools=(pool(free=0),), memory=memory(available=8 * MIB))
+    assert only(Code.POOL_TAKEN, judged(huge(), on=on))["remedy"].startswith("wait until others")
 
 
 def test_the_pool_of_another_size_is_resized_in_sysfs(judged: Judging) -> None:
@@ -242,7 +282,8 @@ def test_the_pool_of_another_size_is_resized_in_sysfs(judged: Judging) -> None:
 def test_control_groups_may_grant_fewer_hugepages(judged: Judging) -> None:
     on = host(pools=(pool(cgroup_room=2 * MIB),))
     reason = only(Code.POOL_LIMITED, judged(huge("4MiB"), on=on))
-    assert "take 4MiB of 2MiB hugepages" in reason["message"] and "grant 2MiB" in reason["message"]
+    assert reason["message"].startswith("block huge takes 4MiB of 2MiB hugepages, and control ")
+    assert "grant 2MiB" in reason["message"]
     assert judged(huge("2MiB"), on=on).verdict == "ok"
 
 
@@ -288,7 +329,7 @@ def test_places_of_shared_memory_on_a_recorded_host(judged: Judging) -> None:
 def test_userfaultfd_that_can_not_be_opened(judged: Judging) -> None:
     way = Way(how="syscall", works=False, why="EPERM by seccomp", remedy="docker run --x")
     reason = only(Code.USERFAULTFD, judged(ram(), shared(), on=host(how=None, ways=(way,))))
-    assert "(syscall: EPERM by seccomp)" in reason["message"]
+    assert "on the destination node7: syscall: EPERM by seccomp" in reason["message"]
     assert reason["remedy"] == "docker run --x"
 
 
@@ -300,7 +341,9 @@ def test_user_mode_only_is_degraded(judged: Judging) -> None:
 def test_features_that_are_refused_are_not_there(judged: Judging) -> None:
     userfault = Userfault(how="syscall", ways=(), features=FEATURES, refused=("MISSING_SHMEM",))
     report = judged(ram(), shared(), on=host().model_copy(update={"userfault": userfault}))
-    assert only(Code.FEATURE, report)["message"].startswith("userfaultfd of the destination, node7")
+    assert only(Code.FEATURE, report)["message"].startswith(
+        "userfaultfd of the destination node7 lacks"
+    )
     assert [block.verdict for block in report.blocks] == ["ok", "incompatible"]
 
 
@@ -309,12 +352,12 @@ def test_proofs_of_a_recorded_host_count(judged: Judging, works: bool | None, co
     proof = Proof(
         backing="shared", page_size=4096, fault="missing", works=works, why="EINVAL", remedy="do x"
     )
-    report = judged(ram(), shared(), on=host(proofs=(proof,)))
+    report = judged(ram(), shared(), on=host(proofs=(*host().proofs, proof)))
     reason = only(code, report)
     assert "EINVAL" in reason["message"] and reason["remedy"] == "do x"
     assert report.verdict == ("unknown" if works is None else "incompatible")
     for other in ({"thp": True}, {"fault": "minor"}, {"page_size": 64 * KIB}, {"works": True}):
-        on = host(proofs=(proof.model_copy(update=other),))
+        on = host(proofs=(*host().proofs, proof.model_copy(update=other)))
         assert judged(ram(), shared(), on=on).verdict == "ok"
 
 
@@ -325,9 +368,33 @@ def test_write_protection_at_the_source_is_what_tracking_needs(judged: Judging) 
     migration = {"flip_at": "50%", "precopy": {"dirty_tracking": "kernel"}}
     report = judged(ram(), source=host(proofs=(proof,)), migration=migration)
     assert "ENOTTY" in only(Code.DIRTY_TRACKING, report)["message"]
-    assert (
-        judged(ram(), on=host(proofs=(proof,)), source=host(), migration=migration).verdict == "ok"
+    without = host(proofs=tuple(p for p in host().proofs if p.fault == "missing"))
+    assert judged(ram(), on=without, source=host(), migration=migration).verdict == "ok"
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_tracking_that_nobody_has_tried_is_unknown_where_there_is_nothing_else(
+    judged: Judging, tried: bool
+) -> None:
+    failed = Proof(
+        backing="anonymous", page_size=4096, fault="write_protect", works=None, why="no memory"
     )
+    source = host(proofs=(failed,) if tried else ())
+    for tracking, verdict in (("kernel", "unknown"), ("auto", "ok"), ("replay", "ok")):
+        migration = {"flip_at": "50%", "precopy": {"dirty_tracking": tracking}}
+        report = judged(ram(), source=source, migration=migration)
+        assert report.verdict == verdict
+        if tracking == "kernel":
+            reason = only(Code.UNPROVEN, report)
+            assert ("no memory" if tried else "its document has no proof") in reason["message"]
+            assert reason["remedy"] == "migration: {precopy: {dirty_tracking: auto}}"
+
+
+def test_what_a_document_has_no_proof_of_is_unknown(judged: Judging) -> None:
+    report = judged(ram(), huge(), shared(), on=host(proofs=()))
+    assert codes(report) == {Code.UNPROVEN, Code.MIXED_PAGE_SIZES}
+    assert [block.verdict for block in report.blocks] == ["unknown"] * 3
+    assert the(Code.UNPROVEN, report)["remedy"] == "vmemu doctor --json FILE"
 
 
 # ---- locked memory ----
@@ -338,7 +405,7 @@ def test_limits_on_locked_memory_of_a_recorded_host(judged: Judging) -> None:
     report = judged(ram(), huge(), on=host(limits=limits(64 * KIB, 128 * KIB)), **lock)
     reason = the(Code.MEMLOCK, report)
     assert "256KiB: 64KiB is what the process may lock on the destination" in reason["message"]
-    assert reason["remedy"] == "sudo prlimit --pid $$ --memlock=262144"
+    assert reason["remedy"] == "prlimit --pid $$ --memlock=262144"
     reason = the(Code.MEMLOCK, judged(ram(), on=host(limits=limits(64 * KIB)), **lock))
     assert reason["remedy"] == "ulimit -S -l 256"
     assert judged(ram(), on=host(limits=limits(256 * KIB)), **lock).verdict == "ok"
@@ -398,6 +465,13 @@ def test_a_trace_may_be_too_large_for_who_only_checks(
 
     monkeypatch.setattr("vmemu.plan.make_workload", fails)
     assert only(Code.TRACE, judged(ram(), migration={"flip_at": 40}))["verdict"] == "unknown"
+
+
+def test_names_that_are_no_plain_words_are_quoted(judged: Judging) -> None:
+    on = host(pools=(pool(total=0),))
+    blocks = [huge(name=name) for name in ("a b", "$(x)", "pc.ram")]
+    message = the(Code.POOL_SMALL, judged(*blocks, on=on))["message"]
+    assert message.startswith("blocks 'a b', '$(x)', pc.ram need 6 hugepages")
 
 
 def test_the_worst_reason_comes_first(judged: Judging) -> None:

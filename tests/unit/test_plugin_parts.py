@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from vmemu.errors import InputError
 from vmemu.testing import marks
 from vmemu.testing.limits import FIGURES, limits, parse_line
-from vmemu.testing.runs import MigrationRun, file_name
+from vmemu.testing.migrationrun import MigrationRun
+from vmemu.testing.runs import file_name
 from vmemu.testing.seeds import seeds
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "result-example.json"
@@ -37,7 +38,7 @@ def test_tests_of_others_load_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("def test_other(): pass\n")
     code = (
         "import pytest, sys\n"
-        "code = pytest.main(['-q', '--strict-markers', 'test_other.py'])\n"
+        "code = pytest.main(['-qp', 'no:hypothesispytest', '--strict-markers', 'test_other.py'])\n"
         "print(sorted({'numpy', 'cffi', 'click', 'yaml', 'rich', 'vmemu.core',\n"
         "              'vmemu.config', 'vmemu.testing.runs'} & set(sys.modules)))\n"
         "print('vmemu.testing.plugin' in sys.modules)\n"

@@ -170,7 +170,7 @@ def test_a_file_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise PermissionError
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(yamlfile, "open_input", refuse)
     document = yamlfile.read("closed.yaml")
     monkeypatch.undo()
     assert "permission" in only(document).what

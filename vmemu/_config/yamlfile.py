@@ -11,7 +11,6 @@ a resolved one, no alias is ever expanded, and the depth is bounded here instead
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from vmemu.errors import Problem
+from vmemu.inputfile import denied, open_input
 from vmemu.units import printable
 
 Path = tuple[str | int, ...]
@@ -232,12 +232,10 @@ def _read_text(document: Document) -> str | None:
     """The text of the document's file, or None after a problem."""
     file = document.file
     try:
-        if os.path.isdir(file):
-            raise IsADirectoryError
-        with open(file, "rb") as stream:
+        with open_input(file) as stream:
             raw = stream.read(LONGEST_FILE + 1)
     except (OSError, ValueError) as error:
-        document.problems.append(Problem(printable(file, 4096), 0, 0, "", *_cant_read(error)))
+        document.problems.append(Problem(_shown(file), 0, 0, "", *_cant_read(error, file)))
         return None
     if len(raw) > LONGEST_FILE:
         document.problems.append(
@@ -267,15 +265,23 @@ def _read_text(document: Document) -> str | None:
         return None
 
 
-def _cant_read(error: Exception) -> tuple[str, str]:
+def _shown(file: str) -> str:
+    return printable(file, 4096) or "''"
+
+
+def _cant_read(error: Exception, file: str) -> tuple[str, str]:
+    if not file:
+        return "this names no file", "name a scenario, such as boot.yaml"
+    if file == "-":
+        return "no such file", "name /dev/stdin for standard input"
     if isinstance(error, FileNotFoundError):
         return "no such file", "check the name and the directory it is looked for in"
     if isinstance(error, IsADirectoryError):
         return "this is a directory", "name a scenario file in it"
     if isinstance(error, PermissionError):
-        return "permission to read the file is denied", "make it readable: chmod u+r"
+        return denied(file)
     reason = (error.strerror if isinstance(error, OSError) else str(error)) or "unknown reason"
-    return f"the file can't be read: {reason}", "check the name"
+    return f"the file can't be read: {reason}", "name a file"
 
 
 def _line_column(before: str) -> tuple[int, int]:

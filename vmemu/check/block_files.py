@@ -6,16 +6,19 @@ What lies below a directory is known of this host alone; of a recorded one only 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 
-from vmemu import hugepages
-from vmemu.check.case import BlockOf, Case, End, Finding, names
+from vmemu import blockplace, hugepages
+from vmemu.blockplace import MEMFD, BlockFile, Space
+from vmemu.check.case import BlockOf, Case, End, Finding
 from vmemu.check.codes import Code
+from vmemu.errors import Advice
 from vmemu.host.document import Mount
-from vmemu.units import format_size
+from vmemu.inputfile import denied
+from vmemu.pagefit import Refusal
 
-_MEMFD = "leave path out, for a memfd"
+_KERNELS_OWN = {"/proc": "proc", "/sys": "sysfs"}
+"""What a document of a host leaves out, as nobody makes a file there."""
 
 
 def rules(case: Case) -> Iterator[Finding]:
@@ -25,80 +28,95 @@ def rules(case: Case) -> Iterator[Finding]:
     for of in case.blocks:
         if of.block.path is None:
             continue
-        mount = _mount_of(end, _directory(end, of))
-        wrong = _wrong_place(case, of, mount)
+        file = _file(of)
+        mount = _mount_of(end, file.path)
+        wrong = _no_file(case, of, mount) or _wrong_place(case, of, mount)
         if wrong is None and mount is not None:
             fitting.setdefault(mount.path, []).append(of)
             wrong = _cant_be_made(case, of, mount)
         if wrong is not None:
             yield wrong
     for path, blocks in fitting.items():
-        mount = _mount_of(end, path)
+        mount = _mount_at(end, path)
         if mount is not None:
             yield from _full(case, mount, blocks)
 
 
-def _directory(end: End, of: BlockOf) -> str:
-    path = os.path.dirname(str(of.block.path))
-    return os.path.realpath(path) if end.here else path
-
-
-def _name(of: BlockOf) -> str:
-    return os.path.basename(str(of.block.path))
+def _file(of: BlockOf) -> BlockFile:
+    block = of.block
+    return BlockFile(str(block.path), block.name, of.hugetlb, block.page_size, block.size)
 
 
 def _mount_of(end: End, path: str) -> Mount | None:
-    """What holds ``path``: of two mounts on one directory the later one."""
-    best: Mount | None = None
-    for mount in end.host.mounts:
-        inside = path == mount.path or path.startswith(mount.path.rstrip("/") + "/")
-        if inside and (best is None or len(mount.path) >= len(best.path)):
-            best = mount
-    return best
+    """What holds the file ``path``, asked of the kernel where it is this one's."""
+    if end.here:
+        kind, place = hugepages.filesystem_of(path)
+        return _mount_at(end, place) or (Mount(path=place, type=kind) if place else None)
+    own = [Mount(path=at, type=kind) for at, kind in _KERNELS_OWN.items()]
+    # Of two on one directory the later one: a sort keeps their order.
+    every = sorted([*own, *end.host.mounts], key=lambda mount: len(mount.path))
+    return next((mount for mount in reversed(every) if _is_below(path, mount.path)), None)
+
+
+def _mount_at(end: End, place: str) -> Mount | None:
+    """Of two mounts on one directory the later one."""
+    return next((one for one in reversed(end.host.mounts) if one.path == place), None)
+
+
+def _is_below(path: str, place: str) -> bool:
+    return path.startswith(place.rstrip("/") + "/")
 
 
 # ---- the file system ----
 
 
+def _no_file(case: Case, of: BlockOf, mount: Mount | None) -> Finding | None:
+    """A directory has the name that the file is to have."""
+    end, file = case.destination, _file(of)
+    if not (os.path.isdir(file.path) if end.here else _mount_at(end, file.path)):
+        return None
+    inside = _mount_of(end, os.path.join(file.path, "x"))
+    refusal = blockplace.no_file(file, end.called, inside is not None and _suits(inside, of))
+    if not end.here and inside is not None and not _suits(inside, of):
+        refusal = Refusal(refusal.what, _recorded_place(end, of))
+    return case.of_block(of.number, "path", Code.PATH_DIRECTORY, *refusal)
+
+
+def _suits(mount: Mount, of: BlockOf) -> bool:
+    return mount.type == _file(of).wanted and (
+        not of.hugetlb or mount.page_size in (None, of.block.page_size)
+    )
+
+
 def _wrong_place(case: Case, of: BlockOf, mount: Mount | None) -> Finding | None:
-    wanted = "hugetlbfs" if of.hugetlb else "tmpfs"
-    end, size = case.destination, format_size(of.block.page_size)
-    if mount is None or mount.type != wanted:
-        lies = f"{mount.type} ({mount.path})" if mount else "nothing that is known"
-        what = (
-            f"{of.block.path} lies on {lies} on {end.called}, not on {wanted}:"
-            f" userfaultfd has no faults of {size} pages there"
-        )
-        return case.of_block(
-            of.number,
-            "path",
-            Code.PATH_FILESYSTEM,
-            what,
-            _another_place(end, of, True),
-        )
-    if of.hugetlb and mount.page_size not in (None, of.block.page_size):
-        has = format_size(mount.page_size or 0)
-        what = f"{mount.path} on {end.called} holds pages of {has}, and the block wants {size}"
-        remedy = _another_place(end, of, False)
-        return case.of_block(of.number, "path", Code.PATH_PAGE_SIZE, what, remedy)
+    end, file = case.destination, _file(of)
+    if mount is None or mount.type != file.wanted:
+        lies = (mount.type, mount.path) if mount else ("", "")
+        what = blockplace.wrong_file_system(file, end.called, *lies)
+        refusal = _in_another_place(end, of, what)
+        return case.of_block(of.number, "path", Code.PATH_FILESYSTEM, *refusal)
+    if not _suits(mount, of):
+        what = blockplace.wrong_page_size(file, end.called, mount.path, mount.page_size or 0)
+        refusal = _in_another_place(end, of, what)
+        return case.of_block(of.number, "path", Code.PATH_PAGE_SIZE, *refusal)
     return None
 
 
-def _another_place(end: End, of: BlockOf, mountable: bool) -> str:
-    """A command that makes the path right, else another path, else none."""
-    directory = _directory(end, of)
-    if of.hugetlb and mountable and end.here and hugepages.free_to_mount_on(directory):
-        return hugepages.mount_on_command(directory, of.block.page_size)
-    mount = next((m for m in _best_first(end) if _takes(m, of)), None)
-    return f"path: {mount.path.rstrip('/')}/{_name(of)}" if mount else _MEMFD
+def _in_another_place(end: End, of: BlockOf, what: str) -> Refusal:
+    """A place that would do is looked for in a recorded host's document; on this host a run would
+    name the same."""
+    if end.here:
+        return blockplace.in_another_place(_file(of), what)
+    return Refusal(what, _recorded_place(end, of))
 
 
-def _best_first(end: End) -> list[Mount]:
-    """/dev/shm is there for this, other tmpfs are not."""
-    return sorted(end.host.mounts, key=lambda mount: mount.path != "/dev/shm")
+def _recorded_place(end: End, of: BlockOf) -> str:
+    mount = next((mount for mount in end.host.mounts if _takes(mount, of)), None)
+    return _file(of).within(mount.path) if mount else MEMFD
 
 
 def _takes(mount: Mount, of: BlockOf) -> bool:
+    """/dev/shm is there for this, other tmpfs are not."""
     fits = mount.free is None or mount.free >= of.block.size
     if not (mount.writable and fits):
         return False
@@ -111,22 +129,32 @@ def _takes(mount: Mount, of: BlockOf) -> bool:
 
 
 def _cant_be_made(case: Case, of: BlockOf, mount: Mount) -> Finding | None:
-    end, path = case.destination, str(of.block.path)
-    directory = _directory(end, of)
-    if end.here and not os.path.isdir(directory):
-        what = f"{path}: there is no directory {directory} on {end.called}"
-        remedy = f"mkdir -p {shlex.quote(directory)}"
-        return case.of_block(of.number, "path", Code.PATH_MISSING, what, remedy)
-    if end.here and os.path.lexists(path):
-        what = f"{path} exists already on {end.called} and may be somebody's"
-        remedy = f"name another path, or {_MEMFD}"
-        return case.of_block(of.number, "path", Code.PATH_EXISTS, what, remedy)
-    writable = os.access(directory, os.W_OK | os.X_OK) if end.here else mount.writable
-    if not writable:
-        what = f"{directory if end.here else mount.path} may not be written to on {end.called}"
-        remedy = _another_place(end, of, False)
+    end, file = case.destination, _file(of)
+    if not end.here:
+        if mount.writable:
+            return None
+        what = f"{mount.path} may not be written to on {end.called}"
+        remedy = _recorded_place(end, of)
         return case.of_block(of.number, "path", Code.PATH_NOT_WRITABLE, what, remedy)
-    return None
+    code, refusal = _refusal_here(end, file)
+    return case.of_block(of.number, "path", code, *refusal) if refusal else None
+
+
+def _refusal_here(end: End, file: BlockFile) -> tuple[Code, Refusal | None]:
+    """What a run would meet when it makes the file."""
+    try:
+        os.stat(file.directory)
+    except PermissionError:
+        closed, remedy = denied(file.directory)
+        what = f"{file.path}: {closed} on {end.called}"
+        return Code.PATH_NOT_WRITABLE, Refusal(what, Advice(remedy))
+    except OSError:
+        return Code.PATH_MISSING, blockplace.no_directory(file, end.called)
+    if os.path.lexists(file.path):
+        return Code.PATH_EXISTS, blockplace.taken(file, end.called)
+    if not os.access(file.directory, os.W_OK | os.X_OK):
+        return Code.PATH_NOT_WRITABLE, blockplace.denied(file, end.called)
+    return Code.PATH_MISSING, None
 
 
 # ---- room ----
@@ -137,22 +165,18 @@ def _full(case: Case, mount: Mount, blocks: list[BlockOf]) -> Iterator[Finding]:
     wanted = sum(of.block.size for of in blocks)
     if mount.free is None or mount.size is None or mount.free >= wanted:
         return
-    verb = "needs" if len(blocks) == 1 else "need"
-    what = (
-        f"{names(blocks)} {verb} {format_size(wanted)}, and {mount.path} on"
-        f" {case.destination.called} has {format_size(mount.free, digits=3)} free of"
-        f" {format_size(mount.size, digits=3)}"
-    )
+    space = Space(mount.path, mount.free, mount.size)
+    names = [of.block.name for of in blocks]
+    what = blockplace.full(names, wanted, case.destination.called, space)
     for of in blocks:
-        remedy = _more_room(case.destination, mount, of, wanted)
-        yield case.of_block(of.number, "path", Code.PATH_FULL, what, remedy)
+        refusal = _more_room(case.destination, of, wanted, space, what)
+        yield case.of_block(of.number, "path", Code.PATH_FULL, *refusal)
 
 
-def _more_room(end: End, mount: Mount, of: BlockOf, wanted: int) -> str:
+def _more_room(end: End, of: BlockOf, wanted: int, space: Space, what: str) -> Refusal:
     """hugetlbfs can't be resized."""
-    if mount.type == "hugetlbfs" or mount.size is None or mount.free is None:
-        return _another_place(end, of, False)
+    if of.hugetlb:
+        return _in_another_place(end, of, what)
     if wanted > end.host.memory.available:
-        return "use a smaller size"
-    size = mount.size - mount.free + wanted
-    return f"mount -o remount,size={size} {shlex.quote(mount.path)}"
+        return Refusal(what, Advice("use a smaller size"))
+    return Refusal(what, blockplace.more_room(wanted, space))

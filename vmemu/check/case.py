@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vmemu import privilege
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Reason, Verdict
 from vmemu.config import Block, Scenario
 from vmemu.host.document import HostDocument, Pool
+from vmemu.pagefit import HERE, called
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,13 @@ class End:
     def called(self) -> str:
         """For messages."""
         if self.here:
-            return "this host"
-        name = self.host.hostname
-        return f"the {self.role}, {name}," if name else f"the {self.role}"
+            return HERE
+        return f"the {self.role} {self.host.hostname}".rstrip()
+
+    def as_root(self, command: str) -> str:
+        """What is typed to run a command on that host as root; who types it on another host is not
+        known here."""
+        return privilege.as_root(command) if self.here else command
 
     def pool(self, page_size: int) -> Pool | None:
         """The pool of hugepages of that size; None where the host knows no such size."""
@@ -88,6 +94,12 @@ class Case:
         return (self.destination,) if self.same_host else (self.destination, self.source)
 
     @property
+    def common_page_sizes(self) -> list[int]:
+        """Of hugepages that both ends have, the smallest first."""
+        theirs = {pool.page_size for pool in self.source.host.pools}
+        return sorted(theirs & {pool.page_size for pool in self.destination.host.pools})
+
+    @property
     def blocks(self) -> list[BlockOf]:
         """The blocks that can be judged."""
         every = enumerate(self.scenario.blocks)
@@ -127,8 +139,7 @@ class Case:
 
 def names(blocks: list[BlockOf]) -> str:
     """The blocks in words of a message."""
-    listed = ", ".join(block.block.name for block in blocks)
-    return f"block{'s' if len(blocks) > 1 else ''} {listed}"
+    return called([block.block.name for block in blocks])
 
 
 def by_page_size(blocks: list[BlockOf]) -> Iterator[tuple[int, list[BlockOf]]]:

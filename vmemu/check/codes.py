@@ -34,6 +34,7 @@ class Code(enum.StrEnum):
     PATH_PAGE_SIZE = "path_page_size"
     PATH_FULL = "path_full"
     PATH_EXISTS = "path_exists"
+    PATH_DIRECTORY = "path_directory"
     PATH_NOT_WRITABLE = "path_not_writable"
 
     # Memory and limits.
@@ -55,5 +56,6 @@ class Code(enum.StrEnum):
     UNPROVEN = "unproven"
 
     # The two ends.
+    MACHINE = "machine"
     BASE_PAGE_DIFFERS = "base_page_differs"
     PAGE_SIZE_DIFFERS = "page_size_differs"

@@ -8,6 +8,7 @@ from vmemu.check import proofs
 from vmemu.check.case import BlockOf, Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
+from vmemu.errors import Advice, Setting
 
 _EVERY_BLOCK = "THREAD_ID"
 _OF_BACKING = {"hugetlbfs": "MISSING_HUGETLBFS", "shared": "MISSING_SHMEM"}
@@ -43,7 +44,7 @@ def _granted(end: End) -> frozenset[str]:
 def _cant_open(case: Case, end: End) -> Finding:
     ways = [way for way in end.host.userfault.ways if not way.works]
     reasons = "; ".join(f"{way.how}: {way.why}" for way in ways)
-    message = f"userfaultfd can't be opened on {end.called}" + (f" ({reasons})" if reasons else "")
+    message = f"userfaultfd can't be opened on {end.called}" + (reasons and f": {reasons}")
     remedy = next((way.remedy for way in ways if way.remedy), "")
     return case.of_all("", Code.USERFAULTFD, message, remedy)
 
@@ -54,7 +55,7 @@ def _user_mode_only(case: Case) -> Finding:
         f"userfaultfd of {end.called} takes faults from user mode only: a system call that touches"
         " a page which is missing gets EFAULT instead of waiting for it"
     )
-    remedy = "sysctl vm.unprivileged_userfaultfd=1"
+    remedy = end.as_root("sysctl vm.unprivileged_userfaultfd=1")
     return case.of_all("", Code.USER_MODE_ONLY, message, remedy, verdict=Verdict.DEGRADED)
 
 
@@ -78,7 +79,9 @@ def _lacks(end: End, feature: str) -> str:
 
 
 def _another_backing(of: BlockOf) -> str:
-    return f"backing: anonymous{'' if of.block.path is None else ', without path'}"
+    if of.block.path is None:
+        return Setting("backing: anonymous")
+    return Advice("use 'backing: anonymous', without path")
 
 
 def _tracking(case: Case) -> Iterator[Finding]:
@@ -86,26 +89,40 @@ def _tracking(case: Case) -> Iterator[Finding]:
     wanted = case.scenario.migration.precopy.dirty_tracking
     if wanted == "replay" or not guest_runs_at_source(case):
         return
-    why = _no_tracking(case.source)
-    if not why:
-        return
+    works, why = _tracks(case.source)
+    if works or (works is None and wanted == "auto"):
+        return  # with auto a run completes either way
     field = "migration.precopy.dirty_tracking"
-    message = f"the kernel of {case.source.called} can't track dirty pages: {why}"
-    if wanted == "kernel":
-        remedy = "migration: {precopy: {dirty_tracking: auto}}"
+    kernel = f"the kernel of {case.source.called}"
+    if works is None:
+        message = f"nobody could tell whether {kernel} tracks dirty pages: {why}"
+        remedy = Setting("migration: {precopy: {dirty_tracking: auto}}")
+        yield case.of_all(field, Code.UNPROVEN, message, remedy, verdict=Verdict.UNKNOWN)
+    elif wanted == "kernel":
+        message = f"{kernel} can't track dirty pages: {why}"
+        remedy = Setting("migration: {precopy: {dirty_tracking: auto}}")
         yield case.of_all(field, Code.DIRTY_TRACKING, message, remedy)
     else:
-        message += "; the replay does it, which sees only what the replay writes"
-        remedy = "migration: {precopy: {dirty_tracking: replay}}"
+        message = (
+            f"{kernel} can't track dirty pages: {why}; the replay does it, which sees only what the"
+            " replay writes"
+        )
+        remedy = Setting("migration: {precopy: {dirty_tracking: replay}}")
         yield case.of_all(field, Code.DIRTY_TRACKING, message, remedy, verdict=Verdict.DEGRADED)
 
 
-def _no_tracking(end: End) -> str:
-    """Why the kernel there can't; empty when it can."""
+def _tracks(end: End) -> tuple[bool | None, str]:
+    """Whether the kernel there can, and why not; None where that could not be found out."""
     if end.host.userfault.how is None:
-        return "userfaultfd can't be opened"
+        return False, "userfaultfd can't be opened"
     missing = [name for name in _TRACKING if name not in _granted(end)]
     if missing:
         listed = ", ".join(f"UFFD_FEATURE_{name}" for name in missing)
-        return f"userfaultfd lacks {listed}"
-    return proofs.no_tracking_here() if end.here else proofs.no_tracking(end)
+        return False, f"userfaultfd lacks {listed}"
+    if end.here:
+        return proofs.tracking_here()
+    works, why = proofs.tracking(end)
+    return (
+        works,
+        f"write protection of anonymous memory does not work: {why}" if works is False else why,
+    )

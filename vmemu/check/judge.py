@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from vmemu import units
 from vmemu._config import yamlfile
@@ -22,7 +23,7 @@ from vmemu.check import (
 from vmemu.check.case import Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import BlockReport, Reason, ScenarioReport, Verdict
-from vmemu.config import PageSizes, Scenario, load_to_judge
+from vmemu.config import PageSizes, Scenario, for_host, load_to_judge
 from vmemu.errors import Problem
 from vmemu.host.document import HostDocument
 
@@ -63,11 +64,10 @@ def judge(
     leaving = arriving if both else source or here
     assert arriving is not None and leaving is not None
 
-    overrides = tuple(overrides)
     scenario, misfits = load_to_judge(path, overrides, seed, page_sizes(arriving))
     there = scenario
     if page_sizes(leaving) != page_sizes(arriving):
-        there, _ = load_to_judge(path, overrides, seed, page_sizes(leaving))
+        there = for_host(scenario, page_sizes(leaving))
     case = Case(
         End("source", leaving, source is None, there),
         End("destination", arriving, destination is None, scenario),
@@ -85,10 +85,27 @@ def page_sizes(host: HostDocument) -> PageSizes:
 def _found(case: Case, misfits: list[Problem]) -> Iterator[Finding]:
     found = [_misfit(case.scenario, problem) for problem in misfits]
     found += [finding for rules in _RULES for finding in rules(case)]
+    found = _of_one_mind(found)
     yield from found
     yield from _proven(case, found)
     if _can_be_laid_out(found, misfits):
         yield from traces.rules(case)
+
+
+def _of_one_mind(found: list[Finding]) -> list[Finding]:
+    """A block whose pages have to be of another size gets no other block size for the one it has:
+    that of the remedy divides its size."""
+    another = {
+        finding.block: finding.reason.remedy
+        for finding in found
+        if finding.reason.code in (Code.PAGE_SIZE_ABSENT, Code.PAGE_SIZE_DIFFERS)
+    }
+    return [
+        Finding(block, replace(reason, remedy=another[block]))
+        if reason.code == Code.MISALIGNED and block in another
+        else Finding(block, reason)
+        for block, reason in found
+    ]
 
 
 def _can_be_laid_out(found: list[Finding], misfits: list[Problem]) -> bool:

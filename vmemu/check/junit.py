@@ -82,7 +82,7 @@ def _wrong(
 
 def _said(reason: Reason) -> str:
     place = f"{reason.place}: " if reason.place else ""
-    remedy = f"\n  mend it with: {reason.remedy}" if reason.remedy else ""
+    remedy = f"\n  {reason.mending}" if reason.remedy else ""
     return f"{reason.verdict}: {place}{reason.message}{remedy}"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from vmemu.check.case import Case, End, Finding, names
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
-from vmemu.memoryneed import Need, memory_needed, memory_shortage
+from vmemu.host.room import Room
+from vmemu.memoryneed import LESS, Need, memory_needed, memory_shortage, too_little, too_much
+from vmemu.privilege import raise_limit
 from vmemu.units import format_size
-
-_LESS = "use smaller blocks, or free memory"
 
 
 def rules(case: Case) -> Iterator[Finding]:
@@ -31,32 +31,26 @@ def _room(case: Case) -> Iterator[Finding]:
 
 def _of_one(case: Case, end: End, need: Need, wanted: int) -> Iterator[Finding]:
     memory = end.host.memory
-    if wanted > memory.total + memory.swap_free:
-        what = f"{_needs(case, end, wanted)}, and it has {_shown(memory.total)} in all"
-        yield case.of_all("blocks", Code.MEMORY_NEVER, what, "use smaller blocks")
-        return
+    wants = f"{_who(case, end)} {_shown(wanted)} of memory on {end.called}"
     if end.here and case.same_host:
-        # The run asks the same, and refuses for the same reason.
-        shortage = memory_shortage(need)
-        if shortage is not None:
-            yield case.of_all("blocks", Code.MEMORY, shortage.what, shortage.remedy or _LESS)
-            return
-    elif wanted > memory.room:
-        limit = f", limited by {memory.limited_by}" if memory.limited_by else ""
-        what = f"{_needs(case, end, wanted)}, and {_shown(memory.room)} are free{limit}"
-        yield case.of_all("blocks", Code.MEMORY, what, memory.remedy or _LESS)
-        return
-    if wanted + need.extra > memory.room:
+        short = memory_shortage(need)  # a run asks the same
+    else:
+        given = Room(memory.room, memory.limited_by, memory.remedy)
+        short = too_much(wants, wanted, memory.total, memory.swap_free)
+        short = short or too_little(wants, wanted, given)
+    if short is not None:
+        code = Code.MEMORY_NEVER if short.never else Code.MEMORY
+        yield case.of_all("blocks", code, short.what, short.remedy)
+    elif wanted + need.extra > memory.room:
         what = (
-            f"{_needs(case, end, wanted)}, up to {_shown(need.extra)} more for zeros that are"
-            f" written and marks of writes, and {_shown(memory.room)} are free"
+            f"{wants}, up to {_shown(need.extra)} more for zeros that are written and marks of"
+            f" writes, and {_shown(memory.room)} are free"
         )
-        yield case.of_all("blocks", Code.MEMORY_TIGHT, what, _LESS, verdict=Verdict.UNKNOWN)
+        yield case.of_all("blocks", Code.MEMORY_TIGHT, what, LESS, verdict=Verdict.UNKNOWN)
 
 
-def _needs(case: Case, end: End, wanted: int) -> str:
-    ends = "source and destination" if case.same_host else f"the {end.role}"
-    return f"{ends} need{'' if case.same_host else 's'} {_shown(wanted)} of memory on {end.called}"
+def _who(case: Case, end: End) -> str:
+    return "the run needs" if case.same_host else f"the {end.role} needs"
 
 
 def _shown(size: int) -> str:
@@ -79,14 +73,8 @@ def _lockable(case: Case) -> Iterator[Finding]:
             f" {format_size(limits.memlock_soft)} is what the process may lock on"
             f" {case.destination.called} (RLIMIT_MEMLOCK)"
         )
-        remedy = _raise_memlock(limits.memlock_hard, wanted)
+        remedy = raise_limit("memlock", wanted, limits.memlock_hard)
         yield case.of_all("memory.lock", Code.MEMLOCK, message, remedy)
-
-
-def _raise_memlock(hard: int | None, wanted: int) -> str:
-    if hard is None or wanted <= hard:
-        return f"ulimit -S -l {-(-wanted // 1024)}"
-    return f"sudo prlimit --pid $$ --memlock={wanted}"
 
 
 def _locked_already(end: End) -> int:

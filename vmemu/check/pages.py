@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from vmemu.check.case import BlockOf, Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
+from vmemu.errors import Setting
+from vmemu.pagefit import absent_page_size, another_page_size, target_page
 from vmemu.units import GIB, format_duration, format_size
 
 COPY_BYTES_PER_SECOND = 5 * GIB // 2
@@ -30,20 +32,10 @@ def _absent(case: Case, end: End, of: BlockOf) -> Iterator[Finding]:
     size = of.block.page_size
     if not of.hugetlb or end.pool(size) is not None:
         return
-    sizes = [pool.page_size for pool in end.host.pools]
-    known = ", ".join(format_size(size) for size in sizes) or "none"
-    message = f"{end.called} has no hugepages of {format_size(size)} (it has: {known})"
-    yield case.of_block(
-        of.number, "page_size", Code.PAGE_SIZE_ABSENT, message, _other_size(of, sizes)
-    )
-
-
-def _other_size(of: BlockOf, sizes: list[int]) -> str:
-    fitting = [size for size in sizes if of.block.size % size == 0]
-    if fitting:
-        nearest = min(fitting, key=lambda size: abs(size - of.block.page_size))
-        return f"page_size: {format_size(nearest)}"
-    return "use 'backing: anonymous' or 'backing: shared', without page_size"
+    message = absent_page_size(end.called, size, [pool.page_size for pool in end.host.pools])
+    # One that both ends have: what each of them alone would have is no remedy.
+    remedy = another_page_size(of.block.size, size, case.common_page_sizes)
+    yield case.of_block(of.number, "page_size", Code.PAGE_SIZE_ABSENT, message, remedy)
 
 
 def _gigantic(case: Case, of: BlockOf) -> Iterator[Finding]:
@@ -60,9 +52,15 @@ def _gigantic(case: Case, of: BlockOf) -> Iterator[Finding]:
         "page_size",
         Code.GIGANTIC_PAGES,
         message,
-        "page_size: 2MiB",
+        _smaller(case, of),
         verdict=Verdict.DEGRADED,
     )
+
+
+def _smaller(case: Case, of: BlockOf) -> str:
+    """The largest page that is not gigantic, if both ends have one; else there is no remedy."""
+    usable = [size for size in case.common_page_sizes if size < GIB]
+    return another_page_size(of.block.size, of.block.page_size, usable) if usable else ""
 
 
 def _behind_the_push(case: Case, of: BlockOf) -> Iterator[Finding]:
@@ -73,7 +71,7 @@ def _behind_the_push(case: Case, of: BlockOf) -> Iterator[Finding]:
         "without preempt a page that a vCPU waits for comes behind the one that is being pushed,"
         f" {format_size(of.block.page_size)}"
     )
-    remedy = "migration: {postcopy: {preempt: true}}"
+    remedy = Setting("migration: {postcopy: {preempt: true}}")
     yield case.of_block(
         of.number, "page_size", Code.PREEMPT_OFF, message, remedy, verdict=Verdict.DEGRADED
     )
@@ -81,13 +79,9 @@ def _behind_the_push(case: Case, of: BlockOf) -> Iterator[Finding]:
 
 def _target_page(case: Case, end: End) -> Iterator[Finding]:
     target, base = case.scenario.guest.target_page_size, end.host.kernel.base_page_size
-    if target > base:
-        message = (
-            f"the target page ({format_size(target)}) is bigger than the page of {end.called}"
-            f" ({format_size(base)}): one fault would need several pages of the host"
-        )
-        remedy = f"guest: {{target_page_size: {format_size(base)}}}"
-        yield case.of_all("guest.target_page_size", Code.TARGET_PAGE, message, remedy)
+    refusal = target_page(end.called, target, base)
+    if refusal is not None:
+        yield case.of_all("guest.target_page_size", Code.TARGET_PAGE, *refusal)
 
 
 def _mixed(case: Case) -> Iterator[Finding]:

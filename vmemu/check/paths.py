@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 
 from vmemu.errors import InputError
+from vmemu.inputfile import denied
 from vmemu.units import printable
 
 SUFFIXES = (".yaml", ".yml")
@@ -20,11 +21,16 @@ def scenarios(given: Iterable[str]) -> list[str]:
     not there is kept, for who reads it to say so. Raises InputError for a directory that has none
     or can't be read, and for a glob that matches none.
     """
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     for path in given:
         for file in _files(path):
-            found.setdefault(os.path.normpath(file), file)
+            found.setdefault(_identity(file), file)
     return list(found.values())
+
+
+def _identity(file: str) -> tuple[str, str]:
+    """The same for all names of a scenario; relative paths in it start where a link to it is."""
+    return os.path.realpath(os.path.dirname(file) or "."), os.path.realpath(file)
 
 
 def _files(path: str) -> list[str]:
@@ -34,9 +40,23 @@ def _files(path: str) -> list[str]:
         return [path]
     matched = sorted(one for one in glob.glob(path, recursive=True) if not os.path.isdir(one))
     if not matched:
+        _require_open(path)
         what = f"{printable(path, 300)}: no file matches"
         raise InputError(f"{what}; name a scenario, a directory of them, or another pattern")
     return matched
+
+
+def _require_open(pattern: str) -> None:
+    """A pattern passes over what may not be read, and would say that it matches nothing."""
+    steps = pattern.split("/")
+    fixed = next(n for n, step in enumerate(steps) if glob.has_magic(step))
+    begin = "/".join(steps[:fixed]) or ("/" if pattern.startswith("/") else ".")
+    try:
+        os.listdir(begin)
+    except PermissionError as error:
+        _unreadable(error)
+    except OSError:
+        return  # there is nothing to match
 
 
 def _below(directory: str) -> list[str]:
@@ -55,5 +75,9 @@ def _below(directory: str) -> list[str]:
 
 
 def _unreadable(error: OSError) -> None:
-    what = f"{printable(str(error.filename), 300)}: can't be read"
-    raise InputError(f"{what}: {error.strerror}; name what may be read") from None
+    place = str(error.filename)
+    if isinstance(error, PermissionError):
+        what, remedy = denied(place)
+    else:
+        what, remedy = f"the directory can't be read: {error.strerror}", "name another"
+    raise InputError(f"{printable(place, 300)}: {what}; {remedy}") from None

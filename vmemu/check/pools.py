@@ -8,7 +8,10 @@ from vmemu.check.case import BlockOf, Case, End, Finding, by_page_size, names
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
 from vmemu.config import Wait
+from vmemu.errors import Advice
 from vmemu.host.document import Pool
+from vmemu.memoryneed import memory_needed
+from vmemu.pagefit import Beside, Growth, HostMemory
 from vmemu.units import counted, format_duration, format_size
 
 
@@ -34,20 +37,20 @@ def capacity(pool: Pool) -> int:
 def resize_command(end: End, pool: Pool, pages: int) -> str:
     """The command that gives the pool of that host ``pages`` pages."""
     if pool.page_size == end.host.default_hugepage_size:
-        return f"sysctl vm.nr_hugepages={pages}"
+        return end.as_root(f"sysctl vm.nr_hugepages={pages}")
     size = f"hugepages-{pool.page_size >> 10}kB"
-    return f"echo {pages} > /sys/kernel/mm/hugepages/{size}/nr_hugepages"
+    return end.as_root(f"echo {pages} > /sys/kernel/mm/hugepages/{size}/nr_hugepages")
 
 
 def _short(case: Case, pool: Pool, blocks: list[BlockOf]) -> Iterator[Finding]:
     wanted = sum(block.pages for block in blocks)
     if available(pool) >= wanted:
         return
+    growth = _growth(case, pool, wanted)
     if capacity(pool) >= wanted:
-        code, why, remedy, verdict = _taken(case, pool, wanted)
+        code, why, remedy, verdict = _taken(case, pool, growth)
     else:
-        code, why, remedy = _too_small(case, pool, blocks, wanted)
-        verdict = Verdict.INCOMPATIBLE
+        code, why, remedy, verdict = _too_small(pool, growth, len(blocks))
     verb = "needs" if len(blocks) == 1 else "need"
     message = (
         f"{names(blocks)} {verb} {counted(wanted, 'hugepage')} of {format_size(pool.page_size)},"
@@ -62,11 +65,12 @@ def _limited(case: Case, pool: Pool, blocks: list[BlockOf]) -> Iterator[Finding]
     wanted = sum(block.pages for block in blocks) * pool.page_size
     if pool.cgroup_room is None or pool.cgroup_room >= wanted:
         return
+    verb = "takes" if len(blocks) == 1 else "take"
     message = (
-        f"{names(blocks)} take {_shown(wanted)} of {format_size(pool.page_size)} hugepages, and"
+        f"{names(blocks)} {verb} {_shown(wanted)} of {format_size(pool.page_size)} hugepages, and"
         f" control groups of {case.destination.called} grant {_shown(pool.cgroup_room)} more"
     )
-    remedy = "raise hugetlb.*.max of the control group, or use smaller blocks"
+    remedy = pool.cgroup_remedy or Advice("use smaller blocks")
     for block in blocks:
         yield case.of_block(block.number, "size", Code.POOL_LIMITED, message, remedy)
 
@@ -76,9 +80,11 @@ def _figures(pool: Pool) -> str:
     return f"{pool.total} in all, {pool.free} free, {pool.reserved} of these reserved{overcommit}"
 
 
-def _taken(case: Case, pool: Pool, wanted: int) -> tuple[Code, str, str, Verdict]:
+def _taken(case: Case, pool: Pool, growth: Growth) -> tuple[Code, str, str, Verdict]:
     """It is large enough, and others have some of it."""
-    remedy = resize_command(case.destination, pool, _pages_for(pool, wanted))
+    remedy = growth.remedy()
+    if growth.never or growth.not_now:
+        remedy = Advice("wait until others give them back")
     why = f"can't reserve them now, as others hold some: {_figures(pool)}"
     on_unavailable = case.scenario.on_unavailable
     if isinstance(on_unavailable, Wait):
@@ -87,34 +93,41 @@ def _taken(case: Case, pool: Pool, wanted: int) -> tuple[Code, str, str, Verdict
     return Code.POOL_TAKEN, why, remedy, Verdict.INCOMPATIBLE
 
 
-def _pages_for(pool: Pool, wanted: int) -> int:
-    """What the pool must have in all to give that many more, none of them by overcommit."""
-    return pool.total + wanted - (pool.free - pool.reserved)
-
-
-def _too_small(case: Case, pool: Pool, blocks: list[BlockOf], wanted: int) -> tuple[Code, str, str]:
-    memory = case.destination.host.memory
-    pages = _pages_for(pool, wanted)
-    command = resize_command(case.destination, pool, pages)
-    missing = (pages - pool.total) * pool.page_size
-    smaller = _smaller(pool, blocks, memory.available // pool.page_size)
-    if wanted * pool.page_size > memory.total:
-        why = f"will never have them: there are {_shown(memory.total)} of memory in all"
-        return Code.POOL_NEVER, why, smaller
+def _too_small(pool: Pool, growth: Growth, blocks: int) -> tuple[Code, str, str, Verdict]:
+    remedy, verdict = growth.remedy(blocks), Verdict.INCOMPATIBLE
+    if growth.never:
+        return Code.POOL_NEVER, f"will never have them: {growth.never}", remedy, verdict
     why = f"is too small: {_figures(pool)}"
-    if missing > memory.available:
-        why += f"; it lacks {_shown(missing)}, and {_shown(memory.available)} of memory are free"
-        return Code.POOL_SMALL, why, f"{smaller}, or free memory: {command}"
-    return Code.POOL_SMALL, why, command
+    if growth.not_now:
+        why += f"; {growth.not_now}"
+    return Code.POOL_SMALL, why, remedy, verdict
 
 
-def _smaller(pool: Pool, blocks: list[BlockOf], grows_by: int) -> str:
-    """The size that would do for a pool that may grow by so many pages."""
-    pages = pool.free - pool.reserved + grows_by
-    if pages <= 0:
-        return "use 'backing: anonymous' or a smaller page_size"
-    one = "a size of" if len(blocks) == 1 else "blocks that have together"
-    return f"use {one} at most {format_size(pages * pool.page_size)}"
+def _growth(case: Case, pool: Pool, wanted: int) -> Growth:
+    """Surplus pages are none that a remedy counts on."""
+    end = case.destination
+    memory = end.host.memory
+    return Growth(
+        pool.page_size,
+        wanted,
+        pool.free - pool.reserved,
+        pool.total,
+        HostMemory(memory.total, memory.available, memory.swap_free),
+        _beside(case, pool),
+        lambda pages: resize_command(end, pool, pages),
+    )
+
+
+def _beside(case: Case, pool: Pool) -> Beside:
+    """What else the run takes of the destination's memory, and that other pools have to grow by."""
+    need = memory_needed(case.scenario)
+    beside = need.beside_hugepages() if case.same_host else Beside(need.destination)
+    others = sum(
+        max(pages - other.free + other.reserved, 0) * size
+        for size, pages in need.hugepages.items()
+        if size != pool.page_size and (other := case.destination.pool(size)) is not None
+    )
+    return beside._replace(fixed=beside.fixed + others)
 
 
 def _shown(size: int) -> str:

@@ -9,6 +9,7 @@ from vmemu.check.case import BlockOf, Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
 from vmemu.errors import CoreError, HostError
+from vmemu.host.document import Proof
 from vmemu.units import format_size
 
 _NOT_AGAIN = frozenset({"target_page", "locked", "hugepages"})
@@ -24,20 +25,34 @@ def recorded(case: Case) -> Iterator[Finding]:
         if proof.fault == "missing" and not proof.thp
     }
     for of in case.blocks:
-        proof = proofs.get((of.block.backing, of.block.page_size))
-        if proof is None or proof.works:
+        proof = proofs.get((of.block.backing, of.block.page_size), _never_tried(of))
+        if proof.works:
             continue
         memory = f"{of.block.backing} memory of {format_size(of.block.page_size)} pages"
         failed = proof.works is False
         tried = "do not work" if failed else "could not be tried"
+        why = proof.why and f": {proof.why}"
         yield case.of_block(
             of.number,
             "backing",
             Code.PROOF if failed else Code.UNPROVEN,
-            f"missing faults on {memory} {tried} on {end.called}: {proof.why}",
+            f"missing faults on {memory} {tried} on {end.called}{why}",
             proof.remedy,
             verdict=Verdict.INCOMPATIBLE if failed else Verdict.UNKNOWN,
         )
+
+
+def _never_tried(of: BlockOf) -> Proof:
+    """In the place of a proof that a document has not."""
+    block = of.block
+    return Proof(
+        backing=block.backing,
+        page_size=block.page_size,
+        fault="missing",
+        works=None,
+        why="its document has no proof of it",
+        remedy="vmemu doctor --json FILE",
+    )
 
 
 def made(case: Case, blocks: list[BlockOf]) -> Iterator[Finding]:
@@ -71,16 +86,18 @@ def made(case: Case, blocks: list[BlockOf]) -> Iterator[Finding]:
 # ---- write protection, which tells what the guest writes at the source ----
 
 
-def no_tracking(end: End) -> str:
-    """Why it does not work on a recorded host; empty when nothing says so."""
+def tracking(end: End) -> tuple[bool | None, str]:
+    """Whether it works on a recorded host, and why not; None where nobody has tried it."""
+    why = "its document has no proof of it"
     for proof in end.host.proofs:
-        at_source = (proof.backing, proof.thp, proof.fault) == ("anonymous", False, "write_protect")
-        if at_source and proof.works is False:
-            return f"write protection of anonymous memory does not work: {proof.why}"
-    return ""
+        if (proof.backing, proof.thp, proof.fault) == ("anonymous", False, "write_protect"):
+            if proof.works is not None:
+                return proof.works, proof.why
+            why = proof.why
+    return None, why
 
 
-def no_tracking_here() -> str:
+def tracking_here() -> tuple[bool, str]:
     """The same of this host, from a page of other memory, as the source tries it."""
     from vmemu.dirty import KernelTracker
 
@@ -88,6 +105,6 @@ def no_tracking_here() -> str:
     try:
         tracker.start()
     except (HostError, CoreError) as error:
-        return str(error)
+        return False, str(error)
     tracker.close()
-    return ""
+    return True, ""

@@ -13,6 +13,7 @@ from vmemu.check.verdict import BlockReport, Reason, ScenarioReport, Verdict
 from vmemu.units import counted, format_size, printable
 
 WIDTH = 100
+_LONGEST = 4096
 _COLUMNS = ("block", "backing", "page size", "size", "verdict")
 _COLOURS = {
     Verdict.OK: 32,
@@ -65,7 +66,7 @@ def _aligned(cells: Iterable[str], widths: Sequence[int]) -> str:
 def _why(reason: Reason, indent: str) -> Iterator[str]:
     place = f"{reason.place}: " if reason.place else ""
     yield from textwrap.wrap(
-        f"{place}{reason.message}",
+        printable(f"{place}{reason.message}", _LONGEST),
         WIDTH,
         initial_indent=f"{indent}{reason.verdict}: ",
         subsequent_indent=f"{indent}  ",
@@ -73,7 +74,7 @@ def _why(reason: Reason, indent: str) -> Iterator[str]:
         break_on_hyphens=False,
     )
     if reason.remedy:
-        yield f"{indent}  mend it with: {reason.remedy}"
+        yield f"{indent}  {printable(reason.mending, _LONGEST)}"
 
 
 def _word(verdict: Verdict, colour: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from vmemu.check.case import Case, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
+from vmemu.errors import Setting
 from vmemu.memoryneed import memory_needed
 from vmemu.units import MIB, format_duration, format_size
 
@@ -46,5 +47,5 @@ def _short(case: Case, field: str, what: str, wanted_ns: int) -> Finding:
     section, key = field.split(".")
     wanted = format_duration(wanted_ns)
     message = f"{what}: whether that suffices depends on what else runs there"
-    remedy = f"{section}: {{{key}: {wanted}}}"
+    remedy = Setting(f"{section}: {{{key}: {wanted}}}")
     return case.of_all(field, Code.TIME_LIMIT, message, remedy, verdict=Verdict.UNKNOWN)

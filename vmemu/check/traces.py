@@ -8,7 +8,7 @@ from vmemu.check.case import Case, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Reason, Verdict
 from vmemu.config import RecordedTrace, Scenario
-from vmemu.errors import ConfigError, Problem
+from vmemu.errors import Advice, ConfigError, Problem
 
 
 def rules(case: Case) -> Iterator[Finding]:
@@ -30,7 +30,7 @@ def rules(case: Case) -> Iterator[Finding]:
             "blocks",
             Code.TRACE,
             "there is too little memory here to lay the traces on the blocks",
-            "check it on a host with more memory, or use smaller blocks",
+            Advice("check it on a host with more memory, or use smaller blocks"),
             verdict=Verdict.UNKNOWN,
         )
     except ConfigError as error:
@@ -42,7 +42,7 @@ def reason_of(problem: Problem, code: str) -> Reason:
     """What the configuration says, as a reason."""
     place = f"{problem.file}:{problem.line}:{problem.column}" if problem.line else problem.file
     where = f"{place}: {problem.field}" if problem.field else place
-    return Reason(code, problem.what, problem.remedy, place=where)
+    return Reason(code, problem.what, Advice(problem.remedy), place=where)
 
 
 def _recorded(scenario: Scenario) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vmemu.errors import Advice, Setting
+
 
 class Verdict(enum.StrEnum):
     """From the best to the worst; the verdict of a whole is the worst of its parts."""
@@ -31,15 +33,25 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a verdict is not ok. ``code`` is for programs and stays as it is; ``remedy`` is a command
-    or what to write into the scenario, empty where nothing helps; ``place`` is where the scenario
-    says so (``boot.yaml:4:11``)."""
+    """Why a verdict is not ok. ``code`` is for programs and stays as it is; ``remedy`` is a
+    command, Advice, or a Setting for the scenario, empty where nothing helps; ``place`` is where
+    the scenario says so (``boot.yaml:4:11``)."""
 
     code: str
     message: str
     remedy: str = ""
     verdict: Verdict = Verdict.INCOMPATIBLE
     place: str = ""
+
+    @property
+    def mending(self) -> str:
+        """The remedy for people; empty where there is none."""
+        if not self.remedy:
+            return ""
+        if isinstance(self.remedy, Setting):
+            return f"mend it by writing: {self.remedy}"
+        words = "mend it" if isinstance(self.remedy, Advice) else "mend it with"
+        return f"{words}: {self.remedy}"
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

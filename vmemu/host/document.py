@@ -7,16 +7,29 @@ another, perhaps by another version: keys that are not known are passed over.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from vmemu.model.base import Model
-from vmemu.model.fields import Field
+from vmemu.model.faults import Refusal
+from vmemu.model.fields import AfterValidator, Field, field_validator
 
 SCHEMA = "vmemu-host/1"
 """Changes its number when a key goes away or changes its meaning; new keys keep it."""
 
 Backing = Literal["anonymous", "hugetlbfs", "shared"]
 FaultKind = Literal["missing", "minor", "write_protect"]
+
+
+def _power_of_two(value: int) -> int:
+    if value < 1 or value & (value - 1):
+        raise Refusal("no_power_of_two", "is no power of two")
+    return value
+
+
+Count = Annotated[int, Field(ge=0, le=(1 << 64) - 1)]
+"""A number of bytes, pages or nanoseconds: the kernel has none below or beyond."""
+BasePage = Annotated[int, Field(ge=4096, le=1 << 20), AfterValidator(_power_of_two)]
+HugePage = Annotated[int, Field(ge=4096, le=1 << 40), AfterValidator(_power_of_two)]
 
 
 class _Part(Model):
@@ -28,7 +41,7 @@ class Kernel(_Part):
 
     release: str
     machine: str
-    base_page_size: int
+    base_page_size: BasePage
 
 
 class Way(_Part):
@@ -50,7 +63,7 @@ class Userfault(_Part):
     ways: tuple[Way, ...]
     features: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    unprivileged_sysctl: int | None = None
+    unprivileged_sysctl: Count | None = None
     seccomp: Literal["disabled", "strict", "filter"] | None = None
     container: str = ""
     capabilities: tuple[str, ...] = ()
@@ -64,23 +77,23 @@ class Proof(_Part):
     """
 
     backing: Backing
-    page_size: int
+    page_size: Count
     thp: bool = False
     fault: FaultKind
     works: bool | None
     why: str = ""
     remedy: str = ""
-    faults: int = 0
-    fault_ns: int | None = None
+    faults: Count = 0
+    fault_ns: Count | None = None
 
 
 class NodePool(_Part):
     """A pool's pages on one NUMA node."""
 
-    node: int
-    total: int
-    free: int
-    surplus: int
+    node: Count
+    total: Count
+    free: Count
+    surplus: Count
 
 
 class Pool(_Part):
@@ -88,13 +101,13 @@ class Pool(_Part):
     ``cgroup_room`` is how many bytes of them the control groups still grant, None for no limit, and
     ``cgroup_remedy`` the command that lifts it."""
 
-    page_size: int
-    total: int
-    free: int
-    reserved: int
-    surplus: int
-    overcommit: int = 0
-    cgroup_room: int | None = None
+    page_size: HugePage
+    total: Count
+    free: Count
+    reserved: Count
+    surplus: Count
+    overcommit: Count = 0
+    cgroup_room: Count | None = None
     cgroup_remedy: str = ""
     nodes: tuple[NodePool, ...] = ()
 
@@ -105,9 +118,9 @@ class Mount(_Part):
 
     path: str
     type: str
-    page_size: int | None = None
-    size: int | None = None
-    free: int | None = None
+    page_size: Count | None = None
+    size: Count | None = None
+    free: Count | None = None
     writable: bool = True
     mode: str = ""
     owner: str = ""
@@ -119,28 +132,28 @@ class Memory(_Part):
     and the rest of the address space that this process may map. ``limited_by`` says which it is,
     empty for the first, and ``remedy`` which command lifts that limit."""
 
-    total: int
-    available: int
-    room: int
+    total: Count
+    available: Count
+    room: Count
     limited_by: str = ""
     remedy: str = ""
-    swap_free: int = 0
-    overcommit: int | None = None
-    cgroup_limit: int | None = None
-    cgroup_used: int | None = None
+    swap_free: Count = 0
+    overcommit: Count | None = None
+    cgroup_limit: Count | None = None
+    cgroup_used: Count | None = None
 
 
 class Limits(_Part):
     """Limits of who asked; None is unlimited. ``ipc_lock`` is CAP_IPC_LOCK, without limit, and
     ``raisable`` whether root may have CAP_SYS_RESOURCE, with which a hard limit can be raised."""
 
-    memlock_soft: int | None
-    memlock_hard: int | None
+    memlock_soft: Count | None
+    memlock_hard: Count | None
     ipc_lock: bool
-    pipe_max_size: int | None
-    pipe_user_pages_soft: int | None = None
-    open_files: int | None = None
-    open_files_hard: int | None = None
+    pipe_max_size: Count | None
+    pipe_user_pages_soft: Count | None = None
+    open_files: Count | None = None
+    open_files_hard: Count | None = None
     raisable: bool = True
 
 
@@ -150,17 +163,17 @@ class Thp(_Part):
     enabled: str | None
     shmem_enabled: str | None
     defrag: str | None = None
-    page_size: int | None = None
+    page_size: Count | None = None
 
 
 class Cpus(_Part):
     """``wakeup_same_ns`` and ``wakeup_other_ns``: the median of waking a thread on the same CPU and
     on another one that is idle; None where it could not be measured."""
 
-    online: int
-    allowed: tuple[int, ...]
-    wakeup_same_ns: int | None = None
-    wakeup_other_ns: int | None = None
+    online: Count
+    allowed: tuple[Count, ...]
+    wakeup_same_ns: Count | None = None
+    wakeup_other_ns: Count | None = None
 
 
 class Problem(_Part):
@@ -195,7 +208,7 @@ class HostDocument(_Part):
     userfault: Userfault
     proofs: tuple[Proof, ...] = ()
     pools: tuple[Pool, ...] = ()
-    default_hugepage_size: int | None = None
+    default_hugepage_size: HugePage | None = None
     mounts: tuple[Mount, ...] = ()
     memory: Memory
     limits: Limits
@@ -203,3 +216,10 @@ class HostDocument(_Part):
     cpus: Cpus
     problems: tuple[Problem, ...] = ()
     unknown: tuple[Unknown, ...] = ()
+
+    @field_validator("pools")
+    @classmethod
+    def _one_pool_a_size(cls, pools: tuple[Pool, ...]) -> tuple[Pool, ...]:
+        if len({pool.page_size for pool in pools}) < len(pools):
+            raise Refusal("twice", "has two pools of one page size")
+        return pools

@@ -6,17 +6,10 @@ import os
 
 from vmemu.host.document import Mount
 from vmemu.host.files import HostFiles, owner
-from vmemu.mounts import MOUNTINFO, Mounted, parse
+from vmemu.mounts import KERNELS_OWN, MOUNTINFO, Mounted, parse
 
 MEMORY = ("hugetlbfs", "tmpfs")
 """File systems whose pages userfaultfd serves."""
-
-_NO_FILES = frozenset(
-    {"autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts"}
-    | {"efivarfs", "fusectl", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs"}
-    | {"selinuxfs", "sysfs", "tracefs"}
-)
-"""Windows into the kernel, in which nobody makes a file."""
 
 
 def mounts(files: HostFiles) -> tuple[Mount, ...]:
@@ -24,7 +17,7 @@ def mounts(files: HostFiles) -> tuple[Mount, ...]:
     a later mount hides is left out."""
     seen = list(parse(files.text(MOUNTINFO, "what is mounted") or ""))
     last = {mount.path: mount for mount in seen}
-    kept = [m for m in seen if last[m.path] is m and m.type not in _NO_FILES]
+    kept = [m for m in seen if last[m.path] is m and m.type not in KERNELS_OWN]
     return tuple(found for mount in kept if (found := _mount(files, mount)) is not None)
 
 

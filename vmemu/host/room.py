@@ -1,52 +1,124 @@
 """How much new memory this process may take now, and what sets the limit.
 
 A process that takes more is not told: the OOM killer ends it, or somebody else. So the smallest of
-all limits is asked before anything is mapped.
+all limits is asked before anything is mapped. `vmemu doctor` records that one; a run lays each
+against what it takes of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import mmap
+import os
+from typing import NamedTuple
 
-from vmemu import addressspace
+from vmemu import addressspace, meminfo
 from vmemu.host import cgroups
+from vmemu.host.containers import with_limit
 from vmemu.host.files import HostFiles
-from vmemu.meminfo import meminfo
+from vmemu.host.identity import Identity, identify
 from vmemu.privilege import as_root
 
+_STRICT = 2
+"""vm.overcommit_memory: what is promised may not exceed the commit limit."""
 
-@dataclass(frozen=True)
-class Room:
-    """``size`` bytes that may be taken now; ``limited_by`` says in words what sets that limit, and
-    ``remedy`` is the command that raises it, empty where only smaller blocks or free memory do."""
+
+class Room(NamedTuple):
+    """``size`` bytes that may be taken now; ``limited_by`` says in words what sets that limit,
+    empty for the machine's memory itself, and ``remedy`` is the command that raises it, empty where
+    only smaller blocks or free memory do."""
 
     size: int
-    limited_by: str
+    limited_by: str = ""
     remedy: str = ""
+
+
+class MachineMemory(NamedTuple):
+    """What the machine has, bytes; what may be filled anew is ``available`` and free swap."""
+
+    total: int
+    available: int
+    swap_free: int
+
+    @property
+    def room(self) -> Room:
+        """For memory of no other limit."""
+        return Room(self.available + self.swap_free)
+
+
+def machine(files: HostFiles) -> MachineMemory:
+    """From /proc/meminfo, or where that can't be read from the C library."""
+    figures = meminfo.figures(files.text("/proc/meminfo", "the machine's memory") or "")
+    return MachineMemory(
+        figures.get("MemTotal", os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE),
+        figures.get("MemAvailable", os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE),
+        figures.get("SwapFree", 0),
+    )
+
+
+def group_room(group: cgroups.GroupLimit | None) -> Room | None:
+    """What is left below a control group's limit; None without one."""
+    return None if group is None else Room(group.rest, group.file, group.remedy)
 
 
 def memory_room() -> Room:
     """What new pages may be filled: memory that is available (and swap), or what is left below the
     limit of a cgroup, whichever is less."""
-    swap_free = meminfo("SwapFree:")
-    machine = Room(meminfo("MemAvailable:") + swap_free, "MemAvailable and free swap")
-    group = cgroups.tightest(HostFiles(), swap_free)
-    if group is None or group.rest >= machine.size:
-        return machine
-    return Room(group.rest, group.file, group.remedy)
+    files = HostFiles()
+    memory = machine(files)
+    group = group_room(cgroups.tightest(files, memory.swap_free))
+    return memory.room if group is None else min(memory.room, group, key=_size)
 
 
-def commit_room() -> Room | None:
+def commit_room(files: HostFiles | None = None, identity: Identity | None = None) -> Room | None:
     """What may still be promised where the kernel promises no more than it has
-    (``vm.overcommit_memory`` = 2); None where it does not count."""
-    if HostFiles().number("/proc/sys/vm/overcommit_memory", "vm.overcommit_memory") != 2:
+    (``vm.overcommit_memory`` = 2); None where it does not count.
+
+    The kernel keeps something back for root and for each process.
+    """
+    files = files or HostFiles()
+    if overcommit(files) != _STRICT:
         return None
-    free = max(0, meminfo("CommitLimit:") - meminfo("Committed_AS:"))
-    remedy = as_root("sysctl vm.overcommit_memory=0")
-    return Room(free, "CommitLimit, as vm.overcommit_memory is 2", remedy)
+    figures = meminfo.figures(files.text("/proc/meminfo", "the machine's memory") or "")
+    if "CommitLimit" not in figures or "Committed_AS" not in figures:
+        return None
+    rest = figures["CommitLimit"] - figures["Committed_AS"]
+    if not (identity or identify(files)).may("CAP_SYS_ADMIN"):
+        rest -= _reserve(files, "admin_reserve_kbytes")
+    mapped = sum(int(pages) * mmap.PAGESIZE for pages in _own_size(files).split()[:1])
+    rest -= min(mapped // 32, _reserve(files, "user_reserve_kbytes"))
+    what = "the commit limit (vm.overcommit_memory is 2)"
+    return Room(max(rest, 0), what, as_root("sysctl vm.overcommit_memory=0"))
 
 
-def address_room() -> Room | None:
-    """What this process, or one that it starts, may still map; None without a limit."""
-    limit = addressspace.limit()
-    return None if limit is None else Room(*limit)
+def address_room(files: HostFiles | None = None, identity: Identity | None = None) -> Room | None:
+    """What this process, or one that it starts, may still map (RLIMIT_AS, RLIMIT_DATA); None
+    without a limit. ``identity`` tells who can raise it."""
+    limit = addressspace.limit(_own_size(files or HostFiles()))
+    if limit is None:
+        return None
+    remedy = limit.remedy
+    if limit.is_hard and identity is not None and not identity.raises_limits:
+        remedy = with_limit(identity.container, limit.name, None)
+    return Room(limit.left, limit.what, remedy)
+
+
+def overcommit(files: HostFiles) -> int | None:
+    """How the kernel counts what it promises (``vm.overcommit_memory``)."""
+    return files.number("/proc/sys/vm/overcommit_memory", "vm.overcommit_memory")
+
+
+def smallest(*rooms: Room | None) -> Room:
+    """That of the tightest limit; the first of equal ones."""
+    return min((room for room in rooms if room is not None), key=_size)
+
+
+def _size(room: Room) -> int:
+    return room.size
+
+
+def _reserve(files: HostFiles, name: str) -> int:
+    return (files.number(f"/proc/sys/vm/{name}", f"vm.{name}", must=False) or 0) << 10
+
+
+def _own_size(files: HostFiles) -> str:
+    return files.text("/proc/self/statm", "the size of this process") or ""

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmemu import unfinished
-from vmemu.errors import CoreError, HostError, InputError, PageRefused, VmemuError
+from vmemu.errors import Advice, CoreError, HostError, InputError, PageRefused, VmemuError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def _error(error: BaseException | None) -> Document:
         return {"kind": "interrupted", "message": str(error) or "interrupted"}
     described: Document = {"kind": getattr(error, "kind", "internal"), "message": str(error)}
     if isinstance(error, (HostError, PageRefused)):
-        described["remedy"] = error.remedy
+        described["remedy"] = "" if isinstance(error.remedy, Advice) else error.remedy
     if isinstance(error, CoreError):
         described |= {
             "operation": error.operation,

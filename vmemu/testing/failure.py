@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from vmemu.testing.runs import MigrationRun
+    from vmemu.testing.migrationrun import MigrationRun
 
 MOST_WRONG_BYTES = 5
 NOT_JUDGED = "mark vmemu_limit: no run was judged by it; call vmemu_run() in the test"

@@ -11,7 +11,8 @@ import pytest
 from vmemu.errors import InputError
 from vmemu.testing import failure, where
 from vmemu.testing.marks import Asked, override_texts, read_mark, seconds
-from vmemu.testing.runs import MigrationRun, Runs
+from vmemu.testing.migrationrun import MigrationRun
+from vmemu.testing.runs import Runs
 
 if TYPE_CHECKING:
     from vmemu.config import Scenario

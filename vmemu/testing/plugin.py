@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmemu.config import Scenario
     from vmemu.testing.collecting import ScenarioFile
     from vmemu.testing.fixtures import Runner
+    from vmemu.testing.runs import Runs
 
 __all__ = ["ram_block", "userfaultfd", "vmemu_run", "vmemu_scenario", "vmemu_seed"]
 
@@ -165,7 +166,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     done = yield
-    runs = item.stash.get(RUNS, None)
+    runs: Runs | None = item.stash.get(RUNS, None)
     if runs is not None:
         runs.require_judged()
     if any(mark.name in UNUSED for mark in item.own_markers):
@@ -186,7 +187,7 @@ def _require_used(item: pytest.Item) -> None:
     from vmemu.testing.failure import fail
 
     fixtures = getattr(item, "fixturenames", ())
-    runs = item.stash.get(RUNS, None)
+    runs: Runs | None = item.stash.get(RUNS, None)
     used = {
         "vmemu": bool(runs and runs.made)
         or SCENARIO_USED in item.stash
@@ -204,7 +205,8 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if (runs := item.stash.get(RUNS, None)) is not None:
+    runs: Runs | None = item.stash.get(RUNS, None)
+    if runs is not None:
         runs.attend(report)
     return report
 

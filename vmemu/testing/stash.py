@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from vmemu.testing.runs import Runs
-
-RUNS: pytest.StashKey[Runs] = pytest.StashKey()
-"""Of an item: the runs of its latest try."""
+RUNS: pytest.StashKey[Any] = pytest.StashKey()
+"""Of an item: the ``Runs`` of its latest try, which stand above this file."""
 SCENARIO_USED: pytest.StashKey[bool] = pytest.StashKey()
 """Of an item: whether it has loaded the scenario of its mark."""
 USERFAULTFD_USED: pytest.StashKey[bool] = pytest.StashKey()

@@ -16,14 +16,15 @@ import os
 import stat
 import sys
 import zlib
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, cast
 
 from vmemu.errors import TraceError
+from vmemu.inputfile import open_input
 from vmemu.traces.unzip import EMPTY_MAGIC as EMPTY_ZIP_MAGIC
 from vmemu.traces.unzip import MAGIC as ZIP_MAGIC
 from vmemu.traces.unzip import ZipStream
+from vmemu.units import printable
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -158,9 +159,11 @@ def open_stream(path: str | os.PathLike[str]) -> ByteStream:
         return _decompressing("standard input", _buffered(sys.stdin.buffer), owned=False)
     name = os.fspath(path)
     try:
-        file = Path(path).open("rb")  # noqa: SIM115 - the stream owns it
+        file = open_input(path)
     except OSError as error:
         raise TraceError(f"{name}: can't be opened: {error.strerror}") from None
+    except ValueError as error:  # a name with a NUL in it
+        raise TraceError(f"{printable(name)}: {error}") from None
     try:
         return _decompressing(name, file, owned=True)
     except BaseException:

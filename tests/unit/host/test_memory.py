@@ -9,7 +9,8 @@ import pytest
 from vmemu.host import cgroups
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity
-from vmemu.host.memory import meminfo, memory
+from vmemu.host.memory import memory
+from vmemu.meminfo import figures as meminfo_figures
 
 MIB, GIB = 1 << 20, 1 << 30
 ROOT = Identity(("CAP_SYS_ADMIN",), True, "disabled", "")
@@ -50,7 +51,7 @@ def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_meminfo_is_bytes_and_counts_of_pages_are_none() -> None:
-    figures = meminfo(MEMINFO)
+    figures = meminfo_figures(MEMINFO)
     assert figures["MemAvailable"] == 8 * GIB
     assert figures["Hugepagesize"] == 2 * MIB
     assert "HugePages_Total" not in figures

@@ -106,3 +106,50 @@ def test_any_value_of_a_key_is_read_or_refused_in_a_line(key: str, value: Any) -
         parse(content, "a.json")
         return
     refusal(content)
+
+
+@pytest.mark.parametrize("key", ["proofs", "pools", "mounts", "userfault.features"])
+def test_what_verdicts_rest_on_may_not_be_left_out(key: str) -> None:
+    data = json.loads(document())
+    *outer, last = key.split(".")
+    del (data[outer[0]] if outer else data)[last]
+    assert refusal(json.dumps(data).encode()).startswith(f"a.json: {key}: is missing; write one")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kernel": {"base_page_size": -4096}}, "kernel.base_page_size: -4096 is less than 4096"),
+        ({"kernel": {"base_page_size": 0}}, "kernel.base_page_size: 0 is less than 4096"),
+        ({"kernel": {"base_page_size": 1 << 60}}, f" {1 << 60} is more than {1 << 20}"),
+        ({"kernel": {"base_page_size": 12288}}, "12288 is no power of two"),
+        ({"kernel": {"base_page_size": 4096.0}}, "4096.0 is no whole number"),
+        ({"memory": {"total": -1}}, "memory.total: -1 is less than 0"),
+        ({"memory": {"total": 10**30}}, f"memory.total: {10**30} is more than "),
+        ({"limits": {"memlock_soft": -1}}, "limits.memlock_soft: -1 is less than 0"),
+        ({"cpus": {"allowed": [-1]}}, "cpus.allowed[0]: -1 is less than 0"),
+        ({"default_hugepage_size": 0}, "default_hugepage_size: 0 is less than 4096"),
+        ({"hostname": 5}, "hostname: 5 is no text"),
+    ],
+)
+def test_numbers_that_no_host_has(changes: dict[str, Any], words: str) -> None:
+    data = json.loads(document())
+    for key, value in changes.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    assert words in refusal(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"page_size": 0}, "pools[0].page_size: 0 is less than 4096"),
+        ({"page_size": 3 << 20}, "pools[0].page_size: 3145728 is no power of two"),
+        ({"free": -3}, "pools[0].free: -3 is less than 0"),
+        ({"total": True}, "pools[0].total: true is no whole number"),
+    ],
+)
+def test_pools_that_no_host_has(figures: dict[str, Any], words: str) -> None:
+    (pool,) = json.loads(document())["pools"]
+    assert words in refusal(document(pools=[pool | figures]))
+    twice = refusal(document(pools=[pool, pool]))
+    assert "pools: " in twice and "has two pools of one page size" in twice

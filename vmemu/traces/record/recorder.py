@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from vmemu.errors import HostError, TraceError
+from vmemu.errors import HostError, TraceError, VmemuError
 from vmemu.traces.convert import checked_output, convert
 from vmemu.traces.native.meta import Meta
 from vmemu.traces.opening import ByteStream
@@ -38,6 +38,13 @@ TOOLS: dict[str, Callable[[], Tool]] = {"perf": perf.find, "lackey": lackey.find
 """By name; the first that works here is the default. Each raises ``HostError``."""
 
 
+class Interrupted(VmemuError):
+    """A signal ended the command before there was a trace to keep."""
+
+    exit_code = 130
+    kind = "interrupted"
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What was recorded, and how the command ended."""
@@ -62,8 +69,8 @@ def record(
 
     The command has the standard input, output and error of this process. ``tool``: a key of
     ``TOOLS``; None: the first that works here. Raises ``InputError`` and ``HostError`` before the
-    command has run, ``TraceError`` and ``OutputError`` when no trace could be made of it; then
-    nothing is left.
+    command has run, ``TraceError`` and ``OutputError`` when no trace could be made of it, and
+    ``Interrupted`` when that is due to a signal; then nothing is left.
     """
     out = Path(out)
     check_command(command)
@@ -71,12 +78,15 @@ def record(
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise TraceError(f"{out}: can't be written: {out.parent} is no directory we may write to")
     found = _find(tool)
-    with (
-        Running() as running,
-        TemporaryDirectory(prefix="vmemu-record-") as directory,
-        found.recording(command, running, Path(directory)) as stream,
-    ):
-        meta = convert(stream, out, replace=replace)
+    with Running() as running, TemporaryDirectory(prefix="vmemu-record-") as directory:
+        try:
+            with found.recording(command, running, Path(directory)) as stream:
+                meta = convert(stream, out, replace=replace)
+        except TraceError as error:
+            # The tool may be told to end while it has not begun, or is in the middle of its title.
+            if running.interrupted:
+                raise Interrupted(f"vmemu: interrupted; there is no trace: {error}") from error
+            raise
         status = running.wait()
         return Recorded(meta, found, tuple(running.notes), status, running.interrupted)
 

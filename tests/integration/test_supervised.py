@@ -214,6 +214,14 @@ def test_a_run_that_can_not_be_started_leaves_nothing(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_a_run_for_which_there_is_no_process_leaves_nothing(tmp_path, monkeypatch):
+    job, before = Job(scenario_file(tmp_path)), set(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError), SupervisedRun(job, tmp_path) as run:
+        run.start()
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_a_run_that_is_killed_was_interrupted(tmp_path):
     before = os.listdir("/proc/self/fd"), shared_memory()
     with SupervisedRun(stalling(tmp_path), tmp_path) as run:

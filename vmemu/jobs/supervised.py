@@ -154,6 +154,8 @@ class SupervisedRun:
             if process is not None:
                 process.kill()
                 process.wait()
+            with contextlib.suppress(OSError):  # what is told is why it can't be started
+                _remove(*self._files())
             raise
         self._lifeline.handed_over()
 

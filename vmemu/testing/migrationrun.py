@@ -29,7 +29,7 @@ class MigrationRun:
 
     @property
     def status(self) -> str:
-        """completed, skipped, failed, interrupted, refused, stuck or died."""
+        """How it ended, a word of ``Outcome.status``: completed, failed, timeout or another."""
         return self.outcome.status
 
     @property

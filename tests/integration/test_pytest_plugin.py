@@ -275,6 +275,47 @@ def test_runs_of_one_test_beside_each_other(project: pytest.Pytester) -> None:
     assert "\nfailed: 1 byte of memory and 0 reads of the guest are wrong" in text
 
 
+def test_no_thread_of_a_test_fails_or_skips_it_unheard(project: pytest.Pytester) -> None:
+    write(project, "never.yaml", NEVER + "on_unavailable: skip\n")
+    project.makepyfile(
+        test_it="""
+        import sys
+        from threading import Thread
+
+        import pytest
+
+        def elsewhere(run, *arguments, **more):
+            thread = Thread(target=lambda: run(*arguments, **more))
+            thread.start()
+            thread.join()
+
+        def test_no_start(vmemu_run, monkeypatch):
+            monkeypatch.setattr(sys, "executable", "/nowhere/python")
+            elsewhere(vmemu_run, "boot.vmemu.yaml")
+
+        def test_wrong_argument(vmemu_run):
+            elsewhere(vmemu_run, "never.yaml")
+            elsewhere(vmemu_run, "boot.vmemu.yaml", seed="x")
+
+        @pytest.mark.vmemu_limit(p98="1s")
+        def test_wrong_limit(vmemu_run):
+            elsewhere(vmemu_run, "boot.vmemu.yaml")
+
+        def test_skip(vmemu_run):
+            elsewhere(vmemu_run, "never.yaml")
+        """
+    )
+    result = run(project, "test_it.py", "-rs", "-p", "no:threadexception", "--vmemu-report", "out")
+    result.assert_outcomes(failed=3, skipped=1)
+    said = "a run can't be started, with its files in .*/out: .*/nowhere/python"
+    assert re.search(f"^{said}", section(result, "test_no_start"), re.MULTILINE)
+    (text,) = (file.read_text() for file in project.path.glob("out/*.txt"))
+    assert re.match(rf"{said}'\n\ncalled: .*test_it\.py:\d+.*\nreplay:  .* run \S", text, re.DOTALL)
+    assert "vmemu_run: seed='x': write a whole" in section(result, "test_wrong_argument")
+    assert "limit" in section(result, "test_wrong_limit")
+    assert re.search(r"^SKIPPED .* test_it\.py:\d+: never\.yaml: ", output(result), re.MULTILINE)
+
+
 def test_what_wants_one_line_has_the_line_of_the_test(project: pytest.Pytester) -> None:
     project.makepyfile(
         test_it=f"""

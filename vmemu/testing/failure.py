@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vmemu.testing.migrationrun import MigrationRun
 
 MOST_WRONG_BYTES = 5
+NOT_ENDED = "not ended: its worker, or the whole session, ended before it did"
 NOT_JUDGED = "mark vmemu_limit: no run was judged by it; call vmemu_run() in the test"
 
 
@@ -30,10 +31,9 @@ def describe(run: MigrationRun, what: str, note: str = "", *, with_worst: bool =
     return "\n".join([what, "", *_places(run, note), *_details(run, with_worst)])
 
 
-def not_ended(command: str, called: Sequence[str]) -> str:
-    """What a report says of a run as long as it goes on: whoever would tell more may be killed."""
-    what = "not ended: its worker, or the whole session, ended before it did"
-    return "\n".join([what, "", *_labelled("called", called), f"replay:  {command}", ""])
+def without_outcome(what: str, command: str, called: Sequence[str]) -> str:
+    """The same of a run of which there is no more to tell; ``what`` is the first line."""
+    return "\n".join([what, "", *_labelled("called", called), f"replay:  {command}"])
 
 
 def elsewhere(run: MigrationRun) -> str:

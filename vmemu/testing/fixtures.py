@@ -47,28 +47,33 @@ class Runner:
         limits; without, whatever became of it is returned. ``timeout`` is ``"90s"`` or seconds.
         ``inject`` are fault points, for a test of what happens when something goes wrong.
         """
-        try:
-            asked = _asked(self._item, config)
-            limit = asked.timeout_s if timeout is None else seconds(timeout, "vmemu_run: timeout")
-            more = override_texts(overrides)
-            points = (inject,) if isinstance(inject, str) else inject
-            if not (isinstance(points, Sequence) and all(isinstance(one, str) for one in points)):
-                raise InputError(f"vmemu_run: inject={inject!r}: write fault points as texts")
-            if not (seed is None or isinstance(seed, int)):
-                raise InputError(f"vmemu_run: seed={seed!r}: write a whole number")
-        except InputError as error:
-            failure.fail(f"{where.line(self._item.config.invocation_params.dir)}{error}")
-        limits = self._runs.limits() if check else []
-        run = self._runs.run(
-            asked.config,
-            seed=self._seed if seed is None else seed,
-            overrides=(*asked.overrides, *more),
-            timeout_s=limit,
-            inject=points,
-        )
-        if check:
-            self._runs.judge(run, limits)
-        return run
+        with self._runs.heard():
+            try:
+                asked = _asked(self._item, config)
+                limit = (
+                    asked.timeout_s if timeout is None else seconds(timeout, "vmemu_run: timeout")
+                )
+                more = override_texts(overrides)
+                points = (inject,) if isinstance(inject, str) else inject
+                if not (
+                    isinstance(points, Sequence) and all(isinstance(one, str) for one in points)
+                ):
+                    raise InputError(f"vmemu_run: inject={inject!r}: write fault points as texts")
+                if not (seed is None or isinstance(seed, int)):
+                    raise InputError(f"vmemu_run: seed={seed!r}: write a whole number")
+            except InputError as error:
+                failure.fail(f"{where.line(self._item.config.invocation_params.dir)}{error}")
+            limits = self._runs.limits() if check else []
+            run = self._runs.run(
+                asked.config,
+                seed=self._seed if seed is None else seed,
+                overrides=(*asked.overrides, *more),
+                timeout_s=limit,
+                inject=points,
+            )
+            if check:
+                self._runs.judge(run, limits)
+            return run
 
 
 def load_scenario(item: pytest.Item, seed: int | None) -> Scenario:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,7 +54,7 @@ class Runs:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._thread = threading.get_ident()
-        self._failed_elsewhere: list[str] = []
+        self._raised_elsewhere: list[BaseException] = []
         self._caller: tuple[str, int] | None = None
 
     def run(
@@ -74,14 +74,17 @@ class Runs:
         self._caller = where.caller()
         with SupervisedRun(job, self._directory(), self._next_name()) as supervised:
             said = _said_of(supervised.result_file)
-            with contextlib.suppress(OSError):  # on a full disk the run itself has more to say
+            with contextlib.suppress(OSError):
                 said.unlink(missing_ok=True)  # in a session before
-                if self._report:
-                    said.write_text(failure.not_ended(command, called), "utf-8")
+            # Before it ends: whoever would tell more may be killed.
+            self._say(said, failure.without_outcome(failure.NOT_ENDED, command, called))
             try:
                 supervised.start()
             except OSError as error:
-                failure.fail(f"a run can't be started, with its files in {said.parent}: {error}")
+                what = f"a run can't be started, with its files in {said.parent}: {error}"
+                text = failure.without_outcome(what, command, called)
+                self._say(said, text)
+                failure.fail(text)
             spent_s = time.monotonic() - self._begun
             outcome = supervised.wait(timeout_of(self._item, timeout_s, spent_s))
         with contextlib.suppress(OSError):
@@ -90,6 +93,17 @@ class Runs:
         self.made.append(run)
         self._note(run)
         return run
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """What fails or skips the test inside is known to ``require_judged`` if it is raised in
+        another thread than the test's, where nobody notices."""
+        try:
+            yield
+        except (pytest.fail.Exception, pytest.skip.Exception) as raised:
+            if threading.get_ident() != self._thread:
+                self._raised_elsewhere.append(raised)
+            raise
 
     def limits(self) -> list[Limit]:
         """The limits on its runs; the test fails when they can't be read."""
@@ -111,10 +125,13 @@ class Runs:
             self._fail(run, what, failure.without_limit(run), with_worst=True)
 
     def require_judged(self) -> None:
-        """Fail a test that has limits, and no run that they were held against; and one of whose
-        runs has failed in a thread of its own, where nobody notices."""
-        if self._failed_elsewhere:
-            failure.fail(self._failed_elsewhere[0])
+        """Fail a test that has limits, and no run that they were held against; fail or skip one
+        that was failed or skipped in a thread of its own."""
+        raised = self._raised_elsewhere
+        for failed in (one for one in raised if isinstance(one, pytest.fail.Exception)):
+            failure.fail(str(failed))
+        for skipped in raised:
+            pytest.skip(str(skipped))
         if not self.judged and self.limits():
             failure.fail(failure.NOT_JUDGED)
 
@@ -156,12 +173,14 @@ class Runs:
     ) -> NoReturn:
         text = failure.describe(run, what, note, with_worst=with_worst)
         self._told.add(id(run))
+        self._say(_said_of(run.result_file), text)
+        failure.fail(text)
+
+    def _say(self, file: Path, text: str) -> None:
+        """For a report: what is wrong with a run."""
         if self._report:
             with contextlib.suppress(OSError):  # a full disk must not hide what is wrong
-                _said_of(run.result_file).write_text(text + "\n", "utf-8")
-        if threading.get_ident() != self._thread:
-            self._failed_elsewhere.append(text)
-        failure.fail(text)
+                file.write_text(text + "\n", "utf-8")
 
     def _next_name(self) -> str:
         """Of the next run's files: no other run of this session has it, in whichever worker."""

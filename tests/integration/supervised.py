@@ -14,6 +14,8 @@ from vmemu.jobs import group
 from vmemu.jobs.supervised import Job, SupervisedRun
 
 PATIENCE_S = 60.0
+NOTED_S = 0.5
+"""After which a run has noted how far it is, which it does a few times a second."""
 STALL = "loader.stall@block=ram,offset=12KiB"
 """A guest of ``scenario_file`` waits for page 3 for ever."""
 
@@ -58,7 +60,7 @@ def waits(pid: int) -> bool:
         found = status.read(pid).waiting
     except VmemuError:
         return False
-    return any(one.page == 3 and one.requested and one.seconds > 0.05 for one in found)
+    return any(one.page == 3 and one.requested and one.seconds > NOTED_S for one in found)
 
 
 def gone(pid: int) -> bool:

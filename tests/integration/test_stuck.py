@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from supervised import STALL, await_true, gone, pid_of, scenario_file, stalling, waits
+from supervised import NOTED_S, STALL, await_true, gone, pid_of, scenario_file, stalling, waits
 from support import HUGE
 
 from vmemu import holders, reservation, status
@@ -90,7 +90,7 @@ def client_waits(pid: int) -> bool:
         found = status.read(pid).waiting
     except VmemuError:
         return False
-    return any(one.client == "net" and one.requested and one.seconds > 0.05 for one in found)
+    return any(one.client == "net" and one.requested and one.seconds > NOTED_S for one in found)
 
 
 TRAP = """

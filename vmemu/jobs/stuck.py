@@ -32,6 +32,8 @@ STANDS_S = 0.5
 """Between two looks at a run: who waits for one page all the while stands, who is slow does not."""
 STILL_S = 10.0
 """How long nothing may move before that is no slowness any more; a paced guest moves rarely."""
+LOST_S = 30.0
+"""How long a page may be waited for while others move: one of 1 GiB takes long on a slow link."""
 MOVING = ("guest", "drain", "verify")
 """The phases whose figures move; what others do, such as to make an image, is not counted."""
 _QUIET_S = 0.1
@@ -41,8 +43,9 @@ _PAUSE_S = 0.01
 @dataclass(frozen=True)
 class Standing:
     """A run whose time is over: ``text`` is where it is. It is ``stuck`` when one of its vCPUs has
-    waited for a page between two looks, or when nothing moves; ``stopped`` are then those that
-    wait, in words. Otherwise it is slow, or waits for what others have."""
+    waited for a page between two looks and nothing moved, or waits for one that seems lost, or when
+    nothing moves for long. Otherwise it is slow, or waits for what others have. ``stopped`` are the
+    vCPUs that have waited all the while, in words."""
 
     text: str = ""
     stuck: bool = False
@@ -66,12 +69,15 @@ def standing(pid: int, first: Status | None, elapsed_s: float) -> Standing:
     if now.hugepages_s is not None:
         return Standing(_in_line(now))
     waiting = [one for one in now.waiting if first and one.seconds >= elapsed_s]
+    words = tuple(map(str, waiting))
+    patience_s = LOST_S if first and first.figures != now.figures else 0.0
+    if any(one.seconds >= patience_s for one in waiting):
+        return Standing("", True, words)
     still_s = now.still_s or 0.0
-    if waiting or (now.phase in MOVING and still_s >= STILL_S):
-        words = tuple(map(str, waiting or now.waiting))
-        text = "" if waiting else f"nothing has moved for {format_seconds(still_s)} {_where(now)}"
-        return Standing(text, True, words)
-    return Standing(_where(now))
+    if now.phase in MOVING and still_s >= STILL_S:
+        text = f"nothing has moved for {format_seconds(still_s)} {_where(now)}"
+        return Standing(text, True, words or tuple(map(str, now.waiting)))
+    return Standing(_where(now), False, words)
 
 
 def _where(now: Status) -> str:

@@ -110,7 +110,7 @@ class Outcome:
     seconds: float
     stacks: str = ""
     stopped: tuple[str, ...] = field(default=())
-    """Of a run that stands still: each vCPU that waits, with its block and page."""
+    """Of a run that did not end by itself: each vCPU that waited, with its block and page."""
 
     @property
     def ok(self) -> bool:

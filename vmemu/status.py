@@ -247,6 +247,14 @@ def _find(pid: int) -> Path:
     raise StatusError(f"process {pid} is no run of vmemu, or has not mapped its memory yet")
 
 
+def _as_it_sees_itself(pid: int) -> int:
+    """The number of process ``pid`` in its own PID namespace, which may be a container's."""
+    for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
 def _since(begin_ns: int) -> float | None:
     """Seconds; None for what has not begun."""
     return max(time.monotonic_ns() - begin_ns, 0) / 1e9 if begin_ns else None
@@ -266,6 +274,9 @@ class _Reader:
                 f"process {self._pid} has a status of version {head.version}, which is not "
                 f"{core.lib.VM_STATUS_VERSION}: read it with the vmemu that it runs"
             )
+        # A client has the status of its run, whose addresses are not the client's.
+        if head.pid != _as_it_sees_itself(self._pid):
+            raise StatusError(f"process {self._pid} is a client of a run of vmemu, not the run")
         line, block_size, client_size = (
             core.ffi.sizeof(f"struct vm_{name}")
             for name in ("waiting", "status_block", "status_client")

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -103,6 +104,34 @@ def test_who_has_no_status_is_said_to_have_none():
         status.read(os.getpid())
     with pytest.raises(StatusError, match="can't be looked at: No such file"):
         status.read(1 << 30)
+
+
+def test_a_client_is_not_taken_for_the_run_whose_status_it_has(running):
+    cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[running.fd])
+    with cat, pytest.raises(StatusError, match=f"{cat.pid} is a client of a run of vmemu, not"):
+        status.read(cat.pid)
+
+
+IN_A_NAMESPACE = """
+import os
+from vmemu.status import RunStatus
+run = RunStatus([], [], vcpus=1)
+run.enter("guest")
+print(os.getpid(), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
+def test_a_run_in_a_container_is_read_from_outside():
+    """It knows itself by another number."""
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", IN_A_NAMESPACE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as unshare:
+        assert unshare.stdout is not None
+        assert unshare.stdout.readline() == b"1\n"
+        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
+        assert status.read(int(children[0])).phase == "guest"
+        unshare.communicate(b"\n")
 
 
 def test_no_memory_for_it_is_told():

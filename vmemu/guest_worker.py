@@ -19,6 +19,7 @@ from vmemu import core
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.ramblock import RAMList
+from vmemu.status import of_one_wait
 from vmemu.synthetic import SyntheticShare
 from vmemu.units import format_seconds
 from vmemu.workload import Lane, Pace, StreamSlice, Workload
@@ -231,11 +232,13 @@ class GuestWorker:
 
     def waiting(self) -> Waiting | None:
         """Where it is stopped now, if it is."""
-        if self.thread.done or not (since := self._waiting.since_ns):
+        if self.thread.done or not self._waiting.since_ns:
             return None
-        block, offset = self._guest.blocks[self._waiting.block], self._waiting.offset
-        seconds = max(time.monotonic_ns() - since, 0) / 1e9
-        return Waiting(self.index, block.name, offset, seconds)
+        place = of_one_wait(lambda: core.ffi.new("struct vm_waiting *", self._waiting[0]))
+        if not place.since_ns:
+            return None
+        seconds = max(time.monotonic_ns() - place.since_ns, 0) / 1e9
+        return Waiting(self.index, self._guest.blocks[place.block].name, place.offset, seconds)
 
     def faults(self) -> NDArray[np.void]:
         """The faults in the order in which they happened: a copy, of ``FAULT_DTYPE``."""

@@ -15,7 +15,7 @@ import contextlib
 import mmap
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -255,6 +255,21 @@ def _as_it_sees_itself(pid: int) -> int:
     return pid
 
 
+def of_one_wait(copy: Callable[[], Any]) -> Any:
+    """A copy of a ``struct vm_waiting``, of which the vCPU's thread writes one word after the
+    other: taken until it was the same wait before and after; one that changes so fast stands not.
+    """
+    before, place = copy(), copy()
+    for _ in range(_TRIES):
+        after = copy()
+        # Three, as in which order one of them copies its words is nowhere promised.
+        if before.since_ns == place.since_ns == after.since_ns:
+            return place
+        before, place = place, after
+    place.since_ns = 0
+    return place
+
+
 def _since(begin_ns: int) -> float | None:
     """Seconds; None for what has not begun."""
     return max(time.monotonic_ns() - begin_ns, 0) / 1e9 if begin_ns else None
@@ -325,16 +340,7 @@ class _Reader:
         return part
 
     def _waiting(self, at: int) -> Any:
-        """Read until it was the same wait before and after; one that changes so fast stands not."""
-        before, place = (self._part("struct vm_waiting", at) for _ in range(2))
-        for _ in range(_TRIES):
-            after = self._part("struct vm_waiting", at)
-            # Three, as in which order one of them copies its words is nowhere promised.
-            if before.since_ns == place.since_ns == after.since_ns:
-                return place
-            before, place = place, after
-        place.since_ns = 0
-        return place
+        return of_one_wait(lambda: self._part("struct vm_waiting", at))
 
     def _client(self, place: Any) -> Any:
         return None if place.client == core.lib.VM_STATUS_GUEST else self._clients[place.client]

@@ -4,6 +4,7 @@ accesses that straddle them. On ordinary memory, against a model of every byte."
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,28 @@ def test_a_vcpu_that_has_ended_keeps_no_thread_id() -> None:
     place = core.ffi.new("struct vm_waiting *", {"tid": 1})
     assert rig.run(waiting=place).figures.accesses == 1
     assert place.tid == 0
+
+
+class Moving:
+    """A ``struct vm_waiting`` that goes from one wait to the next while it is copied first."""
+
+    since_ns = 7
+
+    def __init__(self) -> None:
+        self.copies = 0
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        self.copies += 1
+        torn = self.copies == 1
+        return {"since_ns": 6 if torn else 7, "block": 1, "offset": 2 * PAGE if torn else PAGE}
+
+
+def test_where_a_vcpu_waits_is_a_place_of_one_wait() -> None:
+    worker = Rig(Case([(0, 0)], [(0, STORE, 8)]).workload()).run()
+    assert worker.waiting() is None
+    worker.thread, worker._waiting = SimpleNamespace(done=False), Moving()
+    found = worker.waiting()
+    assert (found.block, found.offset) == ("b", PAGE)
 
 
 @settings(deadline=None, max_examples=75)

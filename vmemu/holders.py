@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmemu import hugepages, mounts
+from vmemu.errors import VmemuError
 from vmemu.units import counted, printable
 
 SHOWN_MOST = 3
@@ -47,7 +48,15 @@ def holders(page_size: int) -> list[Holder]:
 
 
 def held(page_size: int) -> str:
-    """Who has pages of the pool, in words; empty when nobody has."""
+    """Who has pages of the pool, in words; empty when nobody has, or when that can't be found out:
+    it explains what is wrong already."""
+    try:
+        return _held(page_size)
+    except (VmemuError, OSError):  # such a pool is gone, or no more files can be opened
+        return ""
+
+
+def _held(page_size: int) -> str:
     pool = hugepages.pool(page_size)
     taken = pool.total - pool.available
     if taken <= 0:

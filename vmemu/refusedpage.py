@@ -12,7 +12,7 @@ import os
 import shlex
 
 from vmemu import hugepages
-from vmemu.errors import CoreError, MigrationError, PageRefused
+from vmemu.errors import CoreError, MigrationError, PageRefused, VmemuError
 from vmemu.host import room
 from vmemu.host.cgroups import hugetlb_tightest
 from vmemu.host.files import HostFiles
@@ -25,14 +25,17 @@ _NO_MEMORY = (errno.ENOMEM, errno.ENOSPC, errno.EFAULT)
 
 def explained(error: MigrationError, blocks: RAMList) -> MigrationError:
     """The error, in words if it is that a page of one of the ``blocks``, which are still mapped,
-    got no memory."""
+    got no memory; as it is when why can't be found out."""
     if not isinstance(error, CoreError) or error.errno not in _NO_MEMORY:
         return error
     found = blocks.find(error.address)
     if found is None:
         return error
     block, offset = found
-    why, remedy = _reason(block, blocks)
+    try:
+        why, remedy = _reason(block, blocks)
+    except (VmemuError, OSError):  # the mount or the pool is gone, and the error is not
+        return error
     page = f"page {offset // block.page_size} (at {offset:#x})"
     return PageRefused(error, f"block {block.name}: {page} got no memory: {why}", remedy).about(
         block.name, "backing" if block.path is None else "path"

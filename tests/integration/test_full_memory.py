@@ -9,12 +9,13 @@ from collections.abc import Callable
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from support import BASE_PAGE, MIB, Footprint, anonymous, huge, scenario, shared
 
 from vmemu import hugepages, refusedpage
-from vmemu.errors import CoreError, PageRefused
+from vmemu.errors import CoreError, HostError, PageRefused
 from vmemu.host import room
 from vmemu.host.cgroups import GroupLimit
 from vmemu.manager import MemoryManager
@@ -146,6 +147,16 @@ def test_hugepages_that_a_control_group_keeps_are_named_by_its_file(monkeypatch:
     monkeypatch.setattr(refusedpage, "hugetlb_tightest", lambda files, size: None)
     total = hugepages.pool(2 * MIB).total
     assert f"the pool of 2MiB hugepages has {total} in all" in refused(huge(), offset=2 * MIB)
+
+
+@pytest.mark.parametrize("gone", [FileNotFoundError("the mount"), HostError("no such pool")])
+def test_what_can_not_be_explained_stays_as_it_is(gone: Exception, monkeypatch: Any) -> None:
+    monkeypatch.setattr(room, "memory_room", Mock(side_effect=gone))
+    block = anonymous()
+    with MemoryManager([block]) as memory:
+        memory.map()
+        error = CoreError("UFFDIO_COPY", errno.ENOMEM, block.address)
+        assert explained(error, memory.blocks) is error
 
 
 def test_what_is_no_lack_of_memory_stays_as_it_is() -> None:

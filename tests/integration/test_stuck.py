@@ -7,13 +7,14 @@ import re
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from supervised import NOTED_S, STALL, await_true, gone, pid_of, scenario_file, stalling, waits
 from support import HUGE
 
-from vmemu import holders, reservation, status
-from vmemu.errors import VmemuError
+from vmemu import holders, hugepages, reservation, status
+from vmemu.errors import HostError, VmemuError
 from vmemu.jobs import stuck
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
 
@@ -256,6 +257,13 @@ def test_a_run_that_has_waited_in_vain_says_how_long_and_who_has_them(tmp_path, 
 def test_a_holder_is_named_by_what_it_runs(command, shown, tmp_path):
     (tmp_path / "cmdline").write_text(command.replace(" ", "\0") + "\0")
     assert holders._command(tmp_path) == shown
+
+
+@pytest.mark.parametrize("gone", [OSError(24, "Too many open files"), HostError("no such pool")])
+def test_who_holds_a_pool_that_can_not_be_looked_at_is_left_out(gone, monkeypatch):
+    """It explains a shortage, and must not take its place."""
+    monkeypatch.setattr(hugepages, "pool", Mock(side_effect=gone))
+    assert holders.held(HUGE) == ""
 
 
 def test_pages_are_counted_once_and_named_by_who_maps_them(hugetlb):

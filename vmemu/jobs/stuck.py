@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,16 +100,9 @@ def _in_line(now: Status) -> str:
         f"{counted(pages, 'hugepage')} of {format_size(size)}"
         for size, pages in now.hugepages.items()
     ]
-    held = [text for size in now.hugepages if (text := _held(holders.held, size))]
+    held = [text for size in now.hugepages if (text := holders.held(size))]
     waits = f"it waits for {' and '.join(wanted)} for {format_seconds(now.hugepages_s or 0)}"
     return "; ".join([waits, *held])
-
-
-def _held(ask: Callable[[int], str], page_size: int) -> str:
-    try:
-        return ask(page_size)
-    except (VmemuError, OSError):  # such a pool is gone
-        return ""
 
 
 def stacks(pid: int, said: Path, vcpus: dict[int, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -158,3 +160,24 @@ def test_what_may_not_be_read_is_named_with_who_may_allow_it(tmp_path: Path) -> 
     assert itself[0] == "permission to read the file is denied"
     own = denied(str(closed))
     assert own == ("permission to read the directory is denied", f"allow it: chmod u+rX {closed}")
+
+
+def test_files_that_a_scenario_names_are_told_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read all: that somebody else may not is told here by those who would refuse."""
+
+    def refuse(path: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    (tmp_path / "content").touch(mode=0o600)
+    monkeypatch.setattr("vmemu.traces.opening.open_input", refuse)
+    with pytest.raises(TraceError) as of_trace:
+        open_stream(tmp_path / "content")
+    monkeypatch.setattr("vmemu._config.models.os.access", lambda path, mode: mode != os.R_OK)
+    content = "content: {kind: file, path: content}"
+    (tmp_path / "a.yaml").write_text(SCENARIO.replace("size: 64KiB", f"size: 64KiB, {content}"))
+    with pytest.raises(ConfigError) as of_content:
+        load(tmp_path / "a.yaml")
+    for error in (of_trace.value, of_content.value):
+        assert "permission to read the file is denied; allow it: chmod u+rX" in str(error)

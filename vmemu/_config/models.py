@@ -32,6 +32,7 @@ from vmemu._config.types import (
     by_kind,
 )
 from vmemu._config.wording import refuse
+from vmemu.inputfile import denied
 from vmemu.model.fields import Field, Tag, ValidationInfo, field_validator
 from vmemu.units import format_size
 
@@ -200,7 +201,8 @@ def _check_content_file(path: Path, info: ValidationInfo) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise refuse(f"{shown} is no ordinary file", "give a file with the bytes", "path")
     if not os.access(path, os.R_OK):
-        raise refuse(f"{shown} may not be read", f"make it readable: chmod u+r {shown}", "path")
+        what, remedy = denied(str(path))
+        raise refuse(f"{shown}: {what}", remedy, "path")
     if block_size is not None and status.st_size > block_size:
         misfit(
             info,

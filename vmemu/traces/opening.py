@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, Protocol, cast
 
 from vmemu.errors import TraceError
-from vmemu.inputfile import open_input
+from vmemu.inputfile import denied, open_input
 from vmemu.traces.unzip import EMPTY_MAGIC as EMPTY_ZIP_MAGIC
 from vmemu.traces.unzip import MAGIC as ZIP_MAGIC
 from vmemu.traces.unzip import ZipStream
@@ -160,6 +160,9 @@ def open_stream(path: str | os.PathLike[str]) -> ByteStream:
     name = os.fspath(path)
     try:
         file = open_input(path)
+    except PermissionError:
+        what, remedy = denied(name)
+        raise TraceError(f"{name}: {what}", remedy) from None
     except OSError as error:
         raise TraceError(f"{name}: can't be opened: {error.strerror}") from None
     except ValueError as error:  # a name with a NUL in it

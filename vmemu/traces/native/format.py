@@ -154,7 +154,10 @@ def _open_packed(path: Path, limit: int) -> Trace:
 
 
 def _refuse_other_formats(stream: ByteStream) -> None:
-    if not tarball.looks_like_tar(stream.head(512)):
+    head = stream.head(512)
+    if not head and not stream.truncated:
+        raise TraceError(f"{stream.name}: it is empty")
+    if not tarball.looks_like_tar(head):
         raise TraceError(
             f"{stream.name}: not a native trace",
             f"if it is a recording, convert it: vmemu trace convert {stream.name} NAME.vmtrace",

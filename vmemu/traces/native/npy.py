@@ -86,7 +86,7 @@ def parse_column(name: str, raw: mmap.mmap | memoryview | bytes, dtypes: tuple[s
         state = "is cut off" if size < promised else "has bytes too many"
         raise TraceError(
             f"{name}: {state}: {counted(count, 'value')} promised ({counted(promised, 'byte')}),"
-            f" {size // dtype.itemsize} there ({counted(size, 'byte')})"
+            f" {size // dtype.itemsize:,} there ({counted(size, 'byte')})"
         )
     values = np.frombuffer(raw, dtype, count, start)
     values.flags.writeable = False

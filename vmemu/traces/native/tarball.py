@@ -153,7 +153,8 @@ def _parts(stream: ByteStream, name: str, size: int) -> Iterator[bytes]:
 
 def _cut_off(stream: ByteStream, name: str, promised: int, there: int) -> TraceError:
     return TraceError(
-        f"{stream.name}: {name} is cut off: {counted(promised, 'byte')} promised, {there} there"
+        f"{stream.name}: {name} is cut off: {counted(promised, 'byte')} promised, {there:,} there",
+        "take a whole copy of it",
     )
 
 

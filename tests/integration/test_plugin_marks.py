@@ -52,10 +52,13 @@ def test_marks_that_nothing_uses_are_no_green_tests(project: pytest.Pytester) ->
         class TestAll:
             def test_inside(self):
                 pass
+
+            def test_not_judged(self, vmemu_run):
+                assert vmemu_run(check=False).ok
         """
     )
     result = run(project, "test_it.py")
-    result.assert_outcomes(failed=4, passed=5, skipped=1)
+    result.assert_outcomes(failed=4, passed=6, skipped=1)
     unused = "mark vmemu: the test does not use it; take the fixture vmemu_run and call it"
     assert unused in section(result, "test_no_fixture")
     assert unused in section(result, "test_not_called")

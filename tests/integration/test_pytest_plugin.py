@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -40,6 +41,15 @@ def test_a_scenario_file_is_a_test_a_seed(project: pytest.Pytester) -> None:
 def test_other_yaml_files_are_left_alone(project: pytest.Pytester) -> None:
     (project.path / "boot.vmemu.yaml").rename(project.path / "boot.yaml")
     run(project).assert_outcomes()
+
+
+def test_both_endings_of_yaml_are_tests(project: pytest.Pytester) -> None:
+    shutil.copy(project.path / "boot.vmemu.yaml", project.path / "other.vmemu.yml")
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("vmemu_limits = other*.yml: max=9min\n")
+    result = run(project)
+    result.assert_outcomes(passed=2)
+    assert "no scenario or test file fits" not in output(result)
 
 
 def test_a_file_that_is_no_scenario_is_an_error_of_collection(project: pytest.Pytester) -> None:
@@ -179,7 +189,7 @@ def test_failures_say_what_was_wrong_and_how_to_see_it_again(project: pytest.Pyt
     result = run(project, "test_it.py", "--junitxml=junit.xml")
     result.assert_outcomes(failed=5)
     flip = section(result, "test_flip")
-    assert "failed: 1 byte of memory and 0 reads of the guest are wrong; first ram+0x1001" in flip
+    assert "\n1 byte of memory and 0 reads of the guest are wrong; first ram+0x1001" in flip
     assert re.search(r"wrong bytes:\n  block  offset  expected +found\n  ram    0x1001  0x", flip)
     assert re.search(
         r"^called:  test_it\.py:5 in test_flip: vmemu_run\(inject=", flip, re.MULTILINE
@@ -272,7 +282,7 @@ def test_runs_of_one_test_beside_each_other(project: pytest.Pytester) -> None:
     result = run(project, "test_it.py", "-p", "no:threadexception")
     result.assert_outcomes(passed=1, failed=1)
     text = section(result, "test_a_failure_that_nobody_waits_for")
-    assert "\nfailed: 1 byte of memory and 0 reads of the guest are wrong" in text
+    assert "\n1 byte of memory and 0 reads of the guest are wrong" in text
 
 
 def test_no_thread_of_a_test_fails_or_skips_it_unheard(project: pytest.Pytester) -> None:
@@ -324,7 +334,7 @@ def test_what_wants_one_line_has_the_line_of_the_test(project: pytest.Pytester) 
         """
     )
     result = run(project, "test_it.py", "--tb=line")
-    result.stdout.fnmatch_lines(["*/test_it.py:2: Failed: failed: 1 byte of memory and 0 reads *"])
+    result.stdout.fnmatch_lines(["*/test_it.py:2: Failed: 1 byte of memory and 0 reads *"])
 
 
 def test_a_run_is_replayed_from_where_pytest_was_started(project: pytest.Pytester) -> None:
@@ -457,7 +467,10 @@ def test_what_this_host_has_not_is_a_failure_or_a_skip_as_the_scenario_wishes(
     result.assert_outcomes(failed=1, skipped=3)
     assert "refused: " in section(result, "fails.vmemu.yaml, seed 1")
     result.stdout.fnmatch_lines_random(
-        ["SKIPPED ?1? skips.vmemu.yaml:1: skips.vmemu.yaml: *", "SKIPPED ?1? test_it.py:*: fails.*"]
+        [
+            "SKIPPED ?1? skips.vmemu.yaml:1: skips.vmemu.yaml:1:48: *",
+            "SKIPPED ?1? test_it.py:*: fails.*",
+        ]
     )
     forced = run(project, "--vmemu-set", "on_unavailable=skip", "--deselect", "boot.vmemu.yaml")
     forced.assert_outcomes(skipped=4)

@@ -16,12 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmemu.errors import InputError
-from vmemu.testing import marks
-from vmemu.testing.limits import FIGURES, limits, parse_line
+from vmemu.jobs.supervised import Job, Outcome
+from vmemu.testing import failure, marks
+from vmemu.testing.closeness import closest_last, has_own
+from vmemu.testing.limits import FIGURES, limits, not_kept, parse_line
 from vmemu.testing.migrationrun import MigrationRun
 from vmemu.testing.runs import file_name
 from vmemu.testing.seeds import seeds
 
+pytest_plugins = ["pytester"]
 EXAMPLE = Path(__file__).parents[1] / "data" / "result-example.json"
 
 
@@ -73,6 +76,8 @@ def test_seeds_are_the_same_in_every_version() -> None:
 def test_every_figure_is_read_from_a_result(result: dict[str, Any]) -> None:
     for name, figure in FIGURES.items():
         measured = figure.read(result)
+        if measured is None:
+            continue
         (kept,) = limits({name: f"{measured}ns" if figure.time else measured}, "test")
         assert kept.exceeded(result) == ""
         if measured:
@@ -97,6 +102,54 @@ def test_limits_that_mean_nothing(wanted: dict[str, object], said: str) -> None:
         limits(wanted, "limit")
 
 
+def test_a_limit_on_what_was_not_measured_is_not_kept(result: dict[str, Any]) -> None:
+    wanted = limits({"lag": "1min", "p50": "1ns"}, "test")
+    assert re.fullmatch(
+        "limit exceeded: p50 is .*; limit on nothing: lag was not measured: the scenario has no"
+        " guest.pace",
+        not_kept(wanted, result),
+    )
+    with pytest.raises(AttributeError, match=r"a run without guest\.pace has no 'lag_ns'"):
+        _ = ended("completed", result).lag_ns
+    paced = result | {"vcpus": [vcpu | {"lag_ns": {"max": 61 << 30}} for vcpu in result["vcpus"]]}
+    assert not_kept(wanted[:1], paced).startswith("limit exceeded: lag is ")
+    assert ended("completed", paced).lag_ns == 61 << 30
+
+
+def ended(status: str, result: dict[str, Any] | None, message: str = "") -> MigrationRun:
+    files = Path("boot.json"), Path("boot.events.jsonl")
+    job = Job(Path("/tests/boot.vmemu.yaml"))
+    stacks = "Python stacks of process 1:"
+    outcome = Outcome(job, status, None, message, result, *files, 1.0, stacks)
+    return MigrationRun(outcome, "vmemu run boot.vmemu.yaml")
+
+
+def test_a_skipped_run_has_no_figures(result: dict[str, Any]) -> None:
+    run = ended("skipped", result, "no hugepages")
+    for name in ("p99_ns", "faults", "lag_ns"):
+        with pytest.raises(AttributeError, match="a run that is skipped has no figures: no huge"):
+            getattr(run, name)
+    assert not run.measured
+    assert ended("completed", result).measured
+
+
+def test_what_is_said_of_a_run_says_nothing_twice() -> None:
+    run = ended("skipped", None, "boot.vmemu.yaml:2:9: blocks: too large")
+    assert failure.why_skipped(run, Path("/tests/test_it.py")) == run.message
+    run = ended("skipped", None, "for 2 reasons:\n  boot.vmemu.yaml:2:9: blocks")
+    assert failure.why_skipped(run, run.outcome.job.scenario) == run.message
+    told = failure.why_skipped(run, Path("/tests/test_it.py"))
+    assert told == f"boot.vmemu.yaml: {run.message}"
+    assert failure.headline("failed", "1 byte is wrong") == "1 byte is wrong"  # after "Failed: "
+    assert failure.headline("stuck", "vCPU 0 waits") == "stuck: vCPU 0 waits"
+
+
+def test_stacks_are_told_of_runs_that_stand_and_not_of_slow_ones() -> None:
+    assert "stacks:" in failure.describe(ended("stuck", None), "stuck")
+    assert "stacks:" in failure.describe(ended("died", None), "died")
+    assert "stacks:" not in failure.describe(ended("timeout", None), "timeout")
+
+
 def test_lines_of_the_ini_file() -> None:
     assert parse_line("boot*.vmemu.yaml: p99=2ms, faults=10") == (
         "boot*.vmemu.yaml",
@@ -111,6 +164,51 @@ def test_lines_of_the_ini_file() -> None:
 
 plain = st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="ascii"))
 values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.text("ab"), inner))
+
+
+def test_the_closest_mark_is_the_last(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                item.add_marker(pytest.mark.vmemu_features("conftest"))
+        """
+    )
+    items, _ = pytester.inline_genitems(
+        pytester.makepyfile(
+            """
+            import pytest
+            at = pytest.mark.vmemu_features
+            pytestmark = at("module")
+
+            @at("base")
+            class Base:
+                def test_bare(self):
+                    pass
+
+            @at("upper")
+            @at("lower")
+            class TestIt(Base):
+                @at("test")
+                @pytest.mark.parametrize("x", [pytest.param(1, marks=at("parameter"))])
+                def test_marked(self, x):
+                    pass
+            """
+        ),
+        "-p",
+        "no:hypothesispytest",
+    )
+    found = {
+        item.name: [mark.args[0] for mark in closest_last(item, "vmemu_features")] for item in items
+    }
+    around = ["module", "base", "upper", "lower", "conftest"]
+    assert found == {"test_bare": around, "test_marked[1]": [*around, "test", "parameter"]}
+    assert {item.name: has_own(item, "vmemu_features") for item in items} == {
+        "test_bare": False,
+        "test_marked[1]": True,
+    }
 
 
 @given(values)
@@ -162,6 +260,14 @@ def test_marks_that_mean_nothing(options: dict[str, Any], said: str) -> None:
         read("boot.yaml", **options)
 
 
+def test_times_of_runs() -> None:
+    texts = ("90s", "2min", "1h", "1.5h", "30")
+    assert [marks.seconds(text, "timeout") for text in texts] == [90, 120, 3600, 5400, 30]
+    for text in ("h", "-1h", "1hour", "0h", "inf"):
+        with pytest.raises(InputError, match="timeout: "):
+            marks.seconds(text, "timeout")
+
+
 def test_a_scenario_is_a_path() -> None:
     with pytest.raises(InputError, match="mark vmemu: a scenario is a path, not 5"):
         read(5)
@@ -211,10 +317,34 @@ def test_the_files_for_ci_are_yaml_with_steps() -> None:
     github, gitlab, pod = (
         yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     )
-    commands = [step.get("run", "") for step in github["jobs"]["migrations"]["steps"]]
-    assert any(command.startswith(".venv/bin/pytest tests -n auto -rs") for command in commands)
-    assert gitlab["migrations"]["script"][0].startswith(".venv/bin/pytest tests -n 2 -rs --vmemu")
+    job = github["jobs"]["migrations"]
+    *_, tests, replays, upload = job["steps"]
+    assert tests["run"].startswith(".venv/bin/pytest tests -n auto -rs --timeout 300 --vmemu")
+    assert tests["timeout-minutes"] < job["timeout-minutes"]
+    assert {step["if"] for step in (replays, upload)} == {"${{ always() }}"}
+    script = gitlab["migrations"]["script"][0]
+    assert script.startswith(".venv/bin/pytest tests -n 2 -rs --timeout 300 --vmemu")
+    assert gitlab["migrations"]["after_script"] == [f"{replays['run']} || true"]
     assert pod["spec"]["containers"][0]["command"][:2] == ["pytest", "tests"]
+
+
+def test_the_files_for_ci_show_how_to_replay_what_did_not_end(tmp_path: Path) -> None:
+    text = (DOCS / "ci.md").read_text()
+    (line,) = re.findall(r"^ +run: (grep .*)$", text, re.MULTILINE)
+    shell = ["bash", "-e", "-c", line]
+
+    def printed() -> str:
+        return subprocess.run(
+            shell, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert printed() == ""  # no report at all
+    (tmp_path / "report").mkdir()
+    assert printed() == ""
+    killed = failure.not_ended("vmemu run boot.vmemu.yaml --seed 7", [])
+    (tmp_path / "report/killed.txt").write_text(killed)
+    (tmp_path / "report/stuck.txt").write_text("stuck: vCPU 0 waits\n")
+    assert printed() == killed
 
 
 # ---- time ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -23,7 +24,17 @@ def fail(text: str) -> NoReturn:
 
 def headline(status: str, message: str) -> str:
     """The first line: the only one that a summary has room for."""
+    if status == "failed" and message:  # pytest itself puts "Failed: " before it
+        return message.removeprefix("vmemu: ")
     return f"{status}: {message.removeprefix('vmemu: ')}" if message else status
+
+
+def why_skipped(run: MigrationRun, test: Path) -> str:
+    """Why a run was skipped, and which, unless that is said already: by the reason, or because the
+    scenario itself is the test."""
+    scenario, reason = run.outcome.job.scenario, run.message.removeprefix("vmemu: ")
+    told = scenario == test or scenario.name in reason.partition("\n")[0]
+    return reason if told else f"{scenario.name}: {reason}"
 
 
 def describe(run: MigrationRun, what: str, note: str = "", *, with_worst: bool = False) -> str:
@@ -74,7 +85,7 @@ def _details(run: MigrationRun, with_worst: bool) -> Iterator[str]:
         yield from ("", "wrong bytes:", *table(_wrong_bytes(wrong)))
     if with_worst:
         yield from ("", "worst faults:", *table(_worst(run.worst_faults)))
-    if run.outcome.stacks:
+    if run.outcome.stacks and run.status != "timeout":  # whoever is slow stands nowhere
         yield from ("", "stacks:", run.outcome.stacks.rstrip())
 
 

@@ -11,7 +11,7 @@ import pytest
 from vmemu.errors import InputError
 from vmemu.testing.limits import limits, parse_line
 
-SUFFIX = ".vmemu.yaml"
+SUFFIXES = (".vmemu.yaml", ".vmemu.yml", ".py")
 
 
 def limits_of_ini(config: pytest.Config) -> list[tuple[str, dict[str, object]]]:
@@ -48,5 +48,5 @@ def _files(config: pytest.Config) -> Iterator[str]:
             name for name in below if not any(fnmatch.fnmatch(name, pattern) for pattern in skipped)
         ]
         for name in names:
-            if name.endswith((SUFFIX, ".py")):
+            if name.endswith(SUFFIXES):
                 yield os.path.relpath(os.path.join(directory, name), config.rootpath)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ from vmemu.errors import InputError
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a result that can be limited: ``read`` takes it from the document; a ``time`` is
-    nanoseconds, anything else a count."""
+    """A figure of a result that can be limited: ``read`` takes it from the document, and gives None
+    where it was not measured; a ``time`` is nanoseconds, anything else a count. ``needs`` is what
+    a scenario has that is measured."""
 
     meaning: str
-    read: Callable[[Mapping[str, Any]], int]
+    read: Callable[[Mapping[str, Any]], int | None]
     time: bool = True
+    needs: str = ""
 
     def parse(self, value: object) -> int:
         """A limit as a test writes it: ``"2ms"``, or a count. Raises ValueError saying what would
@@ -38,6 +40,11 @@ class Figure:
         return format_duration(value, digits=3) if self.time else f"{value:,}"
 
 
+def _lag(result: Mapping[str, Any]) -> int | None:
+    lags = [vcpu["lag_ns"]["max"] for vcpu in result["vcpus"] if vcpu["lag_ns"]]
+    return max(map(int, lags), default=None)
+
+
 def _latency(name: str) -> Callable[[Mapping[str, Any]], int]:
     return lambda result: int(result["faults"]["latency_ns"][name])
 
@@ -57,10 +64,7 @@ FIGURES = {
         lambda result: max(int(vcpu["blocktime_ns"]) for vcpu in result["vcpus"]),
     ),
     "downtime": Figure("the guest ran on neither side", lambda result: int(result["downtime_ns"])),
-    "lag": Figure(
-        "an access came this late, with a pace",
-        lambda result: max(int((vcpu["lag_ns"] or {"max": 0})["max"]) for vcpu in result["vcpus"]),
-    ),
+    "lag": Figure("an access came this late, with a pace", _lag, needs="guest.pace"),
     "faults": Figure(
         "accesses that were stopped", lambda result: int(result["faults"]["count"]), time=False
     ),
@@ -76,13 +80,28 @@ class Limit:
     most: int
 
     def exceeded(self, result: Mapping[str, Any]) -> str:
-        """What is wrong with a result, or an empty string."""
+        """How a result exceeds it, or an empty string; also where nothing was measured."""
         figure = FIGURES[self.name]
         measured = figure.read(result)
-        if measured <= self.most:
+        if measured is None or measured <= self.most:
             return ""
         shown = f"{self.name} is {figure.show(measured)}, the limit {figure.show(self.most)}"
         return f"{shown} ({figure.meaning})"
+
+    def unmeasured(self, result: Mapping[str, Any]) -> str:
+        """Why a result says nothing of it, or an empty string."""
+        figure = FIGURES[self.name]
+        if figure.read(result) is not None:
+            return ""
+        return f"{self.name} was not measured: the scenario has no {figure.needs}"
+
+
+def not_kept(wanted: Sequence[Limit], result: Mapping[str, Any]) -> str:
+    """What is wrong with a result, or an empty string when it keeps to all limits."""
+    exceeded = [text for limit in wanted if (text := limit.exceeded(result))]
+    unmeasured = [text for limit in wanted if (text := limit.unmeasured(result))]
+    kinds = ("limit exceeded", exceeded), ("limit on nothing", unmeasured)
+    return "; ".join(f"{kind}: {'; '.join(texts)}" for kind, texts in kinds if texts)
 
 
 def limits(wanted: Mapping[str, object], where: str) -> list[Limit]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vmemu.errors import InputError
+from vmemu.testing.closeness import closest_last
 from vmemu.testing.inilimits import fits, limits_of_ini
 from vmemu.testing.limits import Limit, limits
 
@@ -21,6 +22,7 @@ TO_TELL_S = 10.0
 """What it may take to ask a run that is stuck where it stands, and to kill it."""
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*|\d+(\.\d+)?(ns|us|ms|s|min|[KMGT]iB|%)")
+_HOURS = re.compile(r"(\d+(?:\.\d+)?) ?h", re.ASCII)
 _NO_TEXT = re.compile(r"(?i)true|false|yes|no|on|off|null|y|n")
 
 
@@ -89,11 +91,12 @@ def _as_yaml(value: Any) -> str:
 
 
 def seconds(value: Any, where: str) -> float:
-    """A time limit: ``"90s"``, or a number of seconds. Raises InputError."""
+    """A time limit: ``"90s"``, ``"1h"``, or a number of seconds. Raises InputError."""
     from vmemu.units import UnitError, parse_duration
 
+    hours = _HOURS.fullmatch(str(value))
     try:
-        found = float(value)
+        found = float(hours[1]) * 3600 if hours else float(value)
     except (TypeError, ValueError):
         try:
             found = parse_duration(str(value)) / 1e9
@@ -105,13 +108,13 @@ def seconds(value: Any, where: str) -> float:
 
 
 def limits_of(item: pytest.Item) -> list[Limit]:
-    """The limits on the runs of a test: of the ini option whose pattern fits its file, then of its
-    marks, of which the closest counts. Raises InputError."""
+    """The limits on the runs of a test: of the ini option's lines that fit its file, the last of
+    two alike, then of its marks, of which the closest counts. Raises InputError."""
     wanted: dict[str, object] = {}
     for pattern, found in limits_of_ini(item.config):
         if fits(item.nodeid.partition("::")[0], pattern):
             wanted |= found
-    for mark in reversed(list(item.iter_markers("vmemu_limit"))):
+    for mark in closest_last(item, "vmemu_limit"):
         if mark.args or not mark.kwargs:
             raise InputError('mark vmemu_limit: name what is limited, as p99="2ms"')
         wanted |= mark.kwargs

@@ -64,6 +64,11 @@ class MigrationRun:
         return self.outcome.events_file
 
     @property
+    def measured(self) -> bool:
+        """Whether it has figures: a run that was skipped has a result whose figures are all 0."""
+        return bool(self.result) and self.status != "skipped"
+
+    @property
     def worst_faults(self) -> Sequence[Mapping[str, Any]]:
         """The ten longest faults, the longest first."""
         worst: Sequence[Mapping[str, Any]] = self.result["faults"]["worst"]
@@ -74,6 +79,8 @@ class MigrationRun:
         figure = FIGURES.get(name.removesuffix("_ns"))
         if figure is None or figure.time != name.endswith("_ns"):
             raise AttributeError(f"a run has no '{name}'")
-        if not self.result:
+        if not self.measured:
             raise AttributeError(f"a run that is {self.status} has no figures: {self.message}")
-        return figure.read(self.result)
+        if (measured := figure.read(self.result)) is None:
+            raise AttributeError(f"a run without {figure.needs} has no '{name}'")
+        return measured

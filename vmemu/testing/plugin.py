@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ram_block", "userfaultfd", "vmemu_run", "vmemu_scenario", "vmemu_seed"]
 
-SUFFIX = ".vmemu.yaml"
+SUFFIXES = (".vmemu.yaml", ".vmemu.yml")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vmemu-timeout",
         type=_seconds,
         metavar="TIME",
-        help="How long one run may take, such as 90s (default: 120s); then it is killed.",
+        help="How long one run may take, such as 90s or 1h (default: 120s); then it is killed.",
     )
     group.addoption(
         "--vmemu-report",
@@ -140,7 +140,7 @@ MARKS = (
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFile | None:
-    if not file_path.name.endswith(SUFFIX):
+    if not file_path.name.endswith(SUFFIXES):
         return None
     from vmemu.testing.collecting import ScenarioFile
 
@@ -184,6 +184,7 @@ UNUSED = {
 
 def _require_used(item: pytest.Item) -> None:
     """Fail a test one of whose own marks, not those of its class or module, has done nothing."""
+    from vmemu.testing.closeness import has_own
     from vmemu.testing.failure import fail
 
     fixtures = getattr(item, "fixturenames", ())
@@ -195,9 +196,9 @@ def _require_used(item: pytest.Item) -> None:
         "vmemu_limit": runs is not None,
         "vmemu_features": USERFAULTFD_USED in item.stash,
     }
-    for mark in item.own_markers:
-        if not used.get(mark.name, True):
-            fail(f"mark {mark.name}: {UNUSED[mark.name]}")
+    for name, was_used in used.items():
+        if not was_used and has_own(item, name):
+            fail(f"mark {name}: {UNUSED[name]}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,8 @@ from vmemu.jobs.cpus import share_of_xdist
 from vmemu.jobs.program import program
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
 from vmemu.testing import failure, where
-from vmemu.testing.limits import Limit
+from vmemu.testing.closeness import has_own
+from vmemu.testing.limits import Limit, not_kept
 from vmemu.testing.marks import limits_of, timeout_of
 from vmemu.testing.migrationrun import MigrationRun
 from vmemu.testing.stash import RUNS, WORKER
@@ -116,23 +117,21 @@ class Runs:
         """Fail or skip the test as the run's end and the limits demand."""
         self.judged += 1
         if run.status == "skipped" or _refused_by_a_host_to_be_skipped(run.outcome):
-            pytest.skip(f"{run.outcome.job.scenario.name}: {run.message}")
+            pytest.skip(failure.why_skipped(run, self._item.path))
         if not run.ok:
             self._fail(run, failure.headline(run.status, run.message), failure.elsewhere(run))
-        exceeded = [text for limit in limits if (text := limit.exceeded(run.result))]
-        if exceeded:
-            what = "limit exceeded: " + "; ".join(exceeded)
+        if what := not_kept(limits, run.result):
             self._fail(run, what, failure.without_limit(run), with_worst=True)
 
     def require_judged(self) -> None:
-        """Fail a test that has limits, and no run that they were held against; fail or skip one
-        that was failed or skipped in a thread of its own."""
+        """Fail a test that has limits of its own, and no run that they were held against; fail or
+        skip one that was failed or skipped in a thread of its own."""
         raised = self._raised_elsewhere
         for failed in (one for one in raised if isinstance(one, pytest.fail.Exception)):
             failure.fail(str(failed))
         for skipped in raised:
             pytest.skip(str(skipped))
-        if not self.judged and self.limits():
+        if not self.judged and has_own(self._item, "vmemu_limit") and self.limits():
             failure.fail(failure.NOT_JUDGED)
 
     def attend(self, report: pytest.TestReport) -> None:
@@ -203,7 +202,7 @@ class Runs:
         """For JUnit: a property a figure."""
         properties = self._item.user_properties
         properties.append(("vmemu_command", run.command))
-        if run.result:
+        if run.measured:
             properties += [
                 (f"vmemu_{name}_ns", getattr(run, f"{name}_ns")) for name in SHOWN_AS_PROPERTIES
             ]

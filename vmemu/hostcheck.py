@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import enum
 import mmap
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from vmemu import core, hugepages, reservation
+from vmemu import core, hugepages, reservation, userfault
 from vmemu.errors import CoreError, HostError, HugepageShortage, InputError, mending
 from vmemu.memlock import UNLOCK, locks_new_memory
 from vmemu.memoryneed import Need, memory_shortage
@@ -145,7 +144,7 @@ def postcopy_supported(
     check.target_page(target_page_size)
     check.locked()
     check.memory(need)
-    with ExitStack() as stack, reservation.changing(reservation.pages_of(blocks)):
+    with ExitStack() as stack, reservation.changing(hugepages.pages_of(blocks)):
         check.open(stack)
         for users in _kinds(blocks):
             check.prove(users)
@@ -255,16 +254,12 @@ class _Check:
         return self._api_ioctls(uffd.how)
 
     def _api_ioctls(self, how: How) -> None:
-        """A descriptor of its own: each answers the handshake only once."""
         try:
-            with _descriptor(core.call(core.lib.vm_uffd_open, int(how))) as fd:
-                features = core.ffi.new("uint64_t *")
-                ioctls = core.ffi.new("uint64_t *")
-                core.call(core.lib.vm_uffd_api, fd, features, ioctls)
+            ioctls = userfault.ask(how).ioctls
         except CoreError as error:
             code = Code.HANDSHAKE if error.operation == "UFFDIO_API" else Code.OPEN
             return self._add(code, f"userfaultfd does not answer: {error}")
-        missing = [name for name, bit in _API_IOCTLS.items() if not ioctls[0] & bit]
+        missing = [name for name, bit in _API_IOCTLS.items() if not ioctls & bit]
         if missing:
             what = f"userfaultfd of this kernel has no {' and no '.join(missing)}"
             self._add(Code.API_IOCTLS, what)
@@ -369,14 +364,6 @@ class _Check:
         """Whether memory could not hold so many: a page of the pool proves nothing then."""
         known = page_size in hugepages.page_sizes()
         return known and bool(hugepages.growth(page_size, pages, self._beside).never)
-
-
-@contextmanager
-def _descriptor(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextmanager

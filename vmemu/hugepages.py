@@ -9,9 +9,10 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from vmemu import mounts, privilege
 from vmemu.errors import HostError, HugepageShortage
@@ -219,3 +220,25 @@ def filesystem_of(path: str) -> tuple[str, str]:
 def _mounts() -> Iterator[tuple[str, str]]:
     """(type, mount point) of every mount, in the order in which they were made."""
     return ((mount.type, mount.path) for mount in mounts.mounted())
+
+
+class Huge(Protocol):
+    """What has to be known of a block, as it is mapped or as a scenario has it."""
+
+    @property
+    def hugetlb(self) -> bool: ...
+
+    @property
+    def page_size(self) -> int: ...
+
+    @property
+    def pages(self) -> int: ...
+
+
+def pages_of(blocks: Iterable[Huge]) -> dict[int, int]:
+    """The hugepages that these blocks take: their number by page size."""
+    pages: dict[int, int] = {}
+    for block in blocks:
+        if block.hugetlb:
+            pages[block.page_size] = pages.get(block.page_size, 0) + block.pages
+    return pages

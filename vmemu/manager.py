@@ -56,7 +56,7 @@ class MemoryManager:
                 prove()
             self._map_all()
 
-        pages, begun = reservation.pages_of(self.blocks), time.monotonic()
+        pages, begun = hugepages.pages_of(self.blocks), time.monotonic()
         try:
             reservation.take(pages, attempt, self.wait_s, self._pause)
         except HugepageShortage as shortage:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmemu import hugepages
 from vmemu.config import Block, ClientConfig, FileContent, Scenario, SyntheticTrace
 from vmemu.errors import Advice, InputError
 from vmemu.host import room
@@ -100,7 +101,7 @@ def memory_needed(scenario: Scenario) -> Need:
         destination_mapped=whole + _stacks(scenario),
         committed=whole + ordinary,
         planned=whole // PLANNED_SHARE if _any_synthetic(scenario) else 0,
-        hugepages=_hugepages(scenario),
+        hugepages=hugepages.pages_of(blocks),
         huge_images=sum(_image(block) for block in blocks if block.backing == "hugetlbfs"),
     )
 
@@ -185,19 +186,13 @@ def _reference(block: Block) -> int:
 
 
 def _references_at_source(scenario: Scenario) -> Iterator[int]:
-    if _runs_at_source(scenario):
+    if not scenario.migration.flip_at.at_once:
         yield from map(_reference, scenario.blocks)
 
 
 def _client(scenario: Scenario, client: ClientConfig) -> int:
     block = next(block for block in scenario.blocks if block.name == client.block)
     return PROCESS + _reference(block)
-
-
-def _runs_at_source(scenario: Scenario) -> bool:
-    flip = scenario.migration.flip_at
-    position = flip.position
-    return flip.after_ns is not None or bool(position and (position.accesses or position.share))
 
 
 def _any_synthetic(scenario: Scenario) -> bool:
@@ -222,14 +217,6 @@ def _stacks(scenario: Scenario) -> int:
     return threads * (_NO_STACK_LIMIT if size == resource.RLIM_INFINITY else size)
 
 
-def _hugepages(scenario: Scenario) -> dict[int, int]:
-    pages: dict[int, int] = {}
-    for block in scenario.blocks:
-        if block.backing == "hugetlbfs":
-            pages[block.page_size] = pages.get(block.page_size, 0) + block.size // block.page_size
-    return pages
-
-
 # ---- what may come on top ----
 
 
@@ -237,11 +224,12 @@ def _extra(scenario: Scenario) -> int:
     verify, blocks = scenario.verify, scenario.blocks
     sizes = [block.size for block in blocks]
     extra = sum(b.size - _filled(b) for b in blocks if b.backing == "anonymous")
-    if _runs_at_source(scenario) or _in_huge_images():
+    at_source = not scenario.migration.flip_at.at_once
+    if at_source or _in_huge_images():
         extra += sum(block.size - _image(block) for block in blocks)
     if verify.reads or verify.final:
         extra += sum(sizes) // MARK_SHARE
-        extra += sum(sizes) // MARK_SHARE if _runs_at_source(scenario) else 0
+        extra += sum(sizes) // MARK_SHARE if at_source else 0
     if verify.final:
         extra += max(sizes) // MARK_SHARE  # the marks of one block at a time, put in its order
     return extra

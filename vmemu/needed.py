@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from vmemu.ramblock import Backing, RAMBlock
 from vmemu.userfault import Feature, Ioctl
 
+OF_EVERY_BLOCK = (Feature.THREAD_ID,)
+"""Blocktime finds its vCPU by thread id."""
+
+OF_BACKING: dict[Backing, tuple[Feature, ...]] = {
+    Backing.ANONYMOUS: (),
+    Backing.HUGETLBFS: (Feature.MISSING_HUGETLBFS,),
+    Backing.SHARED: (Feature.MISSING_SHMEM,),
+}
+
 
 def needed_features(blocks: Sequence[RAMBlock]) -> dict[Feature, tuple[str, ...]]:
     """The features of userfaultfd that post-copy of these blocks can't do without, and the names of
-    the blocks that need each; none means every block, as blocktime finds its vCPU by thread id."""
-    wanting = {
-        Feature.MISSING_HUGETLBFS: tuple(block.name for block in blocks if block.hugetlb),
-        Feature.MISSING_SHMEM: tuple(b.name for b in blocks if b.backing is Backing.SHARED),
-    }
-    return {Feature.THREAD_ID: ()} | {feature: who for feature, who in wanting.items() if who}
+    the blocks that need each; none means every block."""
+    needed: dict[Feature, tuple[str, ...]] = dict.fromkeys(OF_EVERY_BLOCK, ())
+    for block in blocks:
+        for feature in OF_BACKING[block.backing]:
+            needed[feature] = (*needed.get(feature, ()), block.name)
+    return needed
 
 
 def needed_ioctls(block: RAMBlock) -> Ioctl:

@@ -34,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from vmemu import core, hugepages
 from vmemu.errors import CoreError, HostError, HugepageShortage
@@ -271,28 +271,6 @@ def take(
                         raise
             pause(random.uniform(*_BEAT_S))
             beat += 1
-
-
-class Huge(Protocol):
-    """What has to be known of a block; :class:`vmemu.ramblock.RAMBlock` is one."""
-
-    @property
-    def hugetlb(self) -> bool: ...
-
-    @property
-    def page_size(self) -> int: ...
-
-    @property
-    def pages(self) -> int: ...
-
-
-def pages_of(blocks: Iterable[Huge]) -> dict[int, int]:
-    """The hugepages that these blocks take: their number by page size."""
-    pages: dict[int, int] = {}
-    for block in blocks:
-        if block.hugetlb:
-            pages[block.page_size] = pages.get(block.page_size, 0) + block.pages
-    return pages
 
 
 def _its_turn(place: _Place, pages: Mapping[int, int], beat: int) -> bool:

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmemu import core
 from vmemu.errors import CoreError, HostError
@@ -99,6 +99,30 @@ def open_descriptor(how: How) -> int:
     return core.call(core.lib.vm_uffd_open, int(how))
 
 
+class Answer(NamedTuple):
+    """Of the kernel to a handshake, as bits: all features that it announces, and the ioctls of
+    the descriptor."""
+
+    features: int
+    ioctls: int
+
+
+def handshake(fd: int, features: int = 0) -> Answer:
+    """Ask for features; a descriptor takes part in one handshake in its life. Raises CoreError."""
+    asked, ioctls = core.ffi.new("uint64_t *", features), core.ffi.new("uint64_t *")
+    core.call(core.lib.vm_uffd_api, fd, asked, ioctls)
+    return Answer(int(asked[0]), int(ioctls[0]))
+
+
+def ask(how: How, features: int = 0) -> Answer:
+    """A handshake on a descriptor of its own. Raises as ``open_descriptor``."""
+    fd = open_descriptor(how)
+    try:
+        return handshake(fd, features)
+    finally:
+        os.close(fd)
+
+
 def _is_filtered() -> bool:
     """Whether a seccomp filter sees the system calls of this thread."""
     try:
@@ -144,23 +168,16 @@ class Userfaultfd:
         # has first.
         probe, self.how = _open_first()
         try:
-            self.available = Feature(self._handshake(probe, 0))
+            self.available = Feature(handshake(probe).features)
         finally:
             os.close(probe)
         self.features = wanted & self.available
         self.fd = open_descriptor(self.how)
         try:
-            self._handshake(self.fd, int(self.features))
+            handshake(self.fd, int(self.features))
         except CoreError:
             self.close()
             raise
-
-    @staticmethod
-    def _handshake(fd: int, features: int) -> int:
-        asked = core.ffi.new("uint64_t *", features)
-        ioctls = core.ffi.new("uint64_t *")
-        core.call(core.lib.vm_uffd_api, fd, asked, ioctls)
-        return int(asked[0])
 
     def require(self, features: Iterable[Feature]) -> None:
         """Raise HostError unless all of the features were granted."""

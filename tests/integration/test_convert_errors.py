@@ -170,6 +170,7 @@ def test_what_can_not_be_printed_is_told_in_one_line(
         f"trace convert {trace} {tmp_path / 'u.csv'} --force",
         f"trace map {trace} --block ram=256MiB",
         f"config show {scenario}",
+        f"check {scenario} --json -",
         "--version",
         "trace --help",
     ):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from support import HUGE
@@ -41,9 +41,16 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "vmemu", "stress", *map(str, arguments)]
 
 
-def stress(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+def stress(
+    environment: dict[str, str], *arguments: object, stdin: IO[Any] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env=environment
+        command(*arguments),
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
 
 
@@ -228,11 +235,33 @@ def test_wrong_input_is_refused(environment: dict[str, str], tmp_path: Path) -> 
         ((SMALL, "--report", "/etc/passwd/x"), "a file is in the way; name another directory"),
         ((SMALL, "--json", "/nowhere/stress.json"), "/nowhere is no directory"),
         ((SMALL, "--inject", "loader.flop"), "no fault point is called 'loader.flop'"),
+        ((SMALL, "--inject", "loader.stall@page=99999999"), "loader.stall: offset 0x5f5e0ff000"),
     ):
         done = stress(environment, *arguments)
         assert done.returncode == 2, (arguments, done)
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+    assert left_in(environment) == []
+
+
+def test_a_scenario_that_can_be_read_only_once_is_refused(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "link.yaml").symlink_to("/dev/stdin")
+    read, write = os.pipe()
+    os.close(write)
+    with SMALL.open() as file, open(read, "rb") as pipe:
+        for name, stdin, said in (
+            (tmp_path / "pipe.yaml", None, "it is a pipe"),
+            ("/dev/stdin", pipe, "it is a pipe"),
+            ("/dev/stdin", file, "only this process has it under that name"),
+            (tmp_path / "link.yaml", file, "only this process has it under that name"),
+        ):
+            done = stress(environment, name, "--runs", "1", stdin=stdin)
+            assert done.returncode == 2, (name, done)
+            assert f"{name}: the scenario can't be read once more: {said}" in done.stderr
+            assert done.stderr.endswith("; write it to a file, and name that\n")
     assert left_in(environment) == []
 
 

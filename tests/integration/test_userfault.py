@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from support import anonymous, block_of, huge
 
-from vmemu import core
+from vmemu import core, userfault
 from vmemu.errors import CoreError, HostError
 from vmemu.manager import MemoryManager
 from vmemu.ramblock import RAMBlock
@@ -94,7 +94,7 @@ def test_a_handshake_that_fails_leaves_no_descriptor(monkeypatch):
         raise CoreError("UFFDIO_API", errno.EINVAL)
 
     before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(Userfaultfd, "_handshake", staticmethod(fail))
+    monkeypatch.setattr(userfault, "handshake", fail)
     with pytest.raises(CoreError):
         Userfaultfd()
     assert os.listdir("/proc/self/fd") == before

@@ -69,7 +69,7 @@ def test_what_is_incompatible_ends_with_1_and_says_why() -> None:
     result = checked("ok.yaml", "bad.yaml")
     assert code(result) == 1
     assert "bad.yaml:1:51: blocks[0].size: 65KiB is no multiple of its page size" in result.stdout
-    assert "mend it: use 64KiB or 68KiB" in result.stdout
+    assert "  use 64KiB or 68KiB\n" in result.stdout
     assert result.stdout.endswith("\n2 scenarios: 1 ok, 1 incompatible\n")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmemu.check import junit, paths, terminal
 from vmemu.check.verdict import BlockReport, Reason, ScenarioReport, Verdict
-from vmemu.errors import ConfigError, InputError, Problem
+from vmemu.errors import Advice, ConfigError, HostError, InputError, Problem, Setting
 
 SHORT = Reason(
     "pool",
@@ -122,6 +122,13 @@ class TestTable:
             " needs 32",
             "        mend it with: sysctl vm.nr_hugepages=32",
         ]
+
+    @pytest.mark.parametrize(
+        "remedy", ["sysctl vm.nr_hugepages=32", Advice("use smaller blocks"), Setting("path: /a")]
+    )
+    def test_what_mends_it_is_in_the_words_of_a_run_that_refuses(self, remedy: str) -> None:
+        shown = list(terminal.lines(report(block("b", Reason("code", "no room", remedy)))))
+        assert f"no room; {shown[-1].strip()}" == str(HostError("no room", remedy))
 
     def test_messages_are_broken_at_100_columns_and_remedies_never(self) -> None:
         long = Reason("code", "word " * 60, "mkdir -p " + "/a" * 80)

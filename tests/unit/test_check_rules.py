@@ -20,6 +20,9 @@ from vmemu.check.judge import judge
 from vmemu.check.verdict import ScenarioReport
 from vmemu.errors import ConfigError
 from vmemu.host.document import HostDocument, Kernel, Mount, Proof, Userfault, Way
+from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
+from vmemu.ramblock import Backing
+from vmemu.userfault import Feature
 
 
 @pytest.fixture(autouse=True)
@@ -345,6 +348,28 @@ def test_features_that_are_refused_are_not_there(judged: Judging) -> None:
         "userfaultfd of the destination node7 lacks"
     )
     assert [block.verdict for block in report.blocks] == ["ok", "incompatible"]
+
+
+@pytest.mark.parametrize(
+    ("backing", "feature"), [(b, f) for b, needed in OF_BACKING.items() for f in needed]
+)
+def test_each_feature_that_a_run_needs_is_judged(
+    judged: Judging, backing: Backing, feature: Feature
+) -> None:
+    there = tuple(name for name in FEATURES if name != feature.name)
+    userfault = Userfault(how="syscall", ways=(), features=there, refused=())
+    blocks = ram(), shared(), huge()
+    report = judged(*blocks, on=host().model_copy(update={"userfault": userfault}))
+    words = f"{feature.name}, which {backing.value} memory needs"
+    assert words in the(Code.FEATURE, report.document())["message"]
+
+
+@pytest.mark.parametrize("feature", OF_EVERY_BLOCK)
+def test_what_every_block_needs_is_of_the_whole(judged: Judging, feature: Feature) -> None:
+    there = tuple(name for name in FEATURES if name != feature.name)
+    userfault = Userfault(how="syscall", ways=(), features=there, refused=())
+    report = judged(ram(), on=host().model_copy(update={"userfault": userfault}))
+    assert [reason.code for reason in report.reasons] == [Code.FEATURE]
 
 
 @pytest.mark.parametrize(("works", "code"), [(False, Code.PROOF), (None, Code.UNPROVEN)])

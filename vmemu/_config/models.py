@@ -112,6 +112,16 @@ class Block(Section):
         description="What its bytes are before the guest runs.",
     )
 
+    @property
+    def hugetlb(self) -> bool:
+        """Whether its pages come from a pool of hugepages."""
+        return self.backing == "hugetlbfs"
+
+    @property
+    def pages(self) -> int:
+        """Host pages; of a size that does not fit, the whole ones."""
+        return self.size // self.page_size
+
     @field_validator("page_size", mode="before")
     @classmethod
     def _choose_page_size(cls, value: Any, info: ValidationInfo) -> Any:

@@ -181,6 +181,13 @@ class FlipPoint:
     position: Position | None = None
     after_ns: int | None = None
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the guest makes no access before it, as far as that can be told without its
+        traces."""
+        at = self.position
+        return self.after_ns is None and not (at and (at.accesses or at.share))
+
     def __str__(self) -> str:
         if self.after_ns is not None:
             return units.format_duration(self.after_ns)

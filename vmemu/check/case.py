@@ -64,7 +64,7 @@ class BlockOf(NamedTuple):
     @property
     def hugetlb(self) -> bool:
         """Whether its pages come from a pool of hugepages."""
-        return self.block.backing == "hugetlbfs"
+        return self.block.hugetlb
 
 
 @dataclass(frozen=True)

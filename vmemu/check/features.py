@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmemu.check import proofs
 from vmemu.check.case import BlockOf, Case, End, Finding
@@ -10,8 +11,9 @@ from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
 from vmemu.errors import Advice, Setting
 
-_EVERY_BLOCK = "THREAD_ID"
-_OF_BACKING = {"hugetlbfs": "MISSING_HUGETLBFS", "shared": "MISSING_SHMEM"}
+if TYPE_CHECKING:
+    from vmemu.userfault import Feature
+
 _TRACKING = ("WP_ASYNC", "WP_UNPOPULATED")
 
 
@@ -25,14 +27,6 @@ def rules(case: Case) -> Iterator[Finding]:
         if userfault.how == "user_mode_only":
             yield _user_mode_only(case)
     yield from _tracking(case)
-
-
-def guest_runs_at_source(case: Case) -> bool:
-    """Whether the guest makes accesses before the flip, as far as that can be told without its
-    traces."""
-    flip = case.scenario.migration.flip_at
-    at = flip.position
-    return flip.after_ns is not None or bool(at and (at.accesses or at.share))
 
 
 def _granted(end: End) -> frozenset[str]:
@@ -60,22 +54,24 @@ def _user_mode_only(case: Case) -> Finding:
 
 
 def _features(case: Case, features: frozenset[str]) -> Iterator[Finding]:
-    if _EVERY_BLOCK not in features:
-        yield case.of_all("", Code.FEATURE, _lacks(case.destination, _EVERY_BLOCK))
+    # It takes the core with it, which takes longer than all rules together.
+    from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
+    from vmemu.ramblock import Backing
+
+    for wanted in OF_EVERY_BLOCK:
+        if wanted.name not in features:
+            yield case.of_all("", Code.FEATURE, _lacks(case.destination, wanted))
     for block in case.blocks:
-        wanted = _OF_BACKING.get(block.block.backing)
-        if wanted and wanted not in features:
-            yield case.of_block(
-                block.number,
-                "backing",
-                Code.FEATURE,
-                f"{_lacks(case.destination, wanted)}, which {block.block.backing} memory needs",
-                _another_backing(block),
-            )
+        backing = Backing(block.block.backing)
+        for wanted in OF_BACKING[backing]:
+            if wanted.name not in features:
+                what = f"{_lacks(case.destination, wanted)}, which {backing.value} memory needs"
+                remedy = _another_backing(block)
+                yield case.of_block(block.number, "backing", Code.FEATURE, what, remedy)
 
 
-def _lacks(end: End, feature: str) -> str:
-    return f"userfaultfd of {end.called} lacks UFFD_FEATURE_{feature}"
+def _lacks(end: End, feature: Feature) -> str:
+    return f"userfaultfd of {end.called} lacks UFFD_FEATURE_{feature.name}"
 
 
 def _another_backing(of: BlockOf) -> str:
@@ -86,8 +82,9 @@ def _another_backing(of: BlockOf) -> str:
 
 def _tracking(case: Case) -> Iterator[Finding]:
     """The guest's writes at the source, which the next round of pre-copy has to send again."""
-    wanted = case.scenario.migration.precopy.dirty_tracking
-    if wanted == "replay" or not guest_runs_at_source(case):
+    migration = case.scenario.migration
+    wanted = migration.precopy.dirty_tracking
+    if wanted == "replay" or migration.flip_at.at_once:
         return
     works, why = _tracks(case.source)
     if works or (works is None and wanted == "auto"):

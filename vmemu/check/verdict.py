@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vmemu.errors import Advice, Setting
+from vmemu import errors
 
 
 class Verdict(enum.StrEnum):
@@ -46,12 +46,7 @@ class Reason:
     @property
     def mending(self) -> str:
         """The remedy for people; empty where there is none."""
-        if not self.remedy:
-            return ""
-        if isinstance(self.remedy, Setting):
-            return f"mend it by writing: {self.remedy}"
-        words = "mend it" if isinstance(self.remedy, Advice) else "mend it with"
-        return f"{words}: {self.remedy}"
+        return errors.mending(self.remedy) if self.remedy else ""
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
+from vmemu.cli import progress
 from vmemu.cli.signals import SIGNALS
 from vmemu.cli.streams import refuse_one_place
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from vmemu.config import Scenario
     from vmemu.migration import Migration
     from vmemu.runstate import Progress, Run
-
-Injected = dict[str, tuple[tuple[str, int], ...]]
+    from vmemu.testing.faultpoints import Injected
 
 EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
 _DESCRIPTOR = click.IntRange(0, (1 << 31) - 1)
@@ -131,15 +131,11 @@ def _files_read(scenario: Scenario) -> list[Path]:
 
 
 def _injected(scenario: Scenario, inject: tuple[str, ...]) -> Injected:
-    """What Migration is told of fault points."""
     if not inject:
         return {}
     from vmemu.testing import faultpoints
 
-    points = [faultpoints.parse(text) for text in inject]
-    sizes = {block.name: block.size for block in scenario.blocks}
-    stalls = faultpoints.stalls(points, sizes, scenario.blocks[0].page_size)
-    return {"flips": faultpoints.flips(points, sizes), "stalls": stalls}
+    return faultpoints.injected(inject, scenario)
 
 
 def _migrate(migration: Migration) -> Run:
@@ -236,19 +232,8 @@ def _progress(scenario: Scenario, wanted: bool) -> Iterator[Callable[[Progress],
     if not wanted or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    # No refresh thread: the bar is drawn when there is news, and never takes a CPU in between.
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
     size = sum(block.size for block in scenario.blocks)
-    with bar:
+    with progress.bar() as bar:
         task = bar.add_task("starting", total=None, detail=scenario.name)
         bar.refresh()
         yield lambda now: _draw(bar, task, now, size)

@@ -7,8 +7,6 @@ import os
 import sys
 from typing import Any, TextIO
 
-import click
-
 CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 """Errors of writing to a stream; EPIPE, as whoever read it has gone, is none of them."""
 
@@ -36,11 +34,6 @@ def _writer(number: int) -> TextIO:
 
 def write_json(document: dict[str, Any], file: str) -> None:
     """Figures for programs, to a file, whole or not at all, or to standard output for ``-``."""
-    import json
-
-    if file == "-":
-        click.echo(json.dumps(document, indent=1))
-        return
     from vmemu.results import document as documents
 
     documents.write(document, file)

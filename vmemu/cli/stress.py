@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmemu.cli import progress
 from vmemu.cli.signals import EXIT_INTERRUPTED, strike
-from vmemu.units import printable
+from vmemu.stress import TIMEOUT_S
+from vmemu.units import format_duration, printable
 
 if TYPE_CHECKING:
     from vmemu.stress.document import StressDocument
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": EXIT_INTERRUPTED}
 DURATION = "60s"
+TIMEOUT = format_duration(round(TIMEOUT_S * 1e9))
 LINE_EVERY_S = 5.0
 
 
@@ -63,7 +67,7 @@ class _Whole(click.IntRange):
     multiple=True,
     help="In the place of the scenario's value, in all variations; may be repeated.",
 )
-@click.option("--timeout", default="60s", metavar="TIME", help="Of each run; 60s.")
+@click.option("--timeout", default=TIMEOUT, metavar="TIME", help=f"Of each run; {TIMEOUT}.")
 @click.option("--report", metavar="DIR", help="Where a failed run leaves its result and events.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures; - for stdout.")
 @click.option("--inject", multiple=True, metavar="POINT", hidden=True)
@@ -144,17 +148,41 @@ def _variations(
     from vmemu.stress.kinds import HostKinds
     from vmemu.stress.variations import Variations
 
+    _refuse_what_is_read_once(file)
     scenario = load(file, map(split_override, overrides))
     if inject:
         from vmemu.testing import faultpoints
 
-        sizes = {block.name: block.size for block in scenario.blocks}
-        faultpoints.flips(map(faultpoints.parse, inject), sizes)
+        faultpoints.injected(inject, scenario)
     kinds = HostKinds.of_this_host()
     base.require(scenario, kinds)
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
     return Variations(file, seed, kinds, overrides)
+
+
+def _refuse_what_is_read_once(file: str) -> None:
+    """Every run reads the scenario again, and the command that replays one does."""
+    from vmemu.errors import InputError
+
+    try:
+        pipe = stat.S_ISFIFO(os.stat(file).st_mode)
+    except (OSError, ValueError):  # whoever reads it says why that can't be
+        return
+    if not pipe and not _of_descriptor(file):
+        return
+    what = "it is a pipe" if pipe else "only this process has it under that name"
+    why = f"the scenario can't be read once more: {what}, and each run reads it"
+    raise InputError(f"{printable(file, 4096)}: {why}; write it to a file, and name that")
+
+
+def _of_descriptor(file: str) -> bool:
+    """Whether that is a name of an open file, such as /dev/stdin: it leads through /proc."""
+    while not os.path.realpath(os.path.dirname(file)).startswith("/proc/"):
+        if not os.path.islink(file):
+            return False
+        file = os.path.join(os.path.dirname(file), os.readlink(file))
+    return True
 
 
 def _report(directory: str | None) -> Path | None:
@@ -218,17 +246,7 @@ def _progress(loop: Loop, plan: Plan) -> Iterator[Any]:
     if not sys.stderr.isatty():
         yield _Lines(loop)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
-    with bar:
+    with progress.bar() as bar:
         task = bar.add_task("stress", total=None, detail="")
         began = time.monotonic()
 

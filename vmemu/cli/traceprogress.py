@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmemu.cli.progress import bar
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -25,12 +27,7 @@ def progress(show: bool) -> Iterator[Report]:
     if not show or not sys.stderr.isatty():
         yield silent
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    # No refresh thread: the bar is drawn when there is news, and never takes a CPU in between.
-    bars = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    bars = bar(detail=False)
     tasks: dict[str, TaskID] = {}
     drawn = 0.0
 

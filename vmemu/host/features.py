@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import NamedTuple
 
-from vmemu import core
+from vmemu import userfault
 from vmemu.errors import CoreError
-from vmemu.userfault import NO_FEATURES, Feature, How, feature_names, open_descriptor
+from vmemu.userfault import NO_FEATURES, Feature, How, feature_names
 
 
 class Use(NamedTuple):
@@ -59,24 +58,13 @@ class Granted(NamedTuple):
 def ask(how: How) -> Granted:
     """Make the handshake: once for what there is, then once for each feature, as the kernel
     announces some that it refuses (EVENT_FORK needs CAP_SYS_PTRACE). Raises CoreError."""
-    available = _handshake(how, NO_FEATURES)
+    available = userfault.ask(how).features
     refused = NO_FEATURES
     for bit in (1 << n for n in range(64) if available >> n & 1):
         try:
-            _handshake(how, bit)
+            userfault.ask(how, bit)
         except CoreError as error:
             if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise
             refused |= bit
     return Granted(tuple(feature_names(available)), tuple(feature_names(refused)))
-
-
-def _handshake(how: How, features: int) -> int:
-    """A descriptor takes part in one handshake in its life."""
-    fd = open_descriptor(how)
-    try:
-        asked, ioctls = core.ffi.new("uint64_t *", features), core.ffi.new("uint64_t *")
-        core.call(core.lib.vm_uffd_api, fd, asked, ioctls)
-        return int(asked[0])
-    finally:
-        os.close(fd)

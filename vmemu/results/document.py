@@ -17,7 +17,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmemu import unfinished
-from vmemu.errors import Advice, CoreError, HostError, InputError, PageRefused, VmemuError
+from vmemu.errors import (
+    Advice,
+    CoreError,
+    HostError,
+    InputError,
+    OutputError,
+    PageRefused,
+    VmemuError,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -443,7 +451,7 @@ def write(document: Document, path: str) -> None:
 
     A file is replaced by a rename, so that whoever reads it sees the old or the new one; what is no
     ordinary file (a device, a pipe) is written to. Raises InputError when the place can't be
-    written, VmemuError when it is full.
+    written, VmemuError when it is full, OutputError for a stdout that takes nothing.
     """
     write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
 
@@ -462,8 +470,7 @@ def write_text(text: str, path: str) -> None:
         raise  # whoever read it has gone: not worth a message
     except OSError as error:
         kind = VmemuError if error.errno in _NO_SPACE else InputError
-        shown = "standard output" if path == "-" else path
-        raise kind(f"{shown}: the result can't be written: {error.strerror}") from None
+        raise kind(f"{path}: the result can't be written: {error.strerror}") from None
 
 
 def _replaceable(path: str) -> bool:
@@ -479,9 +486,9 @@ def _write_stdout(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
-    except OSError:
+    except OSError as error:
         silence(sys.stdout)
-        raise
+        raise OutputError(f"standard output can't be written: {error.strerror}") from None
 
 
 def silence(stream: TextIO) -> None:

@@ -23,14 +23,13 @@ from vmemu.interrupts import Interrupts
 from vmemu.jobs.cpus import deal
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
 from vmemu.memoryneed import memory_needed
-from vmemu.stress import document
+from vmemu.stress import TIMEOUT_S, document
 from vmemu.stress.refusals import would_run
 from vmemu.stress.tally import Tally
 from vmemu.stress.variations import Variation, Variations
 from vmemu.units import format_duration
 
 RESULT, EVENTS = ".json", ".events.jsonl"
-TIMEOUT_S = 60.0
 HEARTBEAT_S = 0.5
 """How often whoever watches is called when nothing happens, seconds."""
 

@@ -70,7 +70,6 @@ def modes(scenario: Scenario) -> Iterator[str]:
     """What a scenario does, in words: of those in ``PARTS``."""
     postcopy, precopy = scenario.migration.postcopy, scenario.migration.precopy
     guest, flip = scenario.guest, scenario.migration.flip_at
-    at_once = flip.after_ns is None and str(flip) in ("0", "0%")
     found = {
         "preempt": postcopy.preempt,
         "one channel": not postcopy.preempt,
@@ -82,7 +81,7 @@ def modes(scenario: Scenario) -> Iterator[str]:
         "pre-copy": precopy.rounds > 0,
         "converging pre-copy": precopy.rounds > 0 and precopy.switch == "converged",
         "dirty tracking by the replay": precopy.rounds > 0 and precopy.dirty_tracking == "replay",
-        "guest at the source first": not at_once,
+        "guest at the source first": not flip.at_once,
         "several vCPUs": guest.vcpus > 1,
         "recorded pace": isinstance(guest.pace, RecordedPace),
         "fixed rate": isinstance(guest.pace, RatePace),

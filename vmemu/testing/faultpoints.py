@@ -17,13 +17,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmemu.errors import InputError
 from vmemu.units import UnitError, parse_size, printable
 
+if TYPE_CHECKING:
+    from vmemu.config import Scenario
+
 Form = dict[str, Callable[[str], Any]]
 """The options that are given together, and what reads the value of each."""
+
+
+Injected = dict[str, tuple[tuple[str, int], ...]]
+"""Of fault points, what Migration is told under the names of its keywords."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,19 @@ def _value(option: str, name: str, readers: Form, text: str) -> Any:
         return readers[option](text)
     except UnitError as error:
         raise InputError(f"fault point {name}: {option}: {error}") from None
+
+
+def injected(texts: Iterable[str], scenario: Scenario) -> Injected:
+    """What ``Migration(scenario, **…)`` is told of the fault points ``texts``.
+
+    Raises InputError for one that can't be read, or is about memory that no block has.
+    """
+    points = [parse(text) for text in texts]
+    sizes = {block.name: block.size for block in scenario.blocks}
+    return {
+        "flips": flips(points, sizes),
+        "stalls": stalls(points, sizes, scenario.blocks[0].page_size),
+    }
 
 
 def flips(points: Iterable[FaultPoint], sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

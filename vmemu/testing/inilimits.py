@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from vmemu.errors import InputError
+from vmemu.testing import SUFFIXES
 from vmemu.testing.limits import limits, parse_line
-
-SUFFIXES = (".vmemu.yaml", ".vmemu.yml", ".py")
 
 
 def limits_of_ini(config: pytest.Config) -> list[tuple[str, dict[str, object]]]:
@@ -48,5 +47,5 @@ def _files(config: pytest.Config) -> Iterator[str]:
             name for name in below if not any(fnmatch.fnmatch(name, pattern) for pattern in skipped)
         ]
         for name in names:
-            if name.endswith(SUFFIXES):
+            if name.endswith((*SUFFIXES, ".py")):
                 yield os.path.relpath(os.path.join(directory, name), config.rootpath)

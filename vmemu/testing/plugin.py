@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmemu.testing import SUFFIXES
 from vmemu.testing.memory import ram_block, userfaultfd
 from vmemu.testing.stash import BROKEN, RUNS, SCENARIO_USED, USERFAULTFD_USED, WORKER
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from vmemu.testing.runs import Runs
 
 __all__ = ["ram_block", "userfaultfd", "vmemu_run", "vmemu_scenario", "vmemu_seed"]
-
-SUFFIXES = (".vmemu.yaml", ".vmemu.yml")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

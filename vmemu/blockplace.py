@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vmemu import hugepages
@@ -107,10 +107,11 @@ def full(names: Sequence[str], wanted: int, where: str, space: Space) -> str:
     )
 
 
-def more_room(wanted: int, space: Space) -> str:
-    """The command that lets a tmpfs have ``wanted`` bytes for new files."""
+def more_room(wanted: int, space: Space, wrapped: Callable[[str], str] = as_root) -> str:
+    """The command that lets a tmpfs have ``wanted`` bytes for new files, ``wrapped`` as its host
+    has root type it."""
     size = space.size - space.free + wanted
-    return as_root(f"mount -o remount,size={size} {shlex.quote(space.mount)}")
+    return wrapped(f"mount -o remount,size={size} {shlex.quote(space.mount)}")
 
 
 def taken(file: BlockFile, where: str) -> Refusal:
@@ -119,9 +120,15 @@ def taken(file: BlockFile, where: str) -> Refusal:
     return Refusal(what, Advice(f"name another path, or {MEMFD}"))
 
 
-def no_file(file: BlockFile, where: str, fits: bool) -> Refusal:
-    """Of a directory in the place of a file; ``fits`` says that a file could lie in it."""
-    what = f"{file.path} is a directory on {where}, and a block needs a file"
+def no_file(file: BlockFile, where: str) -> str:
+    """Of a directory in the place of a file."""
+    return f"{file.path} is a directory on {where}, and a block needs a file"
+
+
+def in_place_of_directory(file: BlockFile, fits: bool) -> Refusal:
+    """The same of this host, with a place that would do; ``fits`` says that a file could lie in the
+    directory."""
+    what = no_file(file, HERE)
     if fits:
         return Refusal(what, path_setting(file.path, file.block))
     inside = file._replace(path=os.path.join(file.path, file.block.replace("/", "_")))

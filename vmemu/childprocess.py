@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 LAST_STEPS_S = 0.5
-_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 """How long a child may take to end by itself once its owner has closed."""
+_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 
 
 class ChildProcess:

@@ -148,18 +148,19 @@ class HostError(VmemuError):
 
 
 class HugepageShortage(HostError):
-    """The pool of hugepages can't serve a reservation now; ``waited`` is what is to be said of the
-    time that was waited for it, empty when none was."""
+    """The pool of hugepages can't serve a reservation now. ``waiting_helps`` is whether others may
+    give back enough; ``waited`` is what is to be said of the time that was waited for it, or of how
+    to wait, empty for nothing."""
 
     kind = "hugepages"
+    waiting_helps = False
     waited = ""
-    WAITING_HELPS = ": 'on_unavailable: {wait: 30s}' in the scenario waits for that"
 
     def __str__(self) -> str:
-        message = super().__str__()
-        if self.waited and self.WAITING_HELPS in message:  # it did, and before the remedy
-            return message.replace(self.WAITING_HELPS, f"; {self.waited}", 1)
-        return f"{message}; {self.waited}" if self.waited else message
+        place = f"{self.place}: " if self.place else ""
+        waited = f"; {self.waited}" if self.waited else ""
+        remedy = f"; {mending(self.remedy)}" if self.remedy else ""
+        return f"{place}{self.what}{waited}{remedy}"
 
 
 class MigrationError(VmemuError):

@@ -69,7 +69,7 @@ class HostProblem:
     """One thing that is wrong; ``blocks`` are the names of the blocks that it concerns, none when
     it concerns them all. ``remedy`` is a command, Advice, or empty when there is none; ``key`` is
     what of a block is to blame, or without blocks of the scenario, and ``place`` where that stands
-    in it, once somebody has said so.
+    in it, once somebody has said so. ``waiting_helps`` is as that of HugepageShortage.
     """
 
     code: Code
@@ -78,6 +78,7 @@ class HostProblem:
     blocks: tuple[str, ...] = ()
     key: str = ""
     place: str = ""
+    waiting_helps: bool = False
 
     def __str__(self) -> str:
         place = f"{self.place}: " if self.place else ""
@@ -122,6 +123,10 @@ def _listed(problems: Sequence[HostProblem]) -> str:
 
 class PostcopyShortage(HugepageShortage, PostcopyUnsupported):
     """All that is wrong is that pools of hugepages are too small now: waiting may help."""
+
+    def __init__(self, problems: Sequence[HostProblem]) -> None:
+        super().__init__(problems)
+        self.waiting_helps = all(problem.waiting_helps for problem in problems)
 
 
 def postcopy_supported(
@@ -358,7 +363,16 @@ class _Check:
                 continue
             who = called(names) if len(names) == 1 else f"the VM ({called(names)})"
             short = hugepages.shortage(who, page_size, pages, self._beside, blocks=len(names))
-            self._add(Code.HUGEPAGES, short.what, short.remedy, names, "size")
+            self.problems.append(
+                HostProblem(
+                    Code.HUGEPAGES,
+                    short.what,
+                    short.remedy,
+                    names,
+                    "size",
+                    waiting_helps=short.waiting_helps,
+                )
+            )
 
     def _never(self, page_size: int, pages: int) -> bool:
         """Whether memory could not hold so many: a page of the pool proves nothing then."""

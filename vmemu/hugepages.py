@@ -155,7 +155,7 @@ def shortage(
     figures = pool(page_size)
     grows = _growth(figures, pages, beside)
     size = format_size(page_size)
-    return HugepageShortage(
+    short = HugepageShortage(
         f"{what} needs {counted(pages, 'hugepage')} of {size}, and the pool can't reserve them: "
         f"{figures.total} in all, {figures.free} free, {figures.reserved} of these reserved"
         + _beyond(figures)
@@ -163,6 +163,8 @@ def shortage(
         + _without_memory(grows),
         grows.remedy(blocks),
     )
+    short.waiting_helps = _waiting_helps(figures, pages)
+    return short
 
 
 def growth(page_size: int, pages: int, beside: Beside) -> Growth:
@@ -196,11 +198,14 @@ def _beyond(figures: Pool) -> str:
 
 
 def _who_could_give(figures: Pool, pages: int) -> str:
-    """Waiting helps when the pool is large enough and others have its pages."""
-    held = figures.total - figures.available
-    if not held or pages > figures.most:
+    if not _waiting_helps(figures, pages):
         return ""
-    return f"; others hold {held} and may give them back{HugepageShortage.WAITING_HELPS}"
+    return f"; others hold {figures.total - figures.available} and may give them back"
+
+
+def _waiting_helps(figures: Pool, pages: int) -> bool:
+    """Whether the pool is large enough and others have its pages."""
+    return figures.total > figures.available and pages <= figures.most
 
 
 def filesystem_of(path: str) -> tuple[str, str]:

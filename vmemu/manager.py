@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -16,7 +16,6 @@ from vmemu.errors import CoreError, HostError, HugepageShortage
 from vmemu.needed import needed_ioctls
 from vmemu.pagefit import NOTHING_BESIDE, Beside, called
 from vmemu.ramblock import RAMBlock, RAMList
-from vmemu.units import format_seconds
 from vmemu.userfault import Userfaultfd
 
 
@@ -56,14 +55,7 @@ class MemoryManager:
                 prove()
             self._map_all()
 
-        pages, begun = hugepages.pages_of(self.blocks), time.monotonic()
-        try:
-            reservation.take(pages, attempt, self.wait_s, self._pause)
-        except HugepageShortage as shortage:
-            if self.wait_s > 0:
-                waited_s = time.monotonic() - begun
-                shortage.waited = f"waited {format_seconds(waited_s)} for that{_held(pages)}"
-            raise
+        reservation.take(hugepages.pages_of(self.blocks), attempt, self.wait_s, self._pause)
 
     def _map_all(self) -> None:
         try:
@@ -147,14 +139,6 @@ class MemoryManager:
 
     def __exit__(self, *_: object) -> None:
         run_all([self.unregister, self.unmap])
-
-
-def _held(page_sizes: Iterable[int]) -> str:
-    """Who has their pages, as the end of a sentence."""
-    from vmemu import holders  # only where something is short
-
-    found = [holders.held(page_size) for page_size in sorted(page_sizes)]
-    return "".join(f"; {text}" for text in found if text)
 
 
 def _let_go(uffd: Userfaultfd, block: RAMBlock) -> None:

@@ -29,7 +29,7 @@ from vmemu.client_worker import ClientProcess, Clients, ClientSpec
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import HostError, MigrationError, PeerGone, VmemuError
+from vmemu.errors import HostError, HugepageShortage, MigrationError, PeerGone, VmemuError
 from vmemu.events import DESTINATION, SOURCE, EventBlock, EventLog, pointer
 from vmemu.events import write as write_events
 from vmemu.flip import unpack_flip
@@ -65,6 +65,9 @@ CLIENT_PATIENCE_S = 1.0
 """How long a client gets to tell its figures when a run ends before its time."""
 PATIENCE_S = 5.0
 """How long threads and the source get to end once nothing holds them any more."""
+
+
+_HOW_TO_WAIT = "'on_unavailable: {wait: 30s}' in the scenario waits for that"
 
 
 class Migration:
@@ -246,6 +249,8 @@ class Migration:
             yield
         except VmemuError as error:
             self.scenario.locate(error)
+            if isinstance(error, HugepageShortage) and error.waiting_helps:
+                error.waited = error.waited or _HOW_TO_WAIT
             raise
 
     def _start_source(self) -> None:

@@ -12,7 +12,7 @@ from vmemu.errors import Advice, Setting
 from vmemu.units import format_size, printable
 
 HERE = "this host"
-_PLAIN = frozenset(" '\"`$&|;<>()[]{}*?!#~\\")
+_NEEDS_QUOTES = frozenset(" '\"`$&|;<>()[]{}*?!#~\\")
 """What makes two words of a name, or means something to a shell."""
 
 
@@ -30,7 +30,7 @@ def called(names: Sequence[str]) -> str:
 
 def _quoted(name: str) -> str:
     shown = printable(name)
-    return f"'{shown}'" if _PLAIN.intersection(shown) else shown
+    return f"'{shown}'" if _NEEDS_QUOTES.intersection(shown) else shown
 
 
 # ---- page sizes ----

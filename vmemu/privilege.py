@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 
 _SHELL = frozenset("|&;<>")
 """With one of these sudo would run only the first part, or the shell open the file, not root."""
@@ -45,11 +46,14 @@ def _sudo(command: str) -> str:
     return f"sudo sh -c {shlex.quote(command)}" if _SHELL & set(command) else f"sudo {command}"
 
 
-def raise_limit(name: str, wanted: int | None, hard: int | None) -> str:
+def raise_limit(
+    name: str, wanted: int | None, hard: int | None, wrapped: Callable[[str], str] = as_root
+) -> str:
     """The command that raises a limit of the shell to ``wanted``, in its ``hard`` limit or beyond;
-    None is without a limit. ``name`` is that of prlimit(1), one of ``_ULIMIT``."""
+    None is without a limit. ``name`` is that of prlimit(1), one of ``_ULIMIT``; what root has to
+    type is ``wrapped`` as its host wants it."""
     if beyond(wanted, hard):
-        return as_root(f"prlimit --pid $$ --{name}={'unlimited' if wanted is None else wanted}")
+        return wrapped(f"prlimit --pid $$ --{name}={'unlimited' if wanted is None else wanted}")
     option, unit = _ULIMIT[name]
     return f"ulimit -S {option} {'unlimited' if wanted is None else -(-wanted // unit)}"
 

@@ -49,8 +49,8 @@ class RAMBlock:
 
     ``path`` names a place on hugetlbfs or on a tmpfs such as /dev/shm where nothing is yet; without
     it shared and huge memory is a memfd. The file that is made there never has that name, so two
-    runs can't meet on it and not even SIGKILL leaves it behind. ``address`` is 0 while the block is
-    not mapped.
+    runs can't meet on it; where the kernel has O_TMPFILE it has no name at all, and not even
+    SIGKILL leaves it behind. ``address`` is 0 while the block is not mapped.
     """
 
     name: str
@@ -223,7 +223,7 @@ class RAMBlock:
     def _check_filesystem(self, file: BlockFile) -> None:
         if os.path.isdir(file.path):
             inside = hugepages.filesystem_of(os.path.join(file.path, "x"))[0]
-            refusal = blockplace.no_file(file, HERE, inside == file.wanted)
+            refusal = blockplace.in_place_of_directory(file, inside == file.wanted)
             raise self._host_error("path", *refusal)
         kind, mount = hugepages.filesystem_of(file.path)
         if kind != file.wanted:
@@ -404,7 +404,11 @@ def _nameless(directory: str) -> int:
             raise
     name = os.path.join(directory, f".vmemu-{os.urandom(16).hex()}")
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.unlink(name)
+    try:
+        os.unlink(name)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -85,4 +85,5 @@ def _reason_in_pool(block: RAMBlock) -> tuple[str, str]:
 def _reason_in_memory(before: str) -> tuple[str, str]:
     left = room.memory_room()
     free = format_size(left.size, digits=3)
-    return f"{before}{free} of memory can be had here now: {left.limited_by}", left.remedy
+    by = f", limited by {left.limited_by}" if left.limited_by else ""
+    return f"{before}{free} of memory can be had here now{by}", left.remedy

@@ -37,8 +37,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from vmemu import core, hugepages
-from vmemu.errors import CoreError, HostError, HugepageShortage
-from vmemu.units import counted, format_size
+from vmemu.errors import Advice, CoreError, HostError, HugepageShortage
+from vmemu.privilege import on_the_host
+from vmemu.units import counted, format_seconds, format_size
 
 Pause = Callable[[float], None]
 Result = TypeVar("Result")
@@ -216,21 +217,26 @@ class _Watched:
 
 
 def _standing(fd: int, end: int) -> Iterator[tuple[int, bool]]:
-    """(place, whether its beat is locked) of all who stand in a line below ``end``."""
+    """(place, whether its beat is locked) of all who stand in a line below ``end``.
+
+    Any user may lock whatever it likes of these files; what is no place does not stand in line.
+    """
     ranges = [(0, end)]
     while ranges:
         low, high = ranges.pop()
         found = _locked_in(fd, low, high) if low < high else None
         if found is not None:  # some lock in there, not the first one
             start, length = found
-            place = start & ~1
-            if start == place:
-                yield place, length > 1
-            ranges += [(low, place), (place + 2, high)]
+            behind = start + length if length else high
+            if start % 2 == 0 and length in (1, 2):
+                yield start, length == 2
+                behind = start + 2
+            ranges += [(low, start), (behind, high)]
 
 
 def _locked_in(fd: int, low: int, high: int) -> tuple[int, int] | None:
-    """(start, length) of a lock of somebody else that reaches into [low, high)."""
+    """(start, length) of a lock of somebody else that reaches into [low, high), and may begin
+    before that and end behind it; a length of 0 is up to the end of the file."""
     # Locks for reading are enough, and all that a descriptor for reading may take; but what is in
     # the way of one for writing may be asked of any.
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
@@ -252,9 +258,10 @@ def take(
 
     Who may wait stands in line and tries again when it is first; who needs more than the pools can
     ever have now lets others pass. Raises what ``attempt`` raises, a shortage when ``wait_s``
-    seconds are over.
+    seconds are over, which says so.
     """
-    deadline = time.monotonic() + wait_s
+    begun = time.monotonic()
+    deadline = begun + wait_s
     if wait_s <= 0 or not pages:
         with changing(pages, pause):
             return attempt()
@@ -266,11 +273,21 @@ def take(
                 try:
                     with changing(pages, pause):
                         return attempt()
-                except HugepageShortage:
+                except HugepageShortage as short:
                     if over:
+                        waited = format_seconds(time.monotonic() - begun)
+                        short.waited = f"waited {waited} for that{_holders(pages)}"
                         raise
             pause(random.uniform(*_BEAT_S))
             beat += 1
+
+
+def _holders(page_sizes: Iterable[int]) -> str:
+    """Who has their pages, as the end of a sentence."""
+    from vmemu import holders  # only where something is short
+
+    found = [holders.held(page_size) for page_size in sorted(page_sizes)]
+    return "".join(f"; {text}" for text in found if text)
 
 
 def _its_turn(place: _Place, pages: Mapping[int, int], beat: int) -> bool:
@@ -466,6 +483,18 @@ class Resizer:
         except PermissionError:
             command = hugepages.resize_command(self.page_size, pages)
             raise HostError("only root changes the size of a pool of hugepages", command) from None
+        except OSError as error:
+            raise self._refused(pages, error) from None
+
+    def _refused(self, pages: int, error: OSError) -> HostError:
+        what = f"the pool of {format_size(self.page_size)} hugepages can't be resized"
+        remedy = ""
+        if error.errno == errno.EROFS:  # /sys of a container
+            remedy = on_the_host(f"echo {pages} > {self._file}")
+        elif error.errno == errno.EINVAL:  # a kernel that finds no gigantic pages once it has begun
+            size = format_size(self.page_size).removesuffix("iB")
+            remedy = Advice(f"boot with 'hugepagesz={size} hugepages={pages}' for the kernel")
+        return HostError(f"{what}: {error.strerror} ({self._file})", remedy)
 
 
 @contextmanager

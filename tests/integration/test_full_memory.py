@@ -132,8 +132,11 @@ def test_memory_of_a_control_group_is_named_by_its_file(make: Any, monkeypatch: 
     limit = room.Room(4096, "/sys/fs/cgroup/x/memory.max", "echo max > /sys/fs/cgroup/x/memory.max")
     monkeypatch.setattr(room, "memory_room", lambda: limit)
     text = refused(make())
-    assert "page 1 (at 0x1000) got no memory: 4KiB of memory can be had here now: " in text
+    had = "page 1 (at 0x1000) got no memory: 4KiB of memory can be had here now"
+    assert f"{had}, limited by {limit.limited_by} (" in text
     assert text.endswith(f"mend it with: {limit.remedy}")
+    monkeypatch.setattr(room, "memory_room", lambda: room.Room(4096))  # the machine's own
+    assert f"{had} (" in refused(make())
 
 
 @pytest.mark.usefixtures("hugetlb")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,18 @@ def test_pages_that_may_be_made_when_they_are_needed_count(
         assert (loop.run(lambda: None), loop.tally.failure) == ("completed", None)
     finally:
         overcommit.write_text(was)
+
+
+def test_a_capability_of_a_user_namespace_locks_no_more() -> None:
+    if subprocess.run(["unshare", "-r", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this host lets nobody have a user namespace")
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
+        "from vmemu.stress.kinds import _lockable; print(_lockable())"
+    )
+    asked = ["unshare", "-r", sys.executable, "-c", script]
+    done = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "65536\n"
 
 
 def test_an_ordinary_user_runs_variations_of_what_may_be_locked() -> None:

@@ -14,9 +14,11 @@ from supervised import NOTED_S, STALL, await_true, gone, pid_of, scenario_file, 
 from support import HUGE
 
 from vmemu import holders, hugepages, reservation, status
-from vmemu.errors import HostError, VmemuError
+from vmemu.config import load
+from vmemu.errors import HostError, HugepageShortage, VmemuError
 from vmemu.jobs import stuck
 from vmemu.jobs.supervised import Job, Outcome, SupervisedRun
+from vmemu.migration import Migration
 
 pytestmark = pytest.mark.usefixtures("userfault")
 WAITS = "vCPU 0 waits for ram+0x3"
@@ -242,6 +244,19 @@ def test_a_run_that_has_waited_in_vain_says_how_long_and_who_has_them(tmp_path, 
     held = rf"; waited [\d.]+m?s for that; 1 of 2 are held, 1 by process {os.getpid()} \(.*\)"
     assert re.search(f"{held}; mend it with: sysctl", outcome.message), outcome.message
     assert "on_unavailable" not in outcome.message  # it did wait
+
+
+def test_a_run_that_may_not_wait_is_told_how_the_scenario_says_that_it_may(tmp_path, pool_alone):
+    pool_alone.resize(2)
+    blocks = "{name: ram, backing: hugetlbfs, page_size: 2MiB, size: 4MiB}"
+    with reservation.hold({HUGE: 1}):
+        with pytest.raises(HugepageShortage) as caught:
+            Migration(load(scenario_file(tmp_path, blocks))).run()
+        with pytest.raises(HugepageShortage) as alone, reservation.hold({HUGE: 2}):
+            pass
+    wait = "others hold 1 and may give them back; 'on_unavailable: {wait: 30s}' in the scenario"
+    assert f"{wait} waits for that; mend it with: sysctl" in str(caught.value)
+    assert "others hold 1 and may give them back; mend it with: sysctl" in str(alone.value)
 
 
 @pytest.mark.parametrize(

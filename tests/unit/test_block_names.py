@@ -96,6 +96,24 @@ def test_without_nameless_files_there_is_a_hidden_name_for_a_moment(
         block.unmap()
 
 
+def test_a_hidden_name_that_stays_is_told_and_the_file_closed(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = without_tmpfile(monkeypatch, errno.EISDIR)
+    before = os.listdir("/proc/self/fd")
+
+    def refuse(name: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises(HostError, match="Input/output error"):
+            shared(path=path).map()
+    assert os.listdir("/proc/self/fd") == before
+    for name in made:
+        os.unlink(name)
+
+
 @pytest.mark.parametrize("error", [errno.EISDIR, errno.ENOENT])
 def test_a_directory_that_is_not_there_is_still_told(
     error: int, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ import pytest
 from checking import codes, guest, huge, ram, reasons, scenario, shared, the
 from recorded_hosts import DISK, FEATURES, GIB, KIB, MIB, SHM, host, limits, memory, pool
 
+from vmemu import privilege
 from vmemu._config import judging
 from vmemu.check.codes import Code
 from vmemu.check.judge import judge
@@ -324,6 +325,35 @@ def test_places_of_shared_memory_on_a_recorded_host(judged: Judging) -> None:
     full = host(mounts=(DISK, SHM.model_copy(update={"free": 64 * KIB})))
     reason = only(Code.PATH_FULL, judged(shared(path="/dev/shm/vram"), on=full))
     assert reason["remedy"] == f"mount -o remount,size={GIB + 192 * KIB} /dev/shm"
+
+
+def test_a_directory_on_a_recorded_host_is_told_without_the_places_of_this_one(
+    judged: Judging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmemu.blockplace.in_another_place", lambda *_: pytest.fail("of this one"))
+    reason = only(Code.PATH_DIRECTORY, judged(shared(path="/dev/shm")))
+    assert reason["remedy"] == "path: /dev/shm/vram"
+    on = host(mounts=(DISK, SHM, huge_mount(type="tmpfs")))
+    reason = only(Code.PATH_DIRECTORY, judged(huge(path="/mnt/huge"), on=on))
+    assert reason["message"].endswith(", and a block needs a file")
+    assert reason["remedy"] == "leave path out, for a memfd"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nobody_knows_who_types_a_command_on_a_recorded_host(
+    judged: Judging, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    monkeypatch.setattr(privilege, "is_root", lambda: False)
+    monkeypatch.setattr(privilege, "of_the_machine", lambda: first)
+    full = SHM.model_copy(update={"free": 64 * KIB})
+    on = host(mounts=(DISK, full), limits=limits(64 * KIB, 128 * KIB), pools=(pool(total=0),))
+    blocks = (ram(), shared(path="/dev/shm/vram"), huge())
+    remedies = {
+        reason["remedy"].partition(" ")[0]
+        for reason in reasons(judged(*blocks, on=on, memory={"lock": True}))
+        if reason["remedy"]
+    }
+    assert remedies == {"mount", "prlimit", "sysctl"}
 
 
 # ---- features and proofs ----

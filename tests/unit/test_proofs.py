@@ -12,7 +12,7 @@ import pytest
 from support import HUGE, Footprint, anonymous, shared
 
 from vmemu import core, hugepages, reservation
-from vmemu.errors import CoreError, HostError, HugepageShortage
+from vmemu.errors import Advice, CoreError, HostError, HugepageShortage
 from vmemu.host import proofs, thp_memory
 from vmemu.host.proofs import Kind, every_kind, prove
 from vmemu.ramblock import BASE_PAGE, RAMBlock
@@ -201,6 +201,17 @@ def test_no_more_hugepages_are_asked_for_than_are_free_and_fewer_each_time(monke
     assert short == [2, 1]
     assert (proof.works, proof.why) == (None, "no free hugepage of 2MiB")
     assert proof.remedy == "a command"
+
+
+def test_advice_is_no_command_of_a_proof(monkeypatch, short):
+    def refuse(self: Any) -> None:
+        raise HugepageShortage("too few", Advice("use smaller blocks"))
+
+    monkeypatch.setattr(proofs.RAMBlock, "map", refuse)
+    opened_with(monkeypatch, ALL)
+    (proof,) = prove([Kind("hugetlbfs", HUGE, "missing")])
+    assert proof.why == "no free hugepage of 2MiB; use smaller blocks"
+    assert proof.remedy == ""
 
 
 def test_a_caller_says_how_many_pages_at_most(monkeypatch, short):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import threading
 import time
@@ -253,6 +255,32 @@ def test_nobody_sees_how_long_one_was_still_whom_he_did_not_watch(pools):
         assert late.first
 
 
+@pytest.mark.parametrize(
+    ("before", "length"), [(100, 50), (101, 50), (100, 0), (100, 1 << 40), (51, 1), (1, 1 << 40)]
+)
+def test_a_strangers_lock_that_is_no_place_is_in_nobodys_way(pools, before, length):
+    """Any user may lock any bytes of a file that all can read, to its end (a length of 0) too."""
+    with _Place([HUGE], "free_hugepages") as earlier, _Place([HUGE], "free_hugepages") as late:
+        earlier.stand()
+        time.sleep(0.01)
+        late.stand()
+        with open(hugepages.directory(HUGE) / "free_hugepages") as file:
+            lock = (fcntl.F_RDLCK, os.SEEK_SET, late._at - before, length, 0)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, reservation._FLOCK.pack(*lock))
+            assert not late.first  # the one ahead is still seen, below the stranger
+            earlier.step_aside()
+            assert late.first
+
+
+def test_a_strangers_lock_on_all_of_the_file_does_not_stop_the_line(pools):
+    with open(hugepages.directory(HUGE) / "free_hugepages") as file:
+        lock = (fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, reservation._FLOCK.pack(*lock))
+        few = {HUGE: 1}
+        reservation.take(few, pools.taker("me", few), 60)
+    assert pools.taken == ["me"]
+
+
 def test_who_needs_more_than_the_pool_has_lets_others_pass_and_keeps_its_place(pools):
     waits = threading.Event()
 
@@ -309,6 +337,14 @@ def test_who_may_not_wait_is_told_at_once_and_stands_in_no_line(pools):
         few = {HUGE: 1}
         reservation.take(few, pools.taker("fits", few), 0, pytest.fail)
     assert pools.taken == ["fits"]
+
+
+def test_who_has_waited_in_vain_says_how_long_and_nothing_of_a_scenario(pools):
+    pools.set(HUGE, total=8, free=1)
+    wanted = {HUGE: 2}
+    with pytest.raises(HugepageShortage, match=r"back; waited [\d.]+m?s for that; ") as caught:
+        reservation.take(wanted, pools.taker("waits", wanted), 0.05)
+    assert "scenario" not in str(caught.value)
 
 
 def test_an_interruption_while_waiting_leaves_no_lock(pools):
@@ -508,6 +544,30 @@ def test_a_pool_that_does_not_get_its_size_is_told_with_figures(pools):
         with pytest.raises(HostError, match="does not get 8 pages: 8 in all, 2 free, 2 surplus"):
             resizer.resize(8, wait_s=0)
         pools.set(HUGE, total=8, free=8)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, r"only root changes .*5"),
+        (errno.EROFS, r"1GiB hugepages can't be resized: Read-only file system .*  # on the host$"),
+        (
+            errno.EINVAL,
+            r"Invalid argument .*; boot with 'hugepagesz=1G hugepages=5' for the kernel",
+        ),
+        (errno.EIO, r"can't be resized: Input/output error \(.*/nr_hugepages\)$"),
+    ],
+)
+def test_a_pool_whose_size_cant_be_written_is_told_with_what_would_do(
+    pools, monkeypatch, number, said
+):
+    def write(path: Path, text: str) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with reservation.resizing(GIGA) as resizer:
+        monkeypatch.setattr(Path, "write_text", write)
+        with pytest.raises(HostError, match=said):
+            resizer.resize(5)
 
 
 @pytest.fixture(autouse=True)

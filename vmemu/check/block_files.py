@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 from vmemu import blockplace, hugepages
-from vmemu.blockplace import MEMFD, BlockFile, Space
+from vmemu.blockplace import MEMFD, BlockFile, Space, path_setting
 from vmemu.check.case import BlockOf, Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.errors import Advice
@@ -76,9 +76,12 @@ def _no_file(case: Case, of: BlockOf, mount: Mount | None) -> Finding | None:
     if not (os.path.isdir(file.path) if end.here else _mount_at(end, file.path)):
         return None
     inside = _mount_of(end, os.path.join(file.path, "x"))
-    refusal = blockplace.no_file(file, end.called, inside is not None and _suits(inside, of))
-    if not end.here and inside is not None and not _suits(inside, of):
-        refusal = Refusal(refusal.what, _recorded_place(end, of))
+    fits = inside is not None and _suits(inside, of)
+    if end.here:
+        refusal = blockplace.in_place_of_directory(file, fits)
+    else:
+        place = path_setting(file.path, file.block) if fits else _recorded_place(end, of)
+        refusal = Refusal(blockplace.no_file(file, end.called), place)
     return case.of_block(of.number, "path", Code.PATH_DIRECTORY, *refusal)
 
 
@@ -179,4 +182,4 @@ def _more_room(end: End, of: BlockOf, wanted: int, space: Space, what: str) -> R
         return _in_another_place(end, of, what)
     if wanted > end.host.memory.available:
         return Refusal(what, Advice("use a smaller size"))
-    return Refusal(what, blockplace.more_room(wanted, space))
+    return Refusal(what, blockplace.more_room(wanted, space, end.as_root))

@@ -73,7 +73,7 @@ def _lockable(case: Case) -> Iterator[Finding]:
             f" {format_size(limits.memlock_soft)} is what the process may lock on"
             f" {case.destination.called} (RLIMIT_MEMLOCK)"
         )
-        remedy = raise_limit("memlock", wanted, limits.memlock_hard)
+        remedy = raise_limit("memlock", wanted, limits.memlock_hard, case.destination.as_root)
         yield case.of_all("memory.lock", Code.MEMLOCK, message, remedy)
 
 

@@ -79,6 +79,7 @@ def _show(host: HostDocument, stream: TextIO) -> None:
 
 def _answer(names: tuple[str, ...]) -> int:
     """Answer each; all names are understood before anything is tried."""
+    from vmemu.errors import mending
     from vmemu.host import support
     from vmemu.host.survey import survey
 
@@ -90,7 +91,7 @@ def _answer(names: tuple[str, ...]) -> int:
         if answer.works:
             click.echo(f"{name}: works")
         else:
-            remedy = f"; mend it with: {answer.remedy}" if answer.remedy else ""
+            remedy = f"; {mending(answer.remedy)}" if answer.remedy else ""
             click.echo(f"{name}: {answer.why}{remedy}", err=True)
     return EXIT_OK if all(answer.works for answer in answers.values()) else EXIT_NO
 

@@ -10,7 +10,8 @@ _ENGINES = {"docker": "docker", "podman": "podman", "oci": "podman"}
 
 
 def without_filter(identity: Identity) -> tuple[str, str]:
-    """(whose seccomp filter it probably is, the command that starts without it)."""
+    """(whose seccomp filter it probably is, the command that starts without it); what no command
+    does, but a line of a pod's description, is in the words."""
     container = identity.container
     if container in _ENGINES:
         engine = _ENGINES[container]
@@ -20,8 +21,9 @@ def without_filter(identity: Identity) -> tuple[str, str]:
         )
     if container == "kubernetes":
         return (
-            "the pod's seccompProfile does not allow userfaultfd(2)",
-            "securityContext: {seccompProfile: {type: Unconfined}}",
+            "the pod's seccompProfile does not allow userfaultfd(2); in the pod"
+            " 'securityContext: {seccompProfile: {type: Unconfined}}' does",
+            "",
         )
     if container == "systemd-nspawn":
         return (
@@ -41,15 +43,15 @@ def without_filter(identity: Identity) -> tuple[str, str]:
     return "whoever started this process has set it", ""
 
 
-def with_capability(container: str) -> str:
-    """The command that starts such a container with CAP_SYS_PTRACE; empty if none is known."""
+def with_capability(container: str) -> tuple[str, str]:
+    """(words, the command that starts such a container with CAP_SYS_PTRACE); each may be empty."""
     if container in _ENGINES:
-        return f"{_ENGINES[container]} run --cap-add SYS_PTRACE"
+        return "", f"{_ENGINES[container]} run --cap-add SYS_PTRACE"
     if container == "kubernetes":
-        return "securityContext: {capabilities: {add: [SYS_PTRACE]}}"
+        return "in the pod 'securityContext: {capabilities: {add: [SYS_PTRACE]}}' gives it", ""
     if container == "systemd-nspawn":
-        return "systemd-nspawn --capability=CAP_SYS_PTRACE"
-    return ""
+        return "", "systemd-nspawn --capability=CAP_SYS_PTRACE"
+    return "", ""
 
 
 def with_device(container: str, device: str) -> str:

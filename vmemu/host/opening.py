@@ -145,7 +145,8 @@ class Circumstances:
                 why += " that counts: this is a user namespace of its own"
             return Refusal(why, on_the_host(sysctl))
         if self._identity.container:
-            granted = containers.with_capability(self._identity.container)
+            words, granted = containers.with_capability(self._identity.container)
+            why = f"{why}; {words}" if words else why
             return Refusal(why, granted or on_the_host(sysctl))
         return Refusal(why, as_root(sysctl))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from vmemu import core, hugepages, reservation
-from vmemu.errors import CoreError, HostError, HugepageShortage
+from vmemu.errors import Advice, CoreError, HostError, HugepageShortage, mending
 from vmemu.host import thp_memory
 from vmemu.host.document import Backing, FaultKind, Proof
 from vmemu.memlock import locks_new_memory
@@ -122,6 +122,8 @@ def _all_features() -> Feature:
 
 
 def _proof(kind: Kind, works: bool | None, why: str = "", remedy: str = "") -> Proof:
+    if isinstance(remedy, Advice):  # a document has commands alone, to be run as they are
+        why, remedy = f"{why}; {mending(remedy)}", ""
     return Proof(
         backing=kind.backing,
         page_size=kind.page_size,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vmemu import hugepages
 from vmemu.errors import HostError
+from vmemu.host import settings
+from vmemu.host.files import HostFiles
+from vmemu.host.identity import identify
 from vmemu.hostcheck import Code, PostcopyUnsupported, postcopy_supported
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
-
-_CAP_IPC_LOCK = 14
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,9 @@ class HostKinds:
 
 
 def _lockable() -> int | None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft == resource.RLIM_INFINITY:
-        return None
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:") and int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1:
-            return None
-    return soft
+    files = HostFiles()
+    limits = settings.limits(files, identify(files))
+    return None if limits.ipc_lock else limits.memlock_soft
 
 
 def _tracking() -> tuple[str, ...]:

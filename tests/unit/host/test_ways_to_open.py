@@ -71,7 +71,7 @@ def test_a_capability_of_a_user_namespace_does_not_count(tree) -> None:
     [
         ("docker", "docker run --cap-add SYS_PTRACE"),
         ("podman", "podman run --cap-add SYS_PTRACE"),
-        ("kubernetes", "securityContext: {capabilities: {add: [SYS_PTRACE]}}"),
+        ("kubernetes", "sudo sysctl vm.unprivileged_userfaultfd=1  # on the host"),
         ("lxc", "sudo sysctl vm.unprivileged_userfaultfd=1  # on the host"),
     ],
 )
@@ -81,6 +81,15 @@ def test_a_container_gets_the_capability_from_who_starts_it(
     """A filter that lets user mode through is not what refuses the call."""
     identity = who(filtered=True, container=container)
     assert explain(tree(HAS_IT), identity, EPERM, ENOENT, OPENS)["syscall"].remedy == remedy
+
+
+def test_what_a_pod_is_to_say_is_no_command(tree) -> None:
+    identity = who(filtered=True, container="kubernetes")
+    denied = explain(tree(HAS_IT), identity, EPERM, ENOENT, OPENS)["syscall"]
+    assert "'securityContext: {capabilities: {add: [SYS_PTRACE]}}' gives it" in denied.why
+    filtered = explain(tree(HAS_IT), identity, EPERM, ENOENT, EPERM)["syscall"]
+    assert "'securityContext: {seccompProfile: {type: Unconfined}}' does" in filtered.why
+    assert filtered.remedy == ""
 
 
 @pytest.mark.parametrize("capabilities", [(), ("CAP_SYS_PTRACE",)])

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmemu import hugepages
 from vmemu.config import Block, ClientConfig, FileContent, Scenario, SyntheticTrace
-from vmemu.errors import Advice, InputError
+from vmemu.errors import Advice, HostError, InputError
 from vmemu.host import room
 from vmemu.host.files import HostFiles
 from vmemu.pagefit import HERE, Beside
@@ -126,6 +127,28 @@ def memory_shortage(need: Need) -> MemoryShortage | None:
         mapped = max(need.source_mapped, need.destination_mapped)
         checks.append((f"the run maps {_shown(mapped)} on {HERE}", mapped, address))
     return short or next(filter(None, (too_little(*check) for check in checks)), None)
+
+
+def beyond_memory(need: Need) -> bool:
+    """Whether there are blocks of more hugepages than memory could ever hold."""
+    beside = need.beside_hugepages()
+    known = hugepages.page_sizes()
+    return any(
+        size in known and hugepages.growth(size, pages, beside).never
+        for size, pages in need.hugepages.items()
+    )
+
+
+@contextmanager
+def planning(scenario: Scenario) -> Iterator[None]:
+    """Nothing runs yet inside; what is laid out by the page may be more than there is. Raises
+    HostError in the place of MemoryError."""
+    try:
+        yield
+    except MemoryError:
+        size = format_size(sum(block.size for block in scenario.blocks))
+        what = f"{HERE} has too little memory to plan a run on {size}"
+        raise HostError(what, LESS) from None
 
 
 def too_much(wants: str, wanted: int, total: int, swap_free: int) -> MemoryShortage | None:

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from vmemu import hugepages
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
 from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
@@ -38,7 +37,7 @@ from vmemu.hostcheck import require_postcopy
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
-from vmemu.memoryneed import Need, memory_needed, memory_shortage
+from vmemu.memoryneed import beyond_memory, memory_needed, memory_shortage, planning
 from vmemu.plan import (
     blocks_of,
     client_plans,
@@ -55,7 +54,6 @@ from vmemu.runstate import Phase, Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
 from vmemu.status import RunStatus, StatusClient
-from vmemu.units import format_size
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -157,9 +155,9 @@ class Migration:
             run.error.add_note(f"cleaning up failed as well: {error}")
 
     def _migrate(self) -> None:
-        with self._enter("prepare"), self._interrupts.allowed(), self._memory_for_plans():
+        with self._enter("prepare"), self._interrupts.allowed(), planning(self.scenario):
             self._prepare()
-        with self._enter("map"), self._memory_for_plans():
+        with self._enter("map"), planning(self.scenario):
             self._map()
         with self._enter("source"):
             self._start_source()
@@ -186,22 +184,12 @@ class Migration:
             phase = Phase(name, start - self.run_state.started_ns, time.monotonic_ns() - start)
             self.run_state.phases.append(phase)
 
-    @contextmanager
-    def _memory_for_plans(self) -> Iterator[None]:
-        """Nothing runs yet; what is laid out by the page may be more than there is."""
-        try:
-            yield
-        except MemoryError:
-            size = format_size(sum(block.size for block in self.scenario.blocks))
-            what = f"this host has too little memory to plan a run on {size}"
-            raise HostError(f"{what}; use smaller blocks, or free memory") from None
-
     # ---- the phases ----
 
     def _prepare(self) -> None:
         blocks = blocks_of(self.scenario)
         need = memory_needed(self.scenario)
-        if memory_shortage(need) or _beyond_memory(need):
+        if memory_shortage(need) or beyond_memory(need):
             self._require_host(blocks)  # no dictionary of pages for blocks that can't be
         self._client_plans = client_plans(self.scenario, blocks)
         self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
@@ -609,13 +597,3 @@ class Migration:
     def _close_bell(self) -> None:
         if self._bell is not None and not self._stuck():
             self._bell.close()
-
-
-def _beyond_memory(need: Need) -> bool:
-    """Whether there are blocks of more hugepages than memory could ever hold."""
-    beside = need.beside_hugepages()
-    known = hugepages.page_sizes()
-    return any(
-        size in known and hugepages.growth(size, pages, beside).never
-        for size, pages in need.hugepages.items()
-    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import mmap
 import resource
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vmemu.privilege import raise_limit
@@ -30,9 +32,16 @@ class Limit(NamedTuple):
         return raise_limit(self.name, None, 0 if self.is_hard else None)
 
 
-def limit(statm: str | None = None) -> Limit | None:
+RUN_LOADED = {"as": 160 << 20, "data": 100 << 20}
+"""Bytes that the process of a run has mapped before it maps a block: interpreter and libraries."""
+
+
+def limit(
+    statm: str | None = None, loaded: Mapping[str, int] = MappingProxyType({})
+) -> Limit | None:
     """What this process, or one that it starts, may still map (RLIMIT_AS, RLIMIT_DATA); None
-    without a limit. ``statm`` is in the place of /proc/self/statm."""
+    without a limit. ``statm`` is in the place of /proc/self/statm; ``loaded`` is what is taken at
+    least, for a process that has not loaded all of it yet, such as RUN_LOADED."""
     words = (Path("/proc/self/statm").read_text() if statm is None else statm).split()
     used = [int(word) * resource.getpagesize() for word in words] or [0] * 6
     limits = []
@@ -42,7 +51,8 @@ def limit(statm: str | None = None) -> Limit | None:
     ):
         soft, hard = resource.getrlimit(which)
         if soft != resource.RLIM_INFINITY:
-            limits.append(Limit(max(0, soft - taken), name, hard != resource.RLIM_INFINITY))
+            left = max(0, soft - max(taken, loaded.get(name, 0)))
+            limits.append(Limit(left, name, hard != resource.RLIM_INFINITY))
     return min(limits, default=None)
 
 

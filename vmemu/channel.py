@@ -102,6 +102,10 @@ def receive(end: Connection, expected: Message, timeout_s: float | None = None) 
     return receive_one_of(end, (expected,), timeout_s)[1]
 
 
+class NothingCame(MigrationError):
+    """The peer lives, and has said nothing for as long as it had."""
+
+
 def receive_one_of(
     end: Connection, expected: tuple[Message, ...], timeout_s: float | None = None
 ) -> tuple[Message, bytes]:
@@ -156,7 +160,7 @@ def _read(end: Connection, length: int, expected: str, deadline: float | None) -
     while len(data) < length:
         left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if not _ready(end, select.POLLIN, left):
-            raise MigrationError(f"no {expected} came in time")
+            raise NothingCame(f"no {expected} came in time")
         piece = os.read(end.fileno(), length - len(data))
         if not piece:
             raise PeerGone(f"the channel was closed while {expected} was expected")

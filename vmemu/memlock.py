@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vmemu import core
 from vmemu.errors import Advice, CoreError, HostError, mending
-from vmemu.privilege import raise_limit
+from vmemu.host.raising import raised_here
 from vmemu.ramblock import RAMBlock
 from vmemu.units import format_size
 
@@ -86,7 +86,8 @@ def _why_not(what: str, error: CoreError, wanted: int) -> tuple[str, str]:
         return reason, ""
     reason += f"; this process may lock {format_size(soft)} (RLIMIT_MEMLOCK)"
     most = None if hard == resource.RLIM_INFINITY else hard
-    return reason, raise_limit("memlock", need, most)
+    words, remedy = raised_here("memlock", need, most)
+    return reason + words, remedy
 
 
 class MemoryLock:

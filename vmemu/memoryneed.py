@@ -19,6 +19,7 @@ from vmemu.config import Block, ClientConfig, FileContent, Scenario, SyntheticTr
 from vmemu.errors import Advice, HostError, InputError
 from vmemu.host import room
 from vmemu.host.files import HostFiles
+from vmemu.host.identity import identify
 from vmemu.pagefit import HERE, Beside
 from vmemu.units import format_size
 
@@ -30,6 +31,11 @@ MARK_SHARE = 8
 PLANNED_SHARE = 256
 """A synthetic trace can touch every page, and has a table of them all: 12 bytes each of 4 KiB, and
 16 where it lies once the blocks are mapped. It takes a byte for so many bytes of RAM, at least."""
+
+_OWN = 32 << 20
+"""Address space of heaps of a run, beyond its program: measured, as is the next."""
+_BUFFERS = 176 << 20
+"""Address space of what is as large as the blocks, but no larger than this."""
 
 _NO_STACK_LIMIT = 2 << 20
 """A thread's stack where nothing limits it, as glibc has it."""
@@ -46,7 +52,8 @@ class Need:
     address space in the process that has most of it; ``committed`` is what the kernel promises to
     both where it counts that. ``planned`` of the destination's memory is taken before anything is
     mapped: it matters for blocks of zeros alone, which take no other. ``huge_images`` are the bytes
-    of ``source`` that are images of hugepages.
+    of ``source`` that are images of hugepages. ``tables`` are mapped beside the blocks: plans,
+    marks of writes, and what a process takes for itself.
     """
 
     source: int
@@ -57,8 +64,14 @@ class Need:
     destination_mapped: int
     committed: int
     planned: int
+    tables: int = 0
     hugepages: dict[int, int] = field(default_factory=dict)
     huge_images: int = 0
+
+    @property
+    def mapped(self) -> int:
+        """Address space of the process that has most, beyond its program."""
+        return max(self.source_mapped, self.destination_mapped) + self.tables
 
     def beside_hugepages(self) -> Beside:
         """What a run within one host takes of other memory with its hugepages."""
@@ -102,6 +115,7 @@ def memory_needed(scenario: Scenario) -> Need:
         destination_mapped=whole + _stacks(scenario),
         committed=whole + ordinary,
         planned=whole // PLANNED_SHARE if _any_synthetic(scenario) else 0,
+        tables=_tables(scenario),
         hugepages=hugepages.pages_of(blocks),
         huge_images=sum(_image(block) for block in blocks if block.backing == "hugetlbfs"),
     )
@@ -119,13 +133,13 @@ def memory_shortage(need: Need) -> MemoryShortage | None:
         (wants, need.together, memory),
         (f"{plans} of memory on {HERE}", need.planned, memory),
     ]
-    committed, address = room.commit_room(), room.address_room()
+    identity = identify(HostFiles())
+    committed, address = room.commit_room(), room.address_room(None, identity, of_run=True)
     if committed is not None:
         maps = f"the run maps {_shown(need.committed)} on {HERE}"
         checks.append((maps, need.committed, committed))
     if address is not None:
-        mapped = max(need.source_mapped, need.destination_mapped)
-        checks.append((f"the run maps {_shown(mapped)} on {HERE}", mapped, address))
+        checks.append((f"{maps_of(need)} on {HERE}", need.mapped, address))
     return short or next(filter(None, (too_little(*check) for check in checks)), None)
 
 
@@ -149,6 +163,11 @@ def planning(scenario: Scenario) -> Iterator[None]:
         size = format_size(sum(block.size for block in scenario.blocks))
         what = f"{HERE} has too little memory to plan a run on {size}"
         raise HostError(what, LESS) from None
+
+
+def maps_of(need: Need) -> str:
+    """Who meets a limit of address space, which is each process's own."""
+    return f"a process of the run maps {_shown(need.mapped)}"
 
 
 def too_much(wants: str, wanted: int, total: int, swap_free: int) -> MemoryShortage | None:
@@ -238,6 +257,16 @@ def _stacks(scenario: Scenario) -> int:
     threads = scenario.guest.vcpus + scenario.migration.postcopy.fault_threads + 1
     size = resource.getrlimit(resource.RLIMIT_STACK)[0]
     return threads * (_NO_STACK_LIMIT if size == resource.RLIM_INFINITY else size)
+
+
+def _tables(scenario: Scenario) -> int:
+    """Marks are of whole blocks, whatever is written to them."""
+    sizes = [block.size for block in scenario.blocks]
+    verify = scenario.verify
+    marks = sum(sizes) // MARK_SHARE if verify.reads or verify.final else 0
+    marks += max(sizes) // MARK_SHARE if verify.final else 0
+    marks += sum(sizes) // MARK_SHARE if not scenario.migration.flip_at.at_once else 0
+    return _OWN + marks + min(sum(sizes), _BUFFERS) + 2 * (sum(sizes) // PLANNED_SHARE)
 
 
 # ---- what may come on top ----

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+from vmemu import processlimits
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
-from vmemu.channel import ChannelEnds, create_pipes, receive_one_of, receive_payload
+from vmemu.channel import ChannelEnds, NothingCame, create_pipes, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
 from vmemu.client_worker import ClientProcess, Clients, ClientSpec
 from vmemu.config import Scenario, Wait
@@ -54,6 +55,7 @@ from vmemu.runstate import Phase, Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import source_spec
 from vmemu.status import RunStatus, StatusClient
+from vmemu.units import format_duration
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -116,7 +118,7 @@ class Migration:
         """
         run = self.run_state
         run.started_ns = time.monotonic_ns()
-        with self._interrupts:
+        with self._interrupts, processlimits.named():
             try:
                 self._attempt()
             except BaseException:
@@ -140,6 +142,8 @@ class Migration:
         except KeyboardInterrupt as error:
             run.status, run.error = "interrupted", error
         except MigrationError as error:
+            if processlimits.is_met(error):
+                raise
             if isinstance(error, PeerGone) and run.incoming and run.incoming.running:
                 run.incoming.pause()  # and from there to the end: nobody looks for the source
             run.status, run.error = "failed", self._explain(error)
@@ -187,6 +191,7 @@ class Migration:
     # ---- the phases ----
 
     def _prepare(self) -> None:
+        processlimits.require(self.scenario, events=self._event_file is not None)
         blocks = blocks_of(self.scenario)
         need = memory_needed(self.scenario)
         if memory_shortage(need) or beyond_memory(need):
@@ -305,7 +310,8 @@ class Migration:
         self._wait(lambda: clients.ready or time.monotonic() > deadline)
         late = [client.what for client in clients if not client.ready]
         if late:
-            raise MigrationError(f"{', '.join(late)} did not come up in {timeout_s:g} s")
+            what = f"{', '.join(late)} did not come up in {timeout_s:g} s"
+            raise MigrationError(f"{what}{self._longer()}")
 
     def _source_spec(self, memory: MemoryManager) -> SourceSpec:
         workload = self.run_state.workload
@@ -326,7 +332,19 @@ class Migration:
         assert self._ends is not None
         timeout_s = self.scenario.source.startup_timeout / 1e9
         with self._interrupts.allowed():
-            return receive_one_of(self._ends.main, messages, timeout_s)
+            try:
+                return receive_one_of(self._ends.main, messages, timeout_s)
+            except NothingCame as error:
+                raise MigrationError(f"{error}{self._longer()}") from None
+
+    def _longer(self) -> str:
+        """What gives who comes up more time."""
+        given = self.scenario.source.startup_timeout
+        wanted = format_duration(max(2 * given, 30 * 10**9))
+        return (
+            f": source.startup_timeout is {format_duration(given)};"
+            f" use 'source: {{startup_timeout: {wanted}}}'"
+        )
 
     def _precopy(self) -> None:
         """Until the source says FLIP: where the guest stopped, and what it did there."""

@@ -63,5 +63,11 @@ def beyond(wanted: int | None, hard: int | None) -> bool:
     return hard is not None and (wanted is None or wanted > hard)
 
 
-_ULIMIT = {"memlock": ("-l", 1024), "nofile": ("-n", 1), "as": ("-v", 1024), "data": ("-d", 1024)}
+_ULIMIT = {
+    "memlock": ("-l", 1024),
+    "nofile": ("-n", 1),
+    "as": ("-v", 1024),
+    "data": ("-d", 1024),
+    "fsize": ("-f", 512),  # of POSIX; bash has 1024 and takes it for more
+}
 """The option of the shell's ulimit, and the unit that it counts in."""

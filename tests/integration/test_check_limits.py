@@ -21,6 +21,7 @@ from checking import (
     command,
     elsewhere,
     guest,
+    huge,
     ram,
     reasons,
     scenario,
@@ -28,6 +29,8 @@ from checking import (
     the,
 )
 
+from vmemu.config import load
+from vmemu.migration import Migration
 from vmemu.userfault import Feature
 
 pytestmark = pytest.mark.usefixtures("userfault")
@@ -123,9 +126,11 @@ def test_a_hard_limit_on_locked_memory_is_raised_by_root(tmp_path: Path) -> None
     found = elsewhere(path, *NOT_LOCKING, *shell(low))
     agrees(found, "incompatible")
     reason = the("memlock", found)
-    assert reason["remedy"].removeprefix("sudo ") == "prlimit --pid $$ --memlock=262144"
     if subprocess.run([*shell(low, "ulimit -l 256"), "true"], check=False).returncode:
-        pytest.skip("this root may not raise limits (CAP_SYS_RESOURCE): the remedy is not tried")
+        assert "not even root may raise it here, without CAP_SYS_RESOURCE" in reason["message"]
+        assert reason["remedy"] == "" and "prlimit" not in found["ran"]
+        return
+    assert reason["remedy"].removeprefix("sudo ") == "prlimit --pid $$ --memlock=262144"
     agrees(elsewhere(path, *NOT_LOCKING, *shell(low, SUDO + reason["remedy"])), "ok")
 
 
@@ -150,6 +155,19 @@ def test_a_balloon_can_not_give_back_what_such_a_process_locks(
     assert the("locked", found)["remedy"].startswith("call munlockall()")
 
 
+@pytest.mark.parametrize("mib", [192, 800, 1200, 1450, 1600])
+def test_a_limit_on_address_space_is_each_process_s_own(mib: int, tmp_path: Path) -> None:
+    """The source's image and the destination's memory are in two processes."""
+    path = scenario(tmp_path, ram("768MiB", content={"zero_share": 1.0}), guest=guest())
+    found = elsewhere(path, *shell(f"ulimit -S -v {mib << 10}"))
+    agrees(found, "incompatible" if mib < 1300 else "ok")
+    if mib < 1300:
+        reason = the("memory", found)
+        assert "a process of the run maps 1." in reason["message"]
+        assert "limited by RLIMIT_AS of this process" in reason["message"]
+        assert reason["remedy"] == "ulimit -S -v unlimited" and reason["remedy"] in found["ran"]
+
+
 def test_a_limit_on_address_space(tmp_path: Path) -> None:
     path = scenario(tmp_path, ram("2GiB", content={"zero_share": 1.0}))
     low = f"ulimit -S -v {2 << 20}"
@@ -157,6 +175,51 @@ def test_a_limit_on_address_space(tmp_path: Path) -> None:
     agrees(found, "incompatible")
     reason = the("memory", found)
     assert "RLIMIT_AS" in reason["message"] and reason["remedy"] == "ulimit -S -v unlimited"
+    agrees(elsewhere(path, *shell(low, reason["remedy"])), "ok")
+
+
+@pytest.mark.parametrize("clients", [0, 3])
+def test_a_limit_on_open_files(clients: int, tmp_path: Path) -> None:
+    blocks = [shared(name=f"s{number}") for number in range(8)]
+    trace = guest()["trace"]
+    sections = [{"name": f"c{n}", "block": "s0", "trace": trace} for n in range(clients)]
+    path = scenario(tmp_path, *blocks, **({"clients": sections} if clients else {}))
+    low = "ulimit -S -n 20"
+    found = elsewhere(path, *shell(low))
+    agrees(found, "incompatible")
+    reason = the("open_files", found)
+    assert "20 is what a process may have on this host (RLIMIT_NOFILE)" in reason["message"]
+    assert reason["message"] in found["ran"] and reason["remedy"] in found["ran"]
+    words, most = reason["remedy"].rsplit(maxsplit=1)
+    assert words == "ulimit -S -n"
+    agrees(elsewhere(path, *shell(low, reason["remedy"])), "ok")
+    one_less = elsewhere(path, *shell(f"{words} {int(most) - 1}"))
+    agrees(one_less, "incompatible")
+
+
+@pytest.mark.parametrize("limit", range(8, 20, 2))
+def test_a_limit_on_open_files_that_is_met_in_the_middle_is_named(
+    limit: int, tmp_path: Path
+) -> None:
+    """As where the whole machine has no more, or the embedding program opens some meanwhile."""
+    unasked = "from vmemu import processlimits\nprocesslimits.require = lambda *a, **k: None"
+    path = scenario(tmp_path, *(shared(name=f"s{number}") for number in range(8)))
+    found = elsewhere(path, *shell(f"ulimit -S -n {limit}"), first=unasked)
+    assert found["ran"].startswith("HostError: ") or "PostcopyUnsupported: " in found["ran"]
+    assert "oo many open files" in found["ran"] or "(RLIMIT_NOFILE)" in found["ran"]
+    assert "ulimit -S -n " in found["ran"]
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    low = "ulimit -S -f 100"
+    agrees(elsewhere(scenario(tmp_path, ram()), *shell(low)), "ok")  # which is no file
+    path = scenario(tmp_path, ram(), shared())
+    found = elsewhere(path, *shell(low))
+    agrees(found, "incompatible")
+    reason = the("file_size", found)
+    assert "256KiB, and 50KiB is what a process may make a file" in reason["message"]
+    assert reason["remedy"] == "ulimit -S -f 512"
+    assert reason["message"] in found["ran"] and reason["remedy"] in found["ran"]
     agrees(elsewhere(path, *shell(low, reason["remedy"])), "ok")
 
 
@@ -242,3 +305,30 @@ def test_dirty_tracking_that_the_kernel_has_not(
     better = elsewhere(path(mended), environment=kernel(Feature.WP_ASYNC))
     agrees(better, "degraded" if wanted == "kernel" else "ok")
     agrees(elsewhere(path(wanted), environment=kernel()), "ok")
+
+
+def test_hugepages_where_no_sysfs_tells_of_them_are_unknown(tmp_path: Path) -> None:
+    path = scenario(tmp_path, huge("2MiB", page_size="2MiB"))
+    without = ["unshare", "-m", *shell("umount -l /sys")]
+    if subprocess.run([*without, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("only root may unmount /sys, in a mount namespace of its own")
+    found = elsewhere(path, *without)
+    agrees(found, "unknown")
+    reason = the("unproven", found)
+    assert "no sysfs is mounted on /sys" in reason["message"]
+    assert reason["remedy"].removeprefix("sudo ") == "mount -t sysfs sysfs /sys"
+
+
+def test_a_hugepage_s_size_goes_with_its_backing(kernel: Any, tmp_path: Path) -> None:
+    lacking = kernel(Feature.MISSING_HUGETLBFS)
+    found = elsewhere(scenario(tmp_path, huge("2MiB", page_size="2MiB")), environment=lacking)
+    agrees(found, "incompatible")
+    assert the("feature", found)["remedy"] == "use 'backing: anonymous', without page_size"
+    agrees(elsewhere(scenario(tmp_path, ram("2MiB")), environment=lacking), "ok")
+
+
+def test_a_source_that_has_no_time_to_come_up_is_told_of_the_field(tmp_path: Path) -> None:
+    path = scenario(tmp_path, ram(), source={"startup_timeout": "1ms"})
+    run = Migration(load(path)).run()
+    assert run.status == "failed"
+    assert "source.startup_timeout is 1ms; use 'source: {startup_timeout: 30s}'" in str(run.error)

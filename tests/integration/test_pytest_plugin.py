@@ -323,7 +323,9 @@ def test_no_thread_of_a_test_fails_or_skips_it_unheard(project: pytest.Pytester)
     assert re.match(rf"{said}'\n\ncalled: .*test_it\.py:\d+.*\nreplay:  .* run \S", text, re.DOTALL)
     assert "vmemu_run: seed='x': write a whole" in section(result, "test_wrong_argument")
     assert "limit" in section(result, "test_wrong_limit")
-    assert re.search(r"^SKIPPED .* test_it\.py:\d+: never\.yaml: ", output(result), re.MULTILINE)
+    assert re.search(
+        r"^SKIPPED .* test_it\.py:\d+: never\.yaml:1:\d+: ", output(result), re.MULTILINE
+    )
 
 
 def test_what_wants_one_line_has_the_line_of_the_test(project: pytest.Pytester) -> None:

@@ -461,6 +461,9 @@ def test_limits_on_locked_memory_of_a_recorded_host(judged: Judging) -> None:
     reason = the(Code.MEMLOCK, report)
     assert "256KiB: 64KiB is what the process may lock on the destination" in reason["message"]
     assert reason["remedy"] == "prlimit --pid $$ --memlock=262144"
+    fixed = limits(64 * KIB, 128 * KIB).model_copy(update={"raisable": False})
+    reason = the(Code.MEMLOCK, judged(ram(), on=host(limits=fixed), **lock))
+    assert "not even root may raise it here" in reason["message"] and reason["remedy"] == ""
     reason = the(Code.MEMLOCK, judged(ram(), on=host(limits=limits(64 * KIB)), **lock))
     assert reason["remedy"] == "ulimit -S -l 256"
     assert judged(ram(), on=host(limits=limits(256 * KIB)), **lock).verdict == "ok"

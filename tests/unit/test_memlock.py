@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,8 @@ def locks(monkeypatch: pytest.MonkeyPatch) -> FakeLocks:
 
 def limit_to(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
+    somebody = SimpleNamespace(raises_limits=True, container="")
+    monkeypatch.setattr("vmemu.host.raising.identify", lambda files: somebody)
 
 
 def at(block: RAMBlock, address: int) -> RAMBlock:

@@ -43,6 +43,8 @@ class Code(enum.StrEnum):
     MEMORY_TIGHT = "memory_tight"
     MEMLOCK = "memlock"
     LOCKED = "locked"
+    OPEN_FILES = "open_files"
+    FILE_SIZE = "file_size"
     TIME_LIMIT = "time_limit"
 
     # Features of the kernel.

@@ -75,9 +75,15 @@ def _lacks(end: End, feature: Feature) -> str:
 
 
 def _another_backing(of: BlockOf) -> str:
+    if of.hugetlb:  # whose page size anonymous memory has not
+        return Advice(f"use 'backing: anonymous', without page_size{_or_path(of)}")
     if of.block.path is None:
         return Setting("backing: anonymous")
     return Advice("use 'backing: anonymous', without path")
+
+
+def _or_path(of: BlockOf) -> str:
+    return " and path" if of.block.path else ""
 
 
 def _tracking(case: Case) -> Iterator[Finding]:

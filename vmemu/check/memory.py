@@ -7,9 +7,18 @@ from collections.abc import Iterator
 from vmemu.check.case import Case, End, Finding, names
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
-from vmemu.host.room import Room
-from vmemu.memoryneed import LESS, Need, memory_needed, memory_shortage, too_little, too_much
-from vmemu.privilege import raise_limit
+from vmemu.host.raising import raised
+from vmemu.host.room import Room, is_of_process
+from vmemu.memoryneed import (
+    LESS,
+    MemoryShortage,
+    Need,
+    maps_of,
+    memory_needed,
+    memory_shortage,
+    too_little,
+    too_much,
+)
 from vmemu.units import format_size
 
 
@@ -35,18 +44,39 @@ def _of_one(case: Case, end: End, need: Need, wanted: int) -> Iterator[Finding]:
     if end.here and case.same_host:
         short = memory_shortage(need)  # a run asks the same
     else:
-        given = Room(memory.room, memory.limited_by, memory.remedy)
         short = too_much(wants, wanted, memory.total, memory.swap_free)
-        short = short or too_little(wants, wanted, given)
+        short = (
+            short or too_little(wants, wanted, _shared_room(end)) or _too_little_space(end, need)
+        )
     if short is not None:
         code = Code.MEMORY_NEVER if short.never else Code.MEMORY
         yield case.of_all("blocks", code, short.what, short.remedy)
-    elif wanted + need.extra > memory.room:
+    elif wanted + need.extra > (free := _shared_room(end).size):
         what = (
             f"{wants}, up to {_shown(need.extra)} more for zeros that are written and marks of"
-            f" writes, and {_shown(memory.room)} are free"
+            f" writes, and {_shown(free)} are free"
         )
         yield case.of_all("blocks", Code.MEMORY_TIGHT, what, LESS, verdict=Verdict.UNKNOWN)
+
+
+def _shared_room(end: End) -> Room:
+    """What all processes there may take together."""
+    memory = end.host.memory
+    if not is_of_process(memory.limited_by):
+        return Room(memory.room, memory.limited_by, memory.remedy)
+    room = memory.available + memory.swap_free
+    if memory.cgroup_limit is not None and memory.cgroup_used is not None:
+        room = min(room, max(0, memory.cgroup_limit - memory.cgroup_used))
+    return Room(room)
+
+
+def _too_little_space(end: End, need: Need) -> MemoryShortage | None:
+    """Of one process, where its limit is the smallest there."""
+    memory = end.host.memory
+    if not is_of_process(memory.limited_by):
+        return None
+    given = Room(memory.room, memory.limited_by, memory.remedy)
+    return too_little(f"{maps_of(need)} on {end.called}", need.mapped, given)
 
 
 def _who(case: Case, end: End) -> str:
@@ -73,8 +103,15 @@ def _lockable(case: Case) -> Iterator[Finding]:
             f" {format_size(limits.memlock_soft)} is what the process may lock on"
             f" {case.destination.called} (RLIMIT_MEMLOCK)"
         )
-        remedy = raise_limit("memlock", wanted, limits.memlock_hard, case.destination.as_root)
-        yield case.of_all("memory.lock", Code.MEMLOCK, message, remedy)
+        words, remedy = raised(
+            "memlock",
+            wanted,
+            limits.memlock_hard,
+            raisable=limits.raisable,
+            container=case.destination.host.userfault.container,
+            wrapped=case.destination.as_root,
+        )
+        yield case.of_all("memory.lock", Code.MEMLOCK, message + words, remedy)
 
 
 def _locked_already(end: End) -> int:

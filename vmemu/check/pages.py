@@ -8,6 +8,8 @@ from vmemu.check.case import BlockOf, Case, End, Finding
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
 from vmemu.errors import Setting
+from vmemu.host.document import Unknown
+from vmemu.host.files import ALL_OF_SYS
 from vmemu.pagefit import absent_page_size, another_page_size, target_page
 from vmemu.units import GIB, format_duration, format_size
 
@@ -32,10 +34,26 @@ def _absent(case: Case, end: End, of: BlockOf) -> Iterator[Finding]:
     size = of.block.page_size
     if not of.hugetlb or end.pool(size) is not None:
         return
+    if not end.host.pools and (unread := _unread(end)) is not None:
+        message = f"nobody could tell which hugepages {end.called} has: {unread.why}"
+        yield case.of_block(
+            of.number,
+            "page_size",
+            Code.UNPROVEN,
+            message,
+            unread.remedy,
+            verdict=Verdict.UNKNOWN,
+        )
+        return
     message = absent_page_size(end.called, size, [pool.page_size for pool in end.host.pools])
     # One that both ends have: what each of them alone would have is no remedy.
     remedy = another_page_size(of.block.size, size, case.common_page_sizes)
     yield case.of_block(of.number, "page_size", Code.PAGE_SIZE_ABSENT, message, remedy)
+
+
+def _unread(end: End) -> Unknown | None:
+    """Why nothing of /sys is known, where all pools are."""
+    return next((one for one in end.host.unknown if one.what == ALL_OF_SYS), None)
 
 
 def _gigantic(case: Case, of: BlockOf) -> Iterator[Finding]:

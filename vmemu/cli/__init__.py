@@ -54,7 +54,7 @@ def _guarded() -> int:
         print("vmemu: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except MemoryError:
-        print("vmemu: this host has too little memory for that", file=sys.stderr)
+        print(_no_memory(), file=sys.stderr)
         return EXIT_HOST
     except BrokenPipeError:
         # Whoever read our output has closed it; nothing more can be said to them.
@@ -63,9 +63,30 @@ def _guarded() -> int:
     except Exception as error:
         if os.environ.get("VMEMU_DEBUG"):
             raise
-        print(
-            f"vmemu: internal error: {type(error).__name__}: {error}\n"
-            "This is a bug in vmemu; VMEMU_DEBUG=1 shows where.",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """Say what it is: a limit of this process that was met where nobody asked for it, or a bug."""
+    if isinstance(error, OSError):
+        from vmemu.processlimits import refusal
+
+        refused = refusal(error)
+        if refused is not None:
+            print(refused, file=sys.stderr)
+            return EXIT_HOST
+    print(
+        f"vmemu: internal error: {type(error).__name__}: {error}\n"
+        "This is a bug in vmemu; VMEMU_DEBUG=1 shows where.",
+        file=sys.stderr,
+    )
+    return EXIT_FAILED
+
+
+def _no_memory() -> str:
+    """A limit of the process is the reason more often than the machine, and can be lifted."""
+    from vmemu.addressspace import limit
+    from vmemu.errors import mending
+
+    said, found = "vmemu: this host has too little memory for that", limit()
+    return said if found is None else f"{said}, by {found.what}; {mending(found.remedy)}"

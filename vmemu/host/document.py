@@ -154,6 +154,8 @@ class Limits(_Part):
     pipe_user_pages_soft: Count | None = None
     open_files: Count | None = None
     open_files_hard: Count | None = None
+    file_size: Count | None = None
+    file_size_hard: Count | None = None
     raisable: bool = True
 
 

@@ -122,5 +122,7 @@ def owner(status: os.stat_result) -> str:
     return f"{user}:{group}"
 
 
+ALL_OF_SYS = "all that /sys tells"
+"""What is unknown where no sysfs is mounted."""
 _KERNEL_OWN = {"proc": ("proc", "self"), "sys": ("sysfs", "kernel")}
 """The file systems in which the kernel tells of itself, each with a name that it always has."""

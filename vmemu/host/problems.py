@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from vmemu import hugepages
-from vmemu.host.containers import with_limit
 from vmemu.host.document import HostDocument, Mount, Pool, Problem
 from vmemu.host.features import USES
-from vmemu.privilege import as_root, beyond, on_the_host, raise_limit
+from vmemu.host.raising import raised
+from vmemu.privilege import as_root, on_the_host
 from vmemu.units import GIB, MIB, counted, format_duration, format_size
 
 _SEVERITIES = ("error", "warning", "note")
@@ -193,8 +193,8 @@ def _limits(host: HostDocument) -> Iterator[Problem]:
             f"memory.lock can lock {format_size(limits.memlock_soft, digits=3)} of a scenario's "
             "memory (RLIMIT_MEMLOCK)"
         )
-        remedy = _raised(host, "memlock", None, limits.memlock_hard)
-        yield _problem("memlock", f"{what}{'' if remedy else _NOT_HERE}", remedy, "note")
+        words, remedy = _raised(host, "memlock", None, limits.memlock_hard)
+        yield _problem("memlock", what + words, remedy, "note")
     if limits.pipe_max_size is not None and limits.pipe_max_size < _PIPE_WANTED:
         what = (
             f"pipes hold at most {format_size(limits.pipe_max_size)}: "
@@ -204,20 +204,13 @@ def _limits(host: HostDocument) -> Iterator[Problem]:
         yield _problem("pipe_max_size", what, remedy, "note")
     if limits.open_files is not None and limits.open_files < _OPEN_FILES_WANTED:
         what = f"at most {counted(limits.open_files, 'open file')}: many vCPUs or clients need more"
-        remedy = _raised(host, "nofile", _OPEN_FILES_WANTED, limits.open_files_hard)
-        yield _problem("open_files", f"{what}{'' if remedy else _NOT_HERE}", remedy, "note")
+        words, remedy = _raised(host, "nofile", _OPEN_FILES_WANTED, limits.open_files_hard)
+        yield _problem("open_files", what + words, remedy, "note")
 
 
-_NOT_HERE = (
-    "; not even root may raise it here, without CAP_SYS_RESOURCE: it is up to what starts this "
-    "session"
-)
-
-
-def _raised(host: HostDocument, name: str, wanted: int | None, hard: int | None) -> str:
-    if beyond(wanted, hard) and not host.limits.raisable:
-        return with_limit(host.userfault.container, name, wanted)
-    return raise_limit(name, wanted, hard)
+def _raised(host: HostDocument, name: str, wanted: int | None, hard: int | None) -> tuple[str, str]:
+    container = host.userfault.container
+    return raised(name, wanted, hard, raisable=host.limits.raisable, container=container)
 
 
 def _wakeups(host: HostDocument) -> Iterator[Problem]:

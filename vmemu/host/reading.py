@@ -8,6 +8,7 @@ from typing import Any
 
 from vmemu.errors import InputError
 from vmemu.host.document import SCHEMA, HostDocument
+from vmemu.host.figures import contradictions
 from vmemu.inputfile import open_input
 from vmemu.model.faults import Fault, ValidationError
 from vmemu.units import printable
@@ -43,6 +44,8 @@ def parse(content: bytes, name: str) -> HostDocument:
     except ValidationError as error:
         raise InputError(f"{name}: {_wording(error)}; {_REMEDY}") from None
     _check_whole(data, name)
+    for key, what in contradictions(document):
+        raise InputError(f"{name}: {key}: {what}; {_REMEDY}")
     return document
 
 

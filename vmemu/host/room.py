@@ -90,16 +90,25 @@ def commit_room(files: HostFiles | None = None, identity: Identity | None = None
     return Room(max(rest, 0), what, as_root("sysctl vm.overcommit_memory=0"))
 
 
-def address_room(files: HostFiles | None = None, identity: Identity | None = None) -> Room | None:
+def address_room(
+    files: HostFiles | None = None, identity: Identity | None = None, *, of_run: bool = False
+) -> Room | None:
     """What this process, or one that it starts, may still map (RLIMIT_AS, RLIMIT_DATA); None
-    without a limit. ``identity`` tells who can raise it."""
-    limit = addressspace.limit(_own_size(files or HostFiles()))
+    without a limit. ``identity`` tells who can raise it; ``of_run`` asks for the process of a run,
+    of which this one has perhaps not loaded everything."""
+    loaded = addressspace.RUN_LOADED if of_run else {}
+    limit = addressspace.limit(_own_size(files or HostFiles()), loaded)
     if limit is None:
         return None
     remedy = limit.remedy
     if limit.is_hard and identity is not None and not identity.raises_limits:
         remedy = with_limit(identity.container, limit.name, None)
     return Room(limit.left, limit.what, remedy)
+
+
+def is_of_process(limited_by: str) -> bool:
+    """Whether it is the limit of each process alone, and on no memory that all share."""
+    return limited_by.startswith("RLIMIT_")
 
 
 def overcommit(files: HostFiles) -> int | None:

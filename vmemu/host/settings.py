@@ -17,6 +17,7 @@ def limits(files: HostFiles, identity: Identity) -> Limits:
     """The limits of who asks that a migration may meet."""
     soft, hard = map(_bounded, resource.getrlimit(resource.RLIMIT_MEMLOCK))
     files_soft, files_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_NOFILE))
+    size_soft, size_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_FSIZE))
     pages = files.number("/proc/sys/fs/pipe-user-pages-soft", "fs.pipe-user-pages-soft", must=False)
     return Limits(
         memlock_soft=soft,
@@ -26,6 +27,8 @@ def limits(files: HostFiles, identity: Identity) -> Limits:
         pipe_user_pages_soft=pages,
         open_files=files_soft,
         open_files_hard=files_hard,
+        file_size=size_soft,
+        file_size_hard=size_hard,
         raisable=identity.raises_limits,
     )
 

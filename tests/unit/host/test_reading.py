@@ -130,6 +130,12 @@ def test_what_verdicts_rest_on_may_not_be_left_out(key: str) -> None:
         ({"cpus": {"allowed": [-1]}}, "cpus.allowed[0]: -1 is less than 0"),
         ({"default_hugepage_size": 0}, "default_hugepage_size: 0 is less than 4096"),
         ({"hostname": 5}, "hostname: 5 is no text"),
+        ({"memory": {"total": 4096, "available": 8192}}, "memory.available: 8192 is more than"),
+        ({"memory": {"room": 1 << 60}}, f"memory.room: {1 << 60} is more than memory and free"),
+        (
+            {"userfault": {"how": None, "ways": [{"how": "device", "works": True}]}},
+            "userfault.how: null contradicts userfault.ways, of which device works",
+        ),
     ],
 )
 def test_numbers_that_no_host_has(changes: dict[str, Any], words: str) -> None:
@@ -145,6 +151,8 @@ def test_numbers_that_no_host_has(changes: dict[str, Any], words: str) -> None:
         ({"page_size": 0}, "pools[0].page_size: 0 is less than 4096"),
         ({"page_size": 3 << 20}, "pools[0].page_size: 3145728 is no power of two"),
         ({"free": -3}, "pools[0].free: -3 is less than 0"),
+        ({"total": 4, "free": 9, "surplus": 1}, "pools[0].free: 9 is more than the 5 pages"),
+        ({"total": 4, "free": 2, "reserved": 3}, "pools[0].reserved: 3 is more than the 2 pages"),
         ({"total": True}, "pools[0].total: true is no whole number"),
     ],
 )

@@ -84,7 +84,9 @@ def test_what_is_no_scenario_ends_with_2_and_hides_no_other() -> None:
 
 def test_a_value_in_the_place_of_the_scenarios() -> None:
     assert code(checked("bad.yaml", "--set", "blocks[0].size=128KiB")) == 0
-    assert code(checked("ok.yaml", "--set", "blocks[0].size")) == 2
+    wrong = checked("ok.yaml", "bad.yaml", "--set", "blocks[0].size")
+    assert code(wrong) == 2
+    assert wrong.stderr.count("is no path=value") == 1  # whatever the number of files
 
 
 def change_host(**parts: dict[str, Any]) -> None:

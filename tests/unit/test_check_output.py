@@ -140,6 +140,14 @@ class TestTable:
             f"        mend it with: {long.remedy}"
         ]
 
+    def test_words_fit_a_narrow_terminal_and_commands_are_whole(self) -> None:
+        words = Reason("code", "word " * 30, Advice("smaller " * 30 + "blocks"))
+        command = Reason("code", "no room", "mkdir -p " + "/a" * 80)
+        shown = list(terminal.lines(report(block("b", words, command)), width=60))
+        assert shown[-1].endswith("/a" * 80)
+        assert max(map(len, shown[:-1])) <= 60
+        assert sum(line.count("smaller") for line in shown) == 30
+
     def test_sizes_that_can_not_be_read_are_question_marks(self) -> None:
         shown = list(terminal.lines(report(BlockReport("b", "", None, None, (UNTOLD,)))))
         assert shown[2].split() == ["b", "?", "?", "?", "unknown"]

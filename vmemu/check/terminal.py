@@ -1,7 +1,7 @@
 """What a person sees of a check: each scenario, its verdict, its blocks, why, and what mends it.
 
-Plain aligned text of 100 columns, with colour where it is asked for. A remedy stands on a line of
-its own, whole, so that it can be copied.
+Plain aligned text of 100 columns or as many as a terminal has, with colour where it is asked for. A
+command stands on a line of its own, whole, so that it can be copied.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from vmemu.check.verdict import BlockReport, Reason, ScenarioReport, Verdict
+from vmemu.errors import Advice
 from vmemu.units import counted, format_size, printable
 
 WIDTH = 100
@@ -23,11 +24,11 @@ _COLOURS = {
 }
 
 
-def lines(report: ScenarioReport, *, colour: bool = False) -> Iterator[str]:
+def lines(report: ScenarioReport, *, colour: bool = False, width: int = WIDTH) -> Iterator[str]:
     """One scenario: its verdict, what concerns it as a whole, its blocks each with why."""
     yield f"{printable(report.path, 300)}: {_word(report.verdict, colour)}"
     for reason in report.reasons:
-        yield from _why(reason, "  ")
+        yield from _why(reason, "  ", width)
     rows = [_row(block) for block in report.blocks]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
     if rows:
@@ -35,7 +36,7 @@ def lines(report: ScenarioReport, *, colour: bool = False) -> Iterator[str]:
     for block, row in zip(report.blocks, rows, strict=True):
         yield _aligned((*row[:-1], _word(block.verdict, colour)), widths)
         for reason in block.reasons:
-            yield from _why(reason, "      ")
+            yield from _why(reason, "      ", width)
 
 
 def summary(reports: Sequence[ScenarioReport], refused: int, *, colour: bool = False) -> str:
@@ -63,18 +64,26 @@ def _aligned(cells: Iterable[str], widths: Sequence[int]) -> str:
     )
 
 
-def _why(reason: Reason, indent: str) -> Iterator[str]:
+def _why(reason: Reason, indent: str, width: int) -> Iterator[str]:
     place = f"{reason.place}: " if reason.place else ""
-    yield from textwrap.wrap(
-        printable(f"{place}{reason.message}", _LONGEST),
-        WIDTH,
-        initial_indent=f"{indent}{reason.verdict}: ",
-        subsequent_indent=f"{indent}  ",
+    message = printable(f"{place}{reason.message}", _LONGEST)
+    yield from _wrapped(message, f"{indent}{reason.verdict}: ", f"{indent}  ", width)
+    mending = printable(reason.mending, _LONGEST)
+    if isinstance(reason.remedy, Advice):
+        yield from _wrapped(mending, f"{indent}  ", f"{indent}  ", width)
+    elif mending:
+        yield f"{indent}  {mending}"
+
+
+def _wrapped(text: str, first: str, further: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=further,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    if reason.remedy:
-        yield f"{indent}  {printable(reason.mending, _LONGEST)}"
 
 
 def _word(verdict: Verdict, colour: bool) -> str:

@@ -152,12 +152,16 @@ def _check_places(json_file: str | None, junit: str | None, inputs: Sequence[str
 
 def _show(judged: _Judged, *, to_stderr: bool) -> None:
     from vmemu.check import terminal
-    from vmemu.results.terminal import write_text
+    from vmemu.results.terminal import columns, write_text
 
-    for _, error in judged.refused:
-        write_text(f"{error}\n", sys.stderr)
+    told = (line for _, error in judged.refused for line in str(error).splitlines())
+    for line in dict.fromkeys(told):  # what is wrong with an option is so for all files
+        write_text(f"{line}\n", sys.stderr)
     stream = sys.stderr if to_stderr else sys.stdout
     colour = stream.isatty() and not os.environ.get("NO_COLOR")
-    parts = ["\n".join(terminal.lines(report, colour=colour)) for report in judged.reports]
+    width = columns(stream, terminal.WIDTH)
+    parts = [
+        "\n".join(terminal.lines(report, colour=colour, width=width)) for report in judged.reports
+    ]
     parts.append(terminal.summary(judged.reports, len(judged.refused), colour=colour))
     write_text("\n\n".join(parts) + "\n", stream)

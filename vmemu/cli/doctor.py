@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -69,11 +68,10 @@ def _survey(json_file: str | None) -> int:
 
 def _show(host: HostDocument, stream: TextIO) -> None:
     from vmemu.host import terminal
-    from vmemu.results.terminal import write_text
+    from vmemu.results.terminal import columns, write_text
 
-    seen = stream.isatty()
-    width = min(shutil.get_terminal_size().columns, terminal.WIDTH) if seen else terminal.WIDTH
-    colour = seen and not os.environ.get("NO_COLOR")
+    width = columns(stream, terminal.WIDTH)
+    colour = stream.isatty() and not os.environ.get("NO_COLOR")
     write_text("\n".join(terminal.lines(host, colour=colour, width=width)) + "\n", stream)
 
 

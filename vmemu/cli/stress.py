@@ -291,10 +291,10 @@ def _so_far(loop: Loop) -> str:
 def _show(result: StressDocument, stream: Any) -> None:
     from vmemu.errors import VmemuError
     from vmemu.results import document, terminal
-    from vmemu.stress.summary import text
+    from vmemu.stress.summary import WIDTH, text
 
     try:
-        terminal.write_text(text(result), stream)
+        terminal.write_text(text(result, terminal.columns(stream, WIDTH)), stream)
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk behind a redirection

@@ -25,13 +25,12 @@ _TITLES = {"error": "what keeps post-copy from working", "warning": "problems", 
 _COLOURS = {"error": 31, "warning": 33, "note": 36}
 _GREEN, _BOLD = 32, 1
 _INDENT = 2
-_NARROWEST = 60
 _REMEDY = "mend it with: "
 
 
 def lines(host: HostDocument, *, colour: bool = False, width: int = WIDTH) -> Iterator[str]:
     """The whole document for people."""
-    page = Page(max(width, _NARROWEST), colour)
+    page = Page(width, colour)
     yield from page.verdict(host)
     yield from page.kinds(host)
     yield from page.problems(host)

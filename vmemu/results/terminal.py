@@ -6,6 +6,7 @@ aligned text, and rich is not imported.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ Document = dict[str, Any]
 _STYLES = {"completed": "green", "failed": "red", "interrupted": "yellow", "skipped": "yellow"}
 _GAP = "  "
 _UNKNOWN = "?"
+_NARROWEST = 60
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ def write_text(text: str, stream: TextIO) -> None:
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def columns(stream: TextIO, most: int) -> int:
+    """How wide text may be there: as a terminal is, but for a very narrow one, and ``most``
+    anywhere else."""
+    if not stream.isatty():
+        return most
+    return max(min(shutil.get_terminal_size().columns, most), _NARROWEST)
 
 
 # ---- the pieces ----

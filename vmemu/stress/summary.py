@@ -65,9 +65,9 @@ def _kind(host: document.Host, of: document.Memory) -> str:
     return f"{of.backing} {format_size(of.page_size)}{pool}"
 
 
-def text(result: document.StressDocument) -> str:
+def text(result: document.StressDocument, width: int = WIDTH) -> str:
     """What a person sees: how it ended, what was seen, and of a failure all that there is."""
-    lines = [_verdict(result), *_failure(result.failure), "", *_figures(result)]
+    lines = [_verdict(result), *_failure(result.failure), "", *_figures(result, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -105,13 +105,14 @@ def _failure(failure: document.Failure | None) -> Iterator[str]:
         yield from ("", *failure.stacks.splitlines())
 
 
-def _figures(result: document.StressDocument) -> Iterator[str]:
+def _figures(result: document.StressDocument, width: int) -> Iterator[str]:
     totals, seen = result.totals, result.seen
+    failed = f", {totals.failed:,} failed" if totals.failed else ""
     ended = f", {totals.ended:,} ended early" if totals.ended else ""
     figures = [
         ("seed", f"{result.seed}, from variation {result.first} on"),
         ("drawn from", drawn_from(result.host)),
-        ("runs", f"{totals.completed:,} completed, {totals.skipped:,} skipped{ended}"),
+        ("runs", f"{totals.completed:,} completed, {totals.skipped:,} skipped{failed}{ended}"),
         *_skips(totals.skip_reasons),
         ("checked", f"{counted(totals.bytes_checked, 'byte')}, {counted(totals.faults, 'fault')}"),
     ]
@@ -122,7 +123,7 @@ def _figures(result: document.StressDocument) -> Iterator[str]:
     for name, counts in (("backings", seen.backings), ("pages", sizes), *_modes(seen.modes)):
         if counts:
             figures.append((name, ", ".join(f"{what} {count}" for what, count in counts.items())))
-    return (line for name, value in figures for line in _in_columns(name, value))
+    return (line for name, value in figures for line in _in_columns(name, value, width))
 
 
 def _modes(counts: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
@@ -131,11 +132,11 @@ def _modes(counts: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
         yield part, {name: counts[name] for name in names if name in counts}
 
 
-def _in_columns(name: str, value: str) -> list[str]:
+def _in_columns(name: str, value: str, width: int) -> list[str]:
     """A figure, in as many lines as it takes."""
     return textwrap.wrap(
         value,
-        WIDTH,
+        width,
         initial_indent=f"{name:<14}",
         subsequent_indent=" " * 14,
         break_long_words=False,

@@ -105,7 +105,8 @@ class Block(Section):
     path: AbsolutePath | None = Field(
         default=None,
         description="A file to be made on a mounted hugetlbfs, or for shared memory on a tmpfs such"
-        " as /dev/shm, to hold the block; left out: a memfd. Not for anonymous memory.",
+        " as /dev/shm, to hold the block, without a name there while it lasts; left out: a memfd."
+        " Not for anonymous memory.",
     )
     content: Content = Field(
         default=SeededContent.model_construct(),

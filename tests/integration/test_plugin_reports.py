@@ -151,7 +151,9 @@ def test_nothing_is_left_of_a_run_whose_worker_was_killed(
     assert hugepages.pool(HUGE).available == 2
     (said,) = (project.path / "out").glob("test_it.py_test_killed-*.txt")
     text = said.read_text()
-    assert text.startswith("not ended: its worker, or the whole session, ended before it did\n")
+    assert text.startswith(
+        "not ended: its worker, or the whole session, ended before it did; begun 2"
+    )
     assert "called:  test_it.py:7 in test_killed: vmemu_run(" in text
     assert "replay:  vmemu run slow.yaml\n" in text
 

@@ -341,7 +341,7 @@ def test_the_files_for_ci_show_how_to_replay_what_did_not_end(tmp_path: Path) ->
     assert printed() == ""  # no report at all
     (tmp_path / "report").mkdir()
     assert printed() == ""
-    killed = failure.without_outcome(failure.NOT_ENDED, "vmemu run boot.vmemu.yaml --seed 7", [])
+    killed = failure.not_ended("vmemu run boot.vmemu.yaml --seed 7", [])
     (tmp_path / "report/killed.txt").write_text(killed)
     (tmp_path / "report/stuck.txt").write_text("stuck: vCPU 0 waits\n")
     assert printed() == killed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from vmemu.testing.migrationrun import MigrationRun
 
 MOST_WRONG_BYTES = 5
-NOT_ENDED = "not ended: its worker, or the whole session, ended before it did"
 NOT_JUDGED = "mark vmemu_limit: no run was judged by it; call vmemu_run() in the test"
 
 
@@ -45,6 +45,14 @@ def describe(run: MigrationRun, what: str, note: str = "", *, with_worst: bool =
 def without_outcome(what: str, command: str, called: Sequence[str]) -> str:
     """The same of a run of which there is no more to tell; ``what`` is the first line."""
     return "\n".join([what, "", *_labelled("called", called), f"replay:  {command}"])
+
+
+def not_ended(command: str, called: Sequence[str]) -> str:
+    """The same of one that runs now: it stays where nobody is left to say more. A report directory
+    may be used again, and keeps what tests left that are not run this time."""
+    begun = time.strftime("%Y-%m-%d %H:%M:%S")
+    what = f"not ended: its worker, or the whole session, ended before it did; begun {begun}"
+    return without_outcome(f"{what} by process {os.getpid()}", command, called)
 
 
 def elsewhere(run: MigrationRun) -> str:

@@ -78,7 +78,7 @@ class Runs:
             with contextlib.suppress(OSError):
                 said.unlink(missing_ok=True)  # in a session before
             # Before it ends: whoever would tell more may be killed.
-            self._say(said, failure.without_outcome(failure.NOT_ENDED, command, called))
+            self._say(said, failure.not_ended(command, called))
             try:
                 supervised.start()
             except OSError as error:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vmemu import mounts, privilege
+from vmemu import meminfo, mounts, privilege
 from vmemu.errors import HostError, HugepageShortage
-from vmemu.meminfo import meminfo
 from vmemu.pagefit import HERE, NOTHING_BESIDE, Beside, Growth, HostMemory, absent_page_size
 from vmemu.privilege import as_root
 from vmemu.units import counted, format_size
@@ -80,17 +79,19 @@ def pool(page_size: int) -> Pool:
 
 def default_page_size() -> int:
     """The size that ``vm.nr_hugepages`` counts, in bytes; 0 without hugetlb."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("Hugepagesize:"):
-            return int(line.split()[1]) << 10
-    return 0
+    return meminfo.here().get("Hugepagesize", 0)
 
 
 def resize_command(page_size: int, pages: int) -> str:
     """The command that gives the pool ``pages`` pages."""
-    if page_size == default_page_size():
-        return as_root(f"sysctl vm.nr_hugepages={pages}")
-    return as_root(f"echo {pages} > {directory(page_size) / 'nr_hugepages'}")
+    return as_root(resize_words(page_size, pages, default_page_size()))
+
+
+def resize_words(page_size: int, pages: int, default_size: int | None) -> str:
+    """The same as root types it, on any host; ``default_size`` is what vm.nr_hugepages counts."""
+    if page_size == default_size:
+        return f"sysctl vm.nr_hugepages={pages}"
+    return f"echo {pages} > {directory(page_size) / 'nr_hugepages'}"
 
 
 def mount_command(page_size: int) -> tuple[str, str]:
@@ -174,12 +175,13 @@ def growth(page_size: int, pages: int, beside: Beside) -> Growth:
 
 def _growth(figures: Pool, pages: int, beside: Beside) -> Growth:
     # Surplus pages are none that a remedy may count on: the kernel did not make them just now.
+    memory = meminfo.here()
     return Growth(
         figures.page_size,
         pages,
         figures.available,
         figures.total,
-        HostMemory(*map(meminfo, ("MemTotal", "MemAvailable", "SwapFree"))),
+        HostMemory(*(memory.get(name, 0) for name in ("MemTotal", "MemAvailable", "SwapFree"))),
         beside,
         lambda wanted: resize_command(figures.page_size, wanted),
     )

@@ -7,7 +7,12 @@ from pathlib import Path
 
 def meminfo(name: str) -> int:
     """Bytes of one figure of this machine, such as ``MemAvailable``; 0 where it has none."""
-    return figures(Path("/proc/meminfo").read_text()).get(name.rstrip(":"), 0)
+    return here().get(name.rstrip(":"), 0)
+
+
+def here() -> dict[str, int]:
+    """All figures of this machine at one moment, in bytes."""
+    return figures(Path("/proc/meminfo").read_text())
 
 
 def figures(text: str) -> dict[str, int]:

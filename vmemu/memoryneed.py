@@ -19,7 +19,6 @@ from vmemu.config import Block, ClientConfig, FileContent, Scenario, SyntheticTr
 from vmemu.errors import Advice, HostError, InputError
 from vmemu.host import room
 from vmemu.host.files import HostFiles
-from vmemu.host.identity import identify
 from vmemu.pagefit import HERE, Beside
 from vmemu.units import format_size
 
@@ -133,8 +132,7 @@ def memory_shortage(need: Need) -> MemoryShortage | None:
         (wants, need.together, memory),
         (f"{plans} of memory on {HERE}", need.planned, memory),
     ]
-    identity = identify(HostFiles())
-    committed, address = room.commit_room(), room.address_room(None, identity, of_run=True)
+    committed, address = room.commit_room(), room.address_room(of_run=True)
     if committed is not None:
         maps = f"the run maps {_shown(need.committed)} on {HERE}"
         checks.append((maps, need.committed, committed))

@@ -53,9 +53,8 @@ from vmemu.recipe import Recipe
 from vmemu.refusedpage import explained
 from vmemu.runstate import Phase, Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
-from vmemu.source_plan import source_spec
+from vmemu.source_plan import longer_startup, source_spec
 from vmemu.status import RunStatus, StatusClient
-from vmemu.units import format_duration
 from vmemu.verification import Verification
 from vmemu.workload import Workload
 
@@ -311,7 +310,7 @@ class Migration:
         late = [client.what for client in clients if not client.ready]
         if late:
             what = f"{', '.join(late)} did not come up in {timeout_s:g} s"
-            raise MigrationError(f"{what}{self._longer()}")
+            raise MigrationError(f"{what}{longer_startup(self.scenario)}")
 
     def _source_spec(self, memory: MemoryManager) -> SourceSpec:
         workload = self.run_state.workload
@@ -335,16 +334,7 @@ class Migration:
             try:
                 return receive_one_of(self._ends.main, messages, timeout_s)
             except NothingCame as error:
-                raise MigrationError(f"{error}{self._longer()}") from None
-
-    def _longer(self) -> str:
-        """What gives who comes up more time."""
-        given = self.scenario.source.startup_timeout
-        wanted = format_duration(max(2 * given, 30 * 10**9))
-        return (
-            f": source.startup_timeout is {format_duration(given)};"
-            f" use 'source: {{startup_timeout: {wanted}}}'"
-        )
+                raise MigrationError(f"{error}{longer_startup(self.scenario)}") from None
 
     def _precopy(self) -> None:
         """Until the source says FLIP: where the guest stopped, and what it did there."""

@@ -8,6 +8,7 @@ from vmemu.protocol import BlockEntry
 from vmemu.recipe import Recipe
 from vmemu.source_loader import SourceSpec
 from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
+from vmemu.units import format_duration
 from vmemu.workload import Workload
 
 
@@ -24,6 +25,16 @@ def source_spec(
         guest=_guest(scenario, workload, recipe),
         postcopy_bandwidth=postcopy.bandwidth,
         release_ram=postcopy.release_ram,
+    )
+
+
+def longer_startup(scenario: Scenario) -> str:
+    """What gives a source or a client that did not come up in time more of it, behind the error."""
+    given = scenario.source.startup_timeout
+    wanted = format_duration(max(2 * given, 30 * 10**9))
+    return (
+        f": source.startup_timeout is {format_duration(given)};"
+        f" use 'source: {{startup_timeout: {wanted}}}'"
     )
 
 

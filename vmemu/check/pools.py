@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vmemu import hugepages
 from vmemu.check.case import BlockOf, Case, End, Finding, by_page_size, names
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
@@ -36,10 +37,8 @@ def capacity(pool: Pool) -> int:
 
 def resize_command(end: End, pool: Pool, pages: int) -> str:
     """The command that gives the pool of that host ``pages`` pages."""
-    if pool.page_size == end.host.default_hugepage_size:
-        return end.as_root(f"sysctl vm.nr_hugepages={pages}")
-    size = f"hugepages-{pool.page_size >> 10}kB"
-    return end.as_root(f"echo {pages} > /sys/kernel/mm/hugepages/{size}/nr_hugepages")
+    default = end.host.default_hugepage_size
+    return end.as_root(hugepages.resize_words(pool.page_size, pages, default))
 
 
 def _short(case: Case, pool: Pool, blocks: list[BlockOf]) -> Iterator[Finding]:

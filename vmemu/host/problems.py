@@ -136,10 +136,8 @@ def _figures(pool: Pool) -> str:
 
 def resize_command(host: HostDocument, page_size: int, pages: int) -> str:
     """The command that gives a host's pool of that size ``pages`` pages."""
-    if page_size == host.default_hugepage_size:
-        return _of_the_machine(host, f"sysctl vm.nr_hugepages={pages}")
-    directory = f"/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB"
-    return _of_the_machine(host, f"echo {pages} > {directory}/nr_hugepages")
+    default = host.default_hugepage_size
+    return _of_the_machine(host, hugepages.resize_words(page_size, pages, default))
 
 
 def _of_the_machine(host: HostDocument, command: str) -> str:
@@ -171,8 +169,7 @@ def mount_command(host: HostDocument, page_size: int) -> str:
     taken = {mount.path for mount in host.mounts}
     names = [base, *(f"{base}-{number}" for number in range(2, len(taken) + 3))]
     directory = next(name for name in names if name not in taken)
-    options = hugepages.mount_options(page_size)
-    return as_root(f"mkdir -p {directory} && mount -t hugetlbfs -o {options} none {directory}")
+    return hugepages.mount_on_command(directory, page_size)
 
 
 # ---- memory, limits, CPUs ----

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from vmemu import addressspace, meminfo
 from vmemu.host import cgroups
-from vmemu.host.containers import with_limit
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity, identify
+from vmemu.host.raising import raised
 from vmemu.privilege import as_root
 
 _STRICT = 2
@@ -97,12 +97,16 @@ def address_room(
     without a limit. ``identity`` tells who can raise it; ``of_run`` asks for the process of a run,
     of which this one has perhaps not loaded everything."""
     loaded = addressspace.RUN_LOADED if of_run else {}
-    limit = addressspace.limit(_own_size(files or HostFiles()), loaded)
+    files = files or HostFiles()
+    limit = addressspace.limit(_own_size(files), loaded)
     if limit is None:
         return None
-    remedy = limit.remedy
-    if limit.is_hard and identity is not None and not identity.raises_limits:
-        remedy = with_limit(identity.container, limit.name, None)
+    if not limit.is_hard:
+        return Room(limit.left, limit.what, limit.remedy)
+    identity = identity or identify(files)
+    _, remedy = raised(
+        limit.name, None, 0, raisable=identity.raises_limits, container=identity.container
+    )
     return Room(limit.left, limit.what, remedy)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -46,7 +46,8 @@ class Beyond(NamedTuple):
 
 class Granted(NamedTuple):
     """Limits of a process; None is without one. ``used`` are descriptors that it has open already,
-    ``raisable`` whether root may raise a hard limit, else ``container`` is what set it."""
+    ``raisable`` whether root may raise a hard limit, else ``container`` is what set it; ``wrapped``
+    makes of a command what is typed there to run it as root."""
 
     files: int | None
     files_hard: int | None
@@ -55,6 +56,18 @@ class Granted(NamedTuple):
     used: int = STANDARD
     raisable: bool = True
     container: str = ""
+    wrapped: Callable[[str], str] = as_root
+
+    def raised(self, name: str, wanted: int | None, hard: int | None) -> tuple[str, str]:
+        """What is to be said of a limit that has to be ``wanted``, and the command for it."""
+        return raised(
+            name,
+            wanted,
+            hard,
+            raisable=self.raisable,
+            container=self.container,
+            wrapped=self.wrapped,
+        )
 
 
 def granted_here() -> Granted:
@@ -131,7 +144,7 @@ def beyond(
 def _beyond(
     code: str, what: str, limit: tuple[str, int, int | None], field: str, granted: Granted
 ) -> Beyond:
-    words, remedy = raised(*limit, raisable=granted.raisable, container=granted.container)
+    words, remedy = granted.raised(*limit)
     return Beyond(code, what + words, remedy, field)
 
 
@@ -182,9 +195,7 @@ def refusal(error: BaseException | None) -> HostError | None:
     if error.errno == errno.EFBIG:
         name, hard, wanted = "fsize", granted.size_hard, None
         what = f"a file is larger than this process may make one ({error}; RLIMIT_FSIZE)"
-    words, remedy = raised(
-        name, wanted, hard, raisable=granted.raisable, container=granted.container
-    )
+    words, remedy = granted.raised(name, wanted, hard)
     return HostError(what + words, remedy)
 
 

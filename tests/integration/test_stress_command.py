@@ -26,7 +26,8 @@ SMALL = REPOSITORY / "tests/data/stress-small.yaml"
 READING = ("--set", "guest.trace.synthetic.write_share=0.0")
 FLIP = (*READING, "--inject", "loader.flip@block=pc.ram,offset=0x10")
 
-pytestmark = pytest.mark.usefixtures("userfault")
+# Variations run on hugepages where there are some, so nobody may resize their pool meanwhile.
+pytestmark = pytest.mark.usefixtures("userfault", "pool_lock")
 
 
 @pytest.fixture

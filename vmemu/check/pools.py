@@ -25,14 +25,10 @@ def rules(case: Case) -> Iterator[Finding]:
             yield from _limited(case, pool, blocks)
 
 
-def available(pool: Pool) -> int:
-    """Pages that a new mapping can reserve now, surplus ones that the kernel would make too."""
-    return pool.free - pool.reserved + max(pool.overcommit - pool.surplus, 0)
-
-
-def capacity(pool: Pool) -> int:
-    """Pages that it could give if nobody else had any."""
-    return max(pool.total, pool.total - pool.surplus + pool.overcommit)
+def _figured(pool: Pool) -> hugepages.Pool:
+    """As a run sees it."""
+    size, total, free, reserved = pool.page_size, pool.total, pool.free, pool.reserved
+    return hugepages.Pool(size, total, free, reserved, pool.surplus, pool.overcommit)
 
 
 def resize_command(end: End, pool: Pool, pages: int) -> str:
@@ -43,10 +39,11 @@ def resize_command(end: End, pool: Pool, pages: int) -> str:
 
 def _short(case: Case, pool: Pool, blocks: list[BlockOf]) -> Iterator[Finding]:
     wanted = sum(block.pages for block in blocks)
-    if available(pool) >= wanted:
+    figured = _figured(pool)
+    if figured.obtainable >= wanted:
         return
     growth = _growth(case, pool, wanted)
-    if capacity(pool) >= wanted:
+    if figured.most >= wanted:
         code, why, remedy, verdict = _taken(case, pool, growth)
     else:
         code, why, remedy, verdict = _too_small(pool, growth, len(blocks))
@@ -109,7 +106,7 @@ def _growth(case: Case, pool: Pool, wanted: int) -> Growth:
     return Growth(
         pool.page_size,
         wanted,
-        pool.free - pool.reserved,
+        _figured(pool).available,
         pool.total,
         HostMemory(memory.total, memory.available, memory.swap_free),
         _beside(case, pool),

@@ -28,4 +28,5 @@ def _granted(case: Case) -> Granted:
         size_hard=limits.file_size_hard,
         raisable=limits.raisable,
         container=host.userfault.container,
+        wrapped=case.destination.as_root,
     )

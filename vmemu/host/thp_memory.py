@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmemu import core
 from vmemu.errors import CoreError, HostError
+from vmemu.host import settings
 from vmemu.privilege import as_root
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
 from vmemu.units import counted, format_size
@@ -99,10 +100,9 @@ def _file_of(block: RAMBlock) -> Path:
 def chosen(setting: Path) -> str:
     """The word in brackets of a setting; empty when it can't be read."""
     try:
-        match = re.search(r"\[(.+?)\]", setting.read_text())
+        return settings.chosen(setting.read_text()) or ""
     except OSError:
         return ""
-    return match[1] if match else ""
 
 
 def _setting(block: RAMBlock) -> str:

@@ -1,0 +1,1 @@
+"""Others that do what vmemu does, measured beside it."""

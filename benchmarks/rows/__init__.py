@@ -1,0 +1,1 @@
+"""A module here has ``rows(context)``, which gives the rows of one subject."""

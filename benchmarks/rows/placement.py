@@ -1,0 +1,59 @@
+"""What `placement: auto` makes of a host with several CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from context import Context, Rounds
+from frame import Row
+from workloads import KIB, block, demand, floor_p50_us, p50_us
+
+
+def rows(context: Context) -> Iterable[Row]:
+    pages = 2048 if context.quick else 8192
+    scenario = demand(block(pages * 4 * KIB))
+
+    def placed(kind: str) -> Mapping[str, Any]:
+        context.needs(scenario, f"placement={kind}")
+        return context.vmemu(scenario, context.all_cpus, f"placement={kind}")
+
+    rounds = Rounds(
+        auto=lambda: placed("auto"),
+        none=lambda: placed("none"),
+        floor=lambda: context.floor(context.one_cpu, "fault", "one", "--pages", pages),
+    )
+    yield Row(
+        "placement-auto",
+        "p50 of faults on 4 KiB pages, with all CPUs to choose from",
+        "us",
+        "auto, none",
+        rounds.figure("auto", p50_us),
+        rounds.figure("none", p50_us),
+        "ours, the scheduler's choice",
+        target=1.0,
+    )
+    yield Row(
+        "placement-auto-floor",
+        "p50 of faults on 4 KiB pages, with all CPUs to choose from, beside the floor on one",
+        "us",
+        "auto, one CPU",
+        rounds.figure("auto", p50_us),
+        rounds.figure("floor", floor_p50_us),
+        "floor, one thread",
+        target=1.15,
+    )
+    spread = Rounds(
+        ours=lambda: placed("spread"),
+        floor=lambda: context.floor(context.all_cpus, "fault", "one", "--spread", "--pages", pages),
+    )
+    yield Row(
+        "fault-4k-spread-p50",
+        "p50 of faults on 4 KiB pages, vCPU and fault thread on CPUs of their own",
+        "us",
+        "spread",
+        spread.figure("ours", p50_us),
+        spread.figure("floor", floor_p50_us),
+        "floor, one thread, spread",
+        target=1.15,
+    )

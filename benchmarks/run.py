@@ -1,0 +1,104 @@
+"""vmemu beside the floor and its peers: a table of ratios with their targets.
+
+    python benchmarks/run.py [--quick] [--json FILE] [--list] [NAME...]
+
+Both sides of a row run in turn (A B A B ...). NAME is a row, or a pattern such as 'fault-*'. Ends
+with 0 when every row was measured or skipped with its reason, also where a target was missed, and
+with 1 when a side failed. Ctrl-C shows the rows that are done, and ends with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import json
+import pkgutil
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import report
+import rows
+from context import Context
+from frame import Measured, Row, Verdict, measure
+
+_REPEATS, _QUICK_REPEATS = 11, 3
+
+
+def main() -> int:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="vmemu-bench-") as directory:
+        context = Context(Path(directory), quick=arguments.quick)
+        chosen = choose(all_rows(context), arguments.names)
+        if arguments.list:
+            print("\n".join(f"{row.name}: {row.what}" for row in chosen))
+            return 0
+        done: list[Measured] = []
+        interrupted = False
+        try:
+            # One by one: those that are done when Ctrl-C comes are in the list.
+            done.extend(_measured(row, context, arguments.repeats) for row in chosen)
+        except KeyboardInterrupt:
+            interrupted = True
+    print(report.table(done))
+    if arguments.json:
+        said = report.document(done, quick=arguments.quick, version=version("vmemu"))
+        arguments.json.write_text(json.dumps(said, indent=1) + "\n")
+    if interrupted:
+        return 130
+    return 1 if any(one.verdict is Verdict.FAILED for one in done) else 0
+
+
+def all_rows(context: Context) -> list[Row]:
+    """Of every module in rows/, in the order of their names."""
+    found: list[Row] = []
+    for module in sorted(module.name for module in pkgutil.iter_modules(rows.__path__)):
+        found += importlib.import_module(f"rows.{module}").rows(context)
+    names = [row.name for row in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two rows have one name: {sorted(names)}")
+    return found
+
+
+def choose(found: list[Row], names: list[str]) -> list[Row]:
+    """The rows that one of the names or patterns means; all without any. Ends with 2 for a name of
+    no row."""
+    for name in names:
+        if not any(fnmatch.fnmatchcase(row.name, name) for row in found):
+            print(f"{name}: no row has this name; --list shows all", file=sys.stderr)
+            raise SystemExit(2)
+    return [row for row in found if not names or _chosen(row, names)]
+
+
+def _chosen(row: Row, names: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(row.name, name) for name in names)
+
+
+def _measured(row: Row, context: Context, repeats: int | None) -> Measured:
+    if context.quick and row.full_only:
+        return Measured(row, reason="takes too long for --quick")
+    print(f"{row.name} ...", end="", flush=True, file=sys.stderr)
+    done = measure(row, repeats or (_QUICK_REPEATS if context.quick else _REPEATS))
+    print(f" {done.verdict.value}", file=sys.stderr)
+    return done
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="rows, or patterns of them")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 2 minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--repeats", type=int, help="repetitions of each side")
+    parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")
+    arguments = parser.parse_args()
+    if arguments.repeats is not None and arguments.repeats < 1:
+        parser.error("--repeats: a number from 1 on")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: there is no such directory")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

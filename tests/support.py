@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vmemu.config import Scenario, SyntheticTrace
+from vmemu.jobs import stuck
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
 from vmemu.synthetic import SyntheticShare
@@ -75,6 +76,12 @@ def await_true(wanted: Callable[[], object]) -> None:
     while not wanted():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.005)
+
+
+def accesses_of(pid: int) -> int:
+    """Accesses that the run in that process has made so far; 0 before it has a guest."""
+    found = stuck.look(pid)
+    return found.figures["accesses"] if found else 0
 
 
 # ---- what is left behind ----

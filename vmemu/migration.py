@@ -23,7 +23,7 @@ from functools import partial
 
 from vmemu import processlimits
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
-from vmemu.channel import ChannelEnds, NothingCame, create_pipes, receive_one_of, receive_payload
+from vmemu.channel import NothingCame, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
 from vmemu.client_worker import ClientProcess, Clients, ClientSpec
 from vmemu.config import Scenario, Wait
@@ -76,6 +76,7 @@ class Migration:
     sides: JSON lines, or text as QEMU's log backend writes it when it ends in ``.log``. ``flips``
     are (block name, offset): bytes that the source spoils after it has made its image, which the
     verification must find. ``stalls`` are (block name, offset): pages that the source never sends.
+    ``source`` is a source process that was started before, for a run without an event log.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Migration:
         flips: tuple[tuple[str, int], ...] = (),
         stalls: tuple[tuple[str, int], ...] = (),
         events: str | None = None,
+        source: SourceProcess | None = None,
     ) -> None:
         self.run_state = Run(scenario)
         self.scenario = scenario
@@ -97,8 +99,8 @@ class Migration:
         self._status: RunStatus | None = None
         self._phase = "prepare"
         self._bell: Bell | None = None
-        self._source: SourceProcess | None = None
-        self._ends: ChannelEnds | None = None
+        self._source = source
+        self._ends = source.ends if source is not None else None
         self._guest: Guest | None = None
         self._recipe: Recipe | None = None
         self._client_plans: list[tuple[ClientSpec, Workload]] = []
@@ -250,15 +252,16 @@ class Migration:
         assert memory is not None
         self._bell = Bell()
         self._open_logs()
-        self._ends, source_ends = create_pipes(self.scenario.migration.postcopy.preempt)
-        try:
-            self._source = SourceProcess(self._source_spec(memory), source_ends)
+        if self._source is None:
+            self._source = SourceProcess(
+                self.scenario.migration.postcopy.preempt, self._log(SOURCE)
+            )
+            self._ends = self._source.ends
             self._source.start()
-        finally:
-            source_ends.close()
+        self._source.tell(self._source_spec(memory))
         incoming = IncomingPostcopy(
             memory,
-            self._ends,
+            self._source.ends,
             self.scenario.guest.vcpus,
             self._bell,
             fault_threads=self.scenario.migration.postcopy.fault_threads,
@@ -322,7 +325,7 @@ class Migration:
             tuple((names.index(name), offset) for name, offset in places)
             for places in (self._flips, self._stalls)
         )
-        return replace(spec, events=self._log(SOURCE), flips=flips, stalls=stalls)
+        return replace(spec, flips=flips, stalls=stalls)
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]

@@ -11,12 +11,13 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING, Any, cast
 
 from vmemu import core, dirty
-from vmemu.channel import ChannelEnds, receive, send, send_bytes
+from vmemu.channel import ChannelEnds, create_pipes, receive, send, send_bytes
 from vmemu.childprocess import ChildProcess, live_with
 from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
@@ -52,20 +53,52 @@ class SourceSpec:
 
 
 class SourceProcess(ChildProcess):
-    """The source process as the destination sees it."""
+    """The source process as the destination sees it; ``ends`` are the destination's.
 
-    def __init__(self, spec: SourceSpec, ends: ChannelEnds) -> None:
-        super().__init__("the source process", "vmemu-source", serve, (spec, ends))
+    It may be started before it is known what it has to do: its interpreter comes up while the
+    destination imports, plans and maps. Closing ``ends`` ends it. ``events`` is its log, with the
+    blocks described.
+    """
+
+    def __init__(
+        self,
+        preempt: bool,
+        events: EventLog | None = None,
+        life: Callable[[Connection, ChannelEnds, EventLog | None], None] | None = None,
+    ) -> None:
+        self.ends, self._theirs = create_pipes(preempt)
+        self._told, self._telling = Pipe(duplex=False)
+        arguments = (self._told, self._theirs, events)
+        super().__init__("the source process", "vmemu-source", life or serve, arguments)
+
+    def start(self) -> None:
+        """As ``ChildProcess.start``; only what the destination needs of the channels stays open."""
+        try:
+            super().start()
+        except BaseException:
+            self.ends.close()
+            self._telling.close()
+            raise
+        finally:
+            self._theirs.close()
+            self._told.close()
+
+    def tell(self, spec: SourceSpec) -> None:
+        """What it has to do, once. A process that is gone is found by whoever waits for its first
+        message."""
+        with self._telling, contextlib.suppress(BrokenPipeError):
+            self._telling.send(spec)
 
 
 # ---- in the source ----
 
 
-def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
+def serve(told: Connection, ends: ChannelEnds, events: EventLog | None) -> None:
     """The whole life of the source process; exits with 0 when the destination is done or gone."""
     # Making an image of many GiB looks at no channel, so the end of the destination is watched for.
     live_with(ends.return_path.fileno())
     try:
+        spec = replace(_hear(told), events=events)
         _serve(spec, ends)
         _noting(spec)("migrate_set_state", new_state="completed")
     except PeerGone:
@@ -76,6 +109,14 @@ def serve(spec: SourceSpec, ends: ChannelEnds) -> None:
     except MemoryError:
         _say_failed(ends, "no memory for the image", MigrationError.exit_code)
         sys.exit(1)
+
+
+def _hear(told: Connection) -> SourceSpec:
+    with told:
+        try:
+            return cast(SourceSpec, told.recv())
+        except EOFError:
+            raise PeerGone("the destination had nothing for the source to do") from None
 
 
 @contextlib.contextmanager

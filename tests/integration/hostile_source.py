@@ -6,12 +6,14 @@ import contextlib
 import os
 import select
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 
 from vmemu.channel import ChannelEnds, receive, send, send_bytes
-from vmemu.childprocess import ChildProcess
 from vmemu.errors import PeerGone
+from vmemu.events import EventLog
 from vmemu.protocol import Message, Summary
-from vmemu.source_loader import BASE_PAGE, SourceSpec
+from vmemu.source_loader import BASE_PAGE, SourceProcess, SourceSpec
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Lies:
     instead_of_hello: bytes = b""
 
 
-def serve(spec: SourceSpec, ends: ChannelEnds, lies: Lies) -> None:
+def serve(told: Connection, ends: ChannelEnds, events: object, lies: Lies) -> None:
     """Say it, then wait until the destination has had enough; ends with 0."""
+    spec: SourceSpec = told.recv()
     with contextlib.suppress(PeerGone):
         if lies.instead_of_hello:
             send_bytes(ends.main, lies.instead_of_hello, "lies")
@@ -41,6 +44,6 @@ def _wait_for_the_end(return_path: int) -> None:
         pass
 
 
-def process(spec: SourceSpec, ends: ChannelEnds, lies: Lies) -> ChildProcess:
+def process(preempt: bool, events: EventLog | None, lies: Lies) -> SourceProcess:
     """It in the place of the real one."""
-    return ChildProcess("the source process", "vmemu-source", serve, (spec, ends, lies))
+    return SourceProcess(preempt, events, partial(serve, lies=lies))

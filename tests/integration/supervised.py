@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
@@ -13,7 +11,6 @@ from vmemu.errors import VmemuError
 from vmemu.jobs import group
 from vmemu.jobs.supervised import Job, SupervisedRun
 
-PATIENCE_S = 60.0
 NOTED_S = 0.5
 """After which a run has noted how far it is, which it does a few times a second."""
 STALL = "loader.stall@block=ram,offset=12KiB"
@@ -45,13 +42,6 @@ def pid_of(run: SupervisedRun) -> int:
     """The process of a run that was started, found as anybody would."""
     fields = Path(f"/proc/self/fdinfo/{run.fileno()}").read_text().splitlines()
     return next(int(line.split()[1]) for line in fields if line.startswith("Pid:"))
-
-
-def await_true(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def waits(pid: int) -> bool:

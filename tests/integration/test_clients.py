@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MIB, Footprint, scenario, shared, synthetic
+from support import MIB, Footprint, accesses_of, await_true, scenario, shared, synthetic
 
 from vmemu.config import Scenario, load
 from vmemu.errors import ConfigError
@@ -358,10 +358,7 @@ def test_ctrl_c_of_a_terminal_goes_to_clients_too_and_is_not_theirs(tmp_path: Pa
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        # The main thread, one that hears the client, the fault and listen threads, a vCPU.
-        while len(os.listdir(f"/proc/{process.pid}/task")) < 5:
-            assert process.poll() is None
-            time.sleep(0.01)
+        await_true(lambda: process.poll() is not None or accesses_of(process.pid) > 0)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate()
     finally:

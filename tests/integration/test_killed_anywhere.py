@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from supervised import PATIENCE_S, await_true
-from support import HUGE
+from support import HUGE, PATIENCE_S, await_true
 
 from vmemu import hugepages
 from vmemu.reservation import Resizer

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import HUGE
+from support import HUGE, accesses_of, await_true
 
 from vmemu import hugepages
 from vmemu.results import schema
@@ -268,13 +268,9 @@ def endless(small: Path, vcpus: int, *arguments: object) -> Iterator[subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
     try:
-        # One thread is the main one; numpy has none of its own; so most of these are vCPUs.
-        while len(os.listdir(f"/proc/{process.pid}/task")) < 1 + vcpus:
-            assert process.poll() is None
-            time.sleep(0.01)
+        await_true(lambda: process.poll() is not None or accesses_of(process.pid) > 0)
         yield process
     finally:
         process.kill()

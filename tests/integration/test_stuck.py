@@ -10,8 +10,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from supervised import NOTED_S, STALL, await_true, gone, pid_of, scenario_file, stalling, waits
-from support import HUGE
+from supervised import NOTED_S, STALL, gone, pid_of, scenario_file, stalling, waits
+from support import HUGE, accesses_of, await_true
 
 from vmemu import holders, hugepages, reservation, status
 from vmemu.config import load
@@ -185,7 +185,7 @@ def test_a_run_that_is_slow_is_not_called_stuck(tmp_path):
     with SupervisedRun(Job(scenario_file(tmp_path, guest=paced(20))), tmp_path) as run:
         run.start()
         pid = pid_of(run)
-        await_true(lambda: accesses(pid) > 3)
+        await_true(lambda: accesses_of(pid) > 3)
         outcome = run.wait(0)
     assert (outcome.status, outcome.stopped) == ("timeout", ())
     assert re.search(
@@ -199,18 +199,13 @@ def paced(rate: int) -> str:
     return f"{{vcpus: 1, pace: {pace}, trace: {{synthetic: {{kind: permutation}}}}}}"
 
 
-def accesses(pid: int) -> int:
-    found = stuck.look(pid)
-    return found.figures["accesses"] if found else 0
-
-
 def test_a_run_in_which_nothing_moves_is_stuck(tmp_path, monkeypatch):
     """Though no vCPU waits for a page."""
     monkeypatch.setattr(stuck, "STILL_S", 0.1)
     with SupervisedRun(Job(scenario_file(tmp_path, guest=paced(1))), tmp_path) as run:
         run.start()
         pid = pid_of(run)
-        await_true(lambda: accesses(pid) > 0)
+        await_true(lambda: accesses_of(pid) > 0)
         outcome = run.wait(0)
     assert (outcome.status, outcome.stopped) == ("stuck", ())
     assert re.search(r": nothing has moved for .*s in phase guest for ", outcome.message)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmemu.config import Scenario
     from vmemu.migration import Migration
     from vmemu.runstate import Progress, Run
+    from vmemu.source_loader import SourceProcess
     from vmemu.testing.faultpoints import Injected
 
 EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
@@ -105,6 +106,9 @@ def _run_and_keep(
     events: str | None,
     show_progress: bool,
 ) -> dict[str, Any]:
+    source = _source_ahead(scenario) if events is None else None
+    # numpy starts a thread a CPU for linear algebra, of which a run has none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from vmemu.migration import Migration
     from vmemu.results import document
 
@@ -113,7 +117,7 @@ def _run_and_keep(
             document.check_place(file, *_files_read(scenario))
     refuse_one_place(("--json", json_file), ("--events", events))
     with _progress(scenario, show_progress) as callback:
-        migration = Migration(scenario, progress=callback, events=events, **injected)
+        migration = Migration(scenario, progress=callback, events=events, source=source, **injected)
         interrupts.run_begins(migration.run_state)
         state = _migrate(migration)
     result = document.build(state)
@@ -121,6 +125,20 @@ def _run_and_keep(
         document.write(result, json_file)
     interrupts.run_is_kept()
     return result
+
+
+def _source_ahead(scenario: Scenario) -> SourceProcess | None:
+    """Its interpreter comes up while this one imports what a run takes. None where it can't be
+    started: the run says why, in its turn."""
+    from vmemu.errors import HostError
+    from vmemu.source_loader import SourceProcess
+
+    try:
+        source = SourceProcess(scenario.migration.postcopy.preempt)
+        source.start()
+    except (HostError, OSError):
+        return None
+    return source
 
 
 def _files_read(scenario: Scenario) -> list[Path]:

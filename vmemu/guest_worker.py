@@ -119,7 +119,7 @@ class Guest:
         self._written = (
             core.ffi.NULL if self.written is None else _array("uint64_t[]", self.written)
         )
-        self._pace = _pace(workload.pace)
+        self._pace = pace_to_c(workload.pace)
         self._first_due_ns: int | None = None
         self._keep = (ram, expected, refs_memory)
         self.shared = core.ffi.new("struct vm_guest *")
@@ -168,7 +168,7 @@ class GuestWorker:
     ) -> None:
         self.index = index
         self._guest = guest
-        self._lanes, self._keep = _lanes(guest.workload.vcpus[index])
+        self._lanes, self._keep = lanes_to_c(guest.workload.vcpus[index])
         self._vcpu = self._create(begin, end)
         self._vcpu.log = core.ffi.NULL if log is None else log
         self._vcpu.tid, self._vcpu.seen = self._slots = slots
@@ -258,7 +258,7 @@ def _array(ctype: str, array: NDArray[Any]) -> Any:
     return core.ffi.from_buffer(ctype, np.ascontiguousarray(array))
 
 
-def _pace(pace: Pace) -> Any:
+def pace_to_c(pace: Pace) -> Any:
     """A ``struct vm_pace`` whose clock stands; NULL for as fast as possible."""
     if pace.kind == "asap":
         return core.ffi.NULL
@@ -270,7 +270,7 @@ def _pace(pace: Pace) -> Any:
     return made
 
 
-def _lanes(lanes: Sequence[Lane]) -> tuple[Any, list[Any]]:
+def lanes_to_c(lanes: Sequence[Lane]) -> tuple[Any, list[Any]]:
     """An array of ``struct vm_lane``, and what must live as long as that."""
     table = core.ffi.new("struct vm_lane[]", len(lanes))
     keep: list[Any] = []

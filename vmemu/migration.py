@@ -39,13 +39,7 @@ from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
 from vmemu.memoryneed import beyond_memory, memory_needed, memory_shortage, planning
-from vmemu.plan import (
-    blocks_of,
-    client_plans,
-    contents_of,
-    entries_of,
-    make_workload,
-)
+from vmemu.plan import blocks_of, client_plans, contents_of, entries_of, make_workload
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.ramblock import RAMBlock
@@ -265,6 +259,7 @@ class Migration:
             self.scenario.guest.vcpus,
             self._bell,
             fault_threads=self.scenario.migration.postcopy.fault_threads,
+            prefetch=self.scenario.migration.postcopy.prefetch == "adaptive",
             memlock=self._memlock,
             inhibitor=self._inhibitor,
             events=self._log(DESTINATION),

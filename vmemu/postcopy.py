@@ -105,6 +105,7 @@ class IncomingPostcopy:
         bell: Bell,
         *,
         fault_threads: int = 1,
+        prefetch: bool = False,
         memlock: MemoryLock | None = None,
         inhibitor: BalloonInhibitor | None = None,
         events: EventLog | None = None,
@@ -121,6 +122,8 @@ class IncomingPostcopy:
         self._vcpu_tid = core.ffi.new("uint32_t[]", vcpus)
         self._vcpu_faults = core.ffi.new("uint64_t[]", vcpus)
         self._vcpus = vcpus
+        self._prefetch = prefetch
+        self._walkers: list[Any] = []
         self._threads: list[CThread] = []
         self._stuck: list[str] = []
         self._clients: tuple[Any, list[Client]] | None = None
@@ -283,9 +286,17 @@ class IncomingPostcopy:
             for name in ("uffd", "block", "base", "size", "vcpu_tid", "vcpu_faults"):
                 setattr(entry, name, getattr(client, name))
             entry.vcpus = len(client.vcpu_tid)
+            entry.walker = self._followed(entry.vcpus)
         self._incoming.client = table
         self._incoming.clients = len(clients)
         self._clients = (table, list(clients))
+
+    def _followed(self, vcpus: int) -> Any:
+        """What the fault threads know of where so many vCPUs are going; NULL without prefetch."""
+        if not self._prefetch:
+            return core.ffi.NULL
+        self._walkers.append(core.ffi.new("struct vm_walker[]", vcpus))
+        return self._walkers[-1]
 
     def _forget_clients(self) -> None:
         """Their descriptors and their memory may go, unless a thread might still use them."""
@@ -483,6 +494,7 @@ class IncomingPostcopy:
         incoming.bell_fd = self._bell.fd
         incoming.vcpu_tid = self._vcpu_tid
         incoming.vcpu_faults = self._vcpu_faults
+        incoming.walker = self._followed(self._vcpus)
         incoming.vcpus = self._vcpus
 
     def _start(self, name: str, loop: Any, *arguments: int) -> CThread:

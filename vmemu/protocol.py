@@ -5,12 +5,13 @@ Every message in either direction is a header of 40 bytes, little-endian, then `
 payload::
 
     byte  0  u16 type      Message
-          2  u16 flags     FLAG_URGENT
+          2  u16 flags     FLAG_*
           4  u32 block     index in the table of HELLO
           8  u64 offset    first byte in the block, whole host pages
          16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
          20  u32 length    bytes that follow
          24  u64 queued    when the source read the request that this answers, ns, or 0
+             i64 stride    of a request with FLAG_AHEAD: from one page to the next, in pages
          32  u64 sent      when it began to send the answer, ns, or 0
 
 HELLO, ADVISE, FLIP and FAILED carry JSON or text, DISCARD ranges; a request carries a block's
@@ -31,6 +32,8 @@ from vmemu.units import counted
 VERSION = 2
 HEADER = struct.Struct("<HHIQIIQQ")
 FLAG_URGENT = 1
+FLAG_AROUND = 2
+FLAG_AHEAD = 4
 MAX_CONTROL_PAYLOAD = 1 << 20
 """The longest JSON that an end accepts, in bytes."""
 MAX_DISCARDS_PER_COMMAND = 12

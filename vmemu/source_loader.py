@@ -33,6 +33,17 @@ BASE_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 @dataclass(frozen=True)
+class PushSpec:
+    """Which pages come before others. ``fault_around``: pages of the window around one that is
+    asked for; ``order`` of the push as a scenario names it, with its list for ``recorded``: uint64
+    as bytes, ``block << VM_CURSOR_SHIFT | page``."""
+
+    fault_around: int = 0
+    order: str = "around_faults"
+    recorded: bytes = b""
+
+
+@dataclass(frozen=True)
 class SourceSpec:
     """All that the source process is told. ``release_ram``: free what was sent. ``flips`` are
     (block index, offset): bytes to spoil, for tests, and ``stalls`` pages never to send."""
@@ -43,6 +54,7 @@ class SourceSpec:
     precopy: PrecopySpec = NO_PRECOPY
     guest: SourceGuestSpec | None = None
     postcopy_bandwidth: int = 0
+    push: PushSpec = PushSpec()
     release_ram: bool = False
     events: EventLog | None = None
     flips: tuple[tuple[int, int], ...] = ()
@@ -222,6 +234,7 @@ def _create(spec: SourceSpec) -> Any:
     """The C core's ``struct vm_source`` with every image filled."""
     source = core.owned(core.lib.vm_source_create(len(spec.blocks)), core.lib.vm_source_destroy)
     source.release_ram = spec.release_ram
+    source.fault_around = spec.push.fault_around
     if spec.events is not None:
         source.log = spec.events.pointer
     for index, (block, content) in enumerate(zip(spec.blocks, spec.contents, strict=True)):
@@ -232,6 +245,9 @@ def _create(spec: SourceSpec) -> Any:
         if _by_small_pages(spec):
             dirty.only_small_pages(source.image[index])
         _fill(source.image[index], spec.seed, block, content)
+    listed = core.ffi.from_buffer("uint64_t[]", spec.push.recorded)
+    order = getattr(core.lib, f"VM_PUSH_{spec.push.order.upper()}")
+    core.call(core.lib.vm_push_order_set, source, order, listed, len(listed))
     for index, offset in spec.flips:
         source.image[index].data[offset] ^= 0xFF
     return source

@@ -6,7 +6,8 @@ from vmemu.config import Scenario
 from vmemu.plan import contents_of
 from vmemu.protocol import BlockEntry
 from vmemu.recipe import Recipe
-from vmemu.source_loader import SourceSpec
+from vmemu.recorded_order import recorded_order
+from vmemu.source_loader import PushSpec, SourceSpec
 from vmemu.source_precopy import PrecopySpec, SourceGuestSpec
 from vmemu.units import format_duration
 from vmemu.workload import Workload
@@ -24,6 +25,7 @@ def source_spec(
         precopy=_precopy(scenario),
         guest=_guest(scenario, workload, recipe),
         postcopy_bandwidth=postcopy.bandwidth,
+        push=_push(scenario, workload, blocks),
         release_ram=postcopy.release_ram,
     )
 
@@ -47,6 +49,18 @@ def _precopy(scenario: Scenario) -> PrecopySpec:
         converged=precopy.switch == "converged",
         max_time_ns=precopy.max_time or 0,
     )
+
+
+def _push(scenario: Scenario, workload: Workload, blocks: tuple[BlockEntry, ...]) -> PushSpec:
+    """Which pages come before others. A flip at a time may come anywhere: then the order is that of
+    the whole trace."""
+    postcopy = scenario.migration.postcopy
+    recorded = b""
+    if postcopy.push_order == "recorded":
+        at_a_place = scenario.migration.flip_at.position is not None
+        begins = flip_positions(scenario, workload) if at_a_place else (0,) * len(workload.vcpus)
+        recorded = recorded_order(workload, blocks, begins).tobytes()
+    return PushSpec(postcopy.fault_around, postcopy.push_order, recorded)
 
 
 def _guest(scenario: Scenario, workload: Workload, recipe: Recipe) -> SourceGuestSpec | None:

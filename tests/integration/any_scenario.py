@@ -100,6 +100,9 @@ class AnyScenario:
                 "push": self._random.random() < 0.7,
                 "fault_threads": self._random.choice((1, 1, 2)),
                 "release_ram": self._random.random() < 0.3,
+                "fault_around": self._random.choice((0, 0, 16)),
+                "prefetch": self._random.choice(("none", "adaptive")),
+                "push_order": self._random.choice(("sequential", "around_faults", "recorded")),
             },
         }
 

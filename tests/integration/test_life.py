@@ -120,6 +120,9 @@ def drawn_postcopy(dice: random.Random) -> dict[str, Any]:
         "push": dice.random() < 0.7,
         "fault_threads": dice.randrange(1, 4),
         "release_ram": dice.random() < 0.3,
+        "fault_around": dice.choice((0, 3, 16, 256)),
+        "prefetch": dice.choice(("none", "adaptive")),
+        "push_order": dice.choice(("sequential", "around_faults", "recorded")),
         "bandwidth": dice.choice(("0B/s", "0B/s", "512MiB/s")),
     }
 

@@ -67,7 +67,8 @@ def test_message_types_are_those_of_the_c_core(message):
 def test_the_c_core_has_no_message_that_is_not_in_the_table():
     names = {name.removeprefix("VM_MSG_") for name in dir(core.lib) if name.startswith("VM_MSG_")}
     assert names == {message.name for message in Message}
-    assert core.lib.VM_FLAG_URGENT == protocol.FLAG_URGENT
+    for name in ("FLAG_URGENT", "FLAG_AROUND", "FLAG_AHEAD"):
+        assert getattr(core.lib, f"VM_{name}") == getattr(protocol, name)
 
 
 def test_the_header_is_laid_out_as_in_the_c_core():

@@ -37,6 +37,8 @@ from vmemu.model.fields import Field, Tag, ValidationInfo, field_validator
 from vmemu.units import format_size
 
 LARGEST_BLOCK = 1 << 46
+MOST_AROUND = 256
+"""Pages of 4 KiB in the longest window of fault-around."""
 SMALLEST_HUGEPAGE = 64 * units.KIB
 LARGEST_HUGEPAGE = 16 * units.GIB
 
@@ -296,6 +298,24 @@ class Postcopy(Section):
     )
     release_ram: Flag = Field(
         default=False, description="The source frees the pages that were sent."
+    )
+    fault_around: Whole = Field(
+        default=0,
+        ge=0,
+        le=MOST_AROUND,
+        description="Pages of the aligned window around one that a vCPU waits for: those of them"
+        " that are still missing follow it. At most 1MiB, so 2MiB pages bring none; 0: off.",
+        examples=[16],
+    )
+    prefetch: Literal["none", "adaptive"] = Field(
+        default="none",
+        description="Have the pages that a vCPU is going to follow the one that it waits for, more"
+        " of them the longer it goes on: side by side or at a stride.",
+    )
+    push_order: Literal["sequential", "around_faults", "recorded"] = Field(
+        default="around_faults",
+        description="Push from the first page on, from behind the last one that was asked for, or"
+        " in the order in which the guest will touch them for the first time.",
     )
 
 

@@ -19,7 +19,9 @@ static int send_request(struct vm_asking *a, struct vm_request q, struct vm_erro
                      .type = VM_MSG_REQ_PAGES,
                      .block = q.block,
                      .offset = q.page << block->page_shift,
-                     .pages = 1,
+                     .pages = 1 + q.ahead,
+                     .flags = q.ahead ? VM_FLAG_AHEAD : 0,
+                     .stride = q.ahead ? q.stride : 0,
                  }};
 
     if (a->always_name || a->named != q.block) {

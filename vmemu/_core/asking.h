@@ -12,6 +12,9 @@ enum { VM_ASK_AT_ONCE = 64 };
 struct vm_request {
     uint32_t block;
     uint64_t page;
+    /* What is to come along: so many pages further on, each a stride from the one before. */
+    uint32_t ahead;
+    int64_t stride;
 };
 
 struct vm_asking {

@@ -39,26 +39,31 @@ struct fault_thread {
     struct pollfd *polled;
 };
 
-static void count_for_vcpu(uint32_t vcpus, const uint32_t *vcpu_tid, uint64_t *vcpu_faults,
-                           uint32_t tid)
+/* Counts the fault, and finds where it is known where that vCPU is going; NULL: nowhere. */
+static struct vm_walker *count_for_vcpu(uint32_t vcpus, const uint32_t *vcpu_tid,
+                                        uint64_t *vcpu_faults, struct vm_walker *walker,
+                                        uint32_t tid)
 {
     for (uint32_t i = 0; i < vcpus; i++) {
         if (vm_get(&vcpu_tid[i]) == tid) {
             vm_add(&vcpu_faults[i], 1);
-            return;
+            return walker ? &walker[i] : NULL;
         }
     }
+    return NULL;
 }
 
 /* Before the page can come, so that the vCPU finds its fault counted. */
-static void count_fault(struct vm_incoming *in, const struct vm_client *client, uint32_t tid)
+static struct vm_walker *count_fault(struct vm_incoming *in, const struct vm_client *client,
+                                     uint32_t tid)
 {
     if (client) {
         vm_add(&in->stats.of_clients, 1);
-        count_for_vcpu(client->vcpus, client->vcpu_tid, client->vcpu_faults, tid);
-    } else {
-        count_for_vcpu(vm_get_acquire(&in->vcpus), in->vcpu_tid, in->vcpu_faults, tid);
+        return count_for_vcpu(client->vcpus, client->vcpu_tid, client->vcpu_faults, client->walker,
+                              tid);
     }
+    return count_for_vcpu(vm_get_acquire(&in->vcpus), in->vcpu_tid, in->vcpu_faults, in->walker,
+                          tid);
 }
 
 /* Where an address of the guest, or of a client's mapping, lies in the blocks; false: nowhere. */
@@ -119,14 +124,15 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
 {
     struct vm_incoming *in = t->in;
     struct vm_block *block;
-    struct vm_request q;
+    struct vm_walker *walker;
+    struct vm_request q = {.ahead = 0};
 
     if (!locate(in, client, m->arg.pagefault.address, &q)) {
         vm_add(&in->stats.foreign, 1);
         return 0;
     }
     vm_add(&in->stats.messages, 1);
-    count_fault(in, client, m->arg.pagefault.ptid);
+    walker = count_fault(in, client, m->arg.pagefault.ptid);
     log_fault(in, client, q, m->arg.pagefault.ptid);
     block = &in->ram->block[q.block];
     if (vm_bit_test(block->received, q.page)) {
@@ -144,6 +150,9 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
     if (VM_UNLIKELY(in->log)) {
         vm_event(in->log, VM_EVENT_PAGE_REQ_ADD, q.block, q.page << block->page_shift,
                  vm_add(&in->pending, 1) + 1);
+    }
+    if (walker) {
+        q.ahead = vm_walker_ahead(walker, block, q.block, q.page, &q.stride);
     }
     return vm_ask(&t->asking, q, err);
 }

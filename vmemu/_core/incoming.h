@@ -16,6 +16,7 @@
 
 #include "error.h"
 #include "events.h"
+#include "prefetch.h"
 #include "ram.h"
 #include "uffd.h"
 #include "wire.h"
@@ -29,6 +30,13 @@ struct vm_fault_stats {
     uint64_t foreign;    /* events that are no page fault, faults outside every block */
     uint64_t of_clients; /* among messages: of client processes */
     uint64_t deferred;   /* requests that had to wait for room in the return path */
+};
+
+/* Pages that came along with answers; each counts as pushed or as zeros. */
+struct vm_carried {
+    uint64_t around;    /* from around a page that was asked for */
+    uint64_t ahead;     /* from where a vCPU was going */
+    uint64_t overtaken; /* of both: somebody came to wait for it while it was on its way */
 };
 
 /* The way of a page that was asked for; times are CLOCK_MONOTONIC, the same for all processes. */
@@ -59,6 +67,7 @@ struct vm_client {
     uint32_t vcpus;
     const uint32_t *vcpu_tid;
     uint64_t *vcpu_faults;
+    struct vm_walker *walker; /* a thread each, or NULL: no prefetch */
 };
 
 struct vm_incoming {
@@ -75,11 +84,13 @@ struct vm_incoming {
     uint32_t vcpus;
     uint32_t *vcpu_tid;
     uint64_t *vcpu_faults;
+    struct vm_walker *walker; /* a vCPU each, or NULL: no prefetch */
     uint32_t fault_threads;
     uint32_t fault_running; /* of these, how many have begun to serve */
     uint32_t clients;
     struct vm_client *client;
     struct vm_fault_stats stats;
+    struct vm_carried carried;
     struct vm_place_stats placed_main, placed_urgent;
     struct vm_stages stages_main, stages_urgent;
     uint64_t bytes_received;  /* payload in post-copy, on both channels */

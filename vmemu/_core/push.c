@@ -1,4 +1,4 @@
-/* The background push: everything that nobody has asked for, from where the guest is now. */
+/* The background push: everything that nobody has asked for, in the order of push_order.c. */
 #include <errno.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -14,33 +14,9 @@ static uint32_t run_limit(const struct vm_image *image)
     return pages ? pages : 1;
 }
 
-/* The first page at or after the cursor, round all blocks, that nobody has claimed; false: none is
- * left. */
-static bool next_unsent(struct vm_source *s, uint32_t *block, uint64_t *page)
-{
-    uint64_t cursor = vm_get(&s->cursor);
-    uint32_t first = (uint32_t)(cursor >> VM_CURSOR_SHIFT);
-    uint64_t from = cursor & ((UINT64_C(1) << VM_CURSOR_SHIFT) - 1);
-
-    for (uint32_t step = 0; step <= s->count; step++) {
-        uint32_t at = (first + step) % s->count;
-        const struct vm_image *image = &s->image[at];
-
-        for (uint64_t p = step ? 0 : from; p < image->pages; p++) {
-            if (vm_get(&image->sent[p >> 6]) == UINT64_MAX) {
-                p |= 63; /* a whole word of sent pages */
-            } else if (!vm_bit_test(image->sent, p)) {
-                *block = at;
-                *page = p;
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-/* Claim the page and those behind it that are like it, zeros or not, while they are free. */
-static uint32_t claim_run(struct vm_image *image, uint64_t first, bool *zero)
+/* Claim the page and those behind it, before end, that are like it, zeros or not, while they are
+ * free. */
+static uint32_t claim_run(struct vm_image *image, uint64_t first, uint64_t end, bool *zero)
 {
     uint32_t pages = 1, limit = run_limit(image);
 
@@ -49,8 +25,7 @@ static uint32_t claim_run(struct vm_image *image, uint64_t first, bool *zero)
     }
     *zero = vm_page_is_zero(image, first);
     /* Looked at first: reading what was sent, and perhaps released, would be for nothing. */
-    while (pages < limit && first + pages < image->pages &&
-           !vm_bit_test(image->sent, first + pages) &&
+    while (pages < limit && first + pages < end && !vm_bit_test(image->sent, first + pages) &&
            vm_page_is_zero(image, first + pages) == *zero &&
            !vm_bit_test_and_set(image->sent, first + pages)) {
         pages++;
@@ -60,24 +35,19 @@ static uint32_t claim_run(struct vm_image *image, uint64_t first, bool *zero)
 
 int vm_push_one_run(struct vm_source *s, struct vm_error *err)
 {
-    uint32_t block, pages;
-    uint64_t page, before = vm_get(&s->cursor);
-    bool zero = false;
+    struct vm_run run = {.flags = 0};
+    uint64_t end;
 
-    if (!next_unsent(s, &block, &page)) {
+    if (!vm_push_next(s, &run.block, &run.first, &end)) {
         return 0;
     }
-    pages = claim_run(&s->image[block], page, &zero);
-    /* A request that came meanwhile has moved the cursor to where the guest is now: then leave it
-     * there. */
-    __atomic_compare_exchange_n(&s->cursor, &before,
-                                (uint64_t)block << VM_CURSOR_SHIFT | (page + pages), false,
-                                __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-    if (pages && vm_source_send_run(s, s->main_fd, block, page, pages, zero, 0, err) < 0) {
+    run.pages = claim_run(&s->image[run.block], run.first, end, &run.zero);
+    vm_push_passed(s, run.block, run.first + run.pages);
+    if (run.pages && vm_source_send_run(s, s->main_fd, &run, err) < 0) {
         return -1;
     }
     vm_limiter_charge(&s->limiter, vm_now_ns(),
-                      zero ? 0 : (uint64_t)pages << s->image[block].page_shift);
+                      run.zero ? 0 : (uint64_t)run.pages << s->image[run.block].page_shift);
     return 1;
 }
 
@@ -92,10 +62,21 @@ int vm_push_complete(struct vm_source *s, struct vm_error *err)
     return vm_source_send(s, s->main_fd, &h, NULL, err);
 }
 
+/* Pages carried along with answers take their share of the bandwidth, and never wait for it: the
+ * push makes up for them. They are added up, as whoever answers may be another thread. */
+uint64_t vm_push_delay(struct vm_source *s)
+{
+    uint64_t now_ns = vm_now_ns();
+
+    vm_limiter_charge(&s->limiter, now_ns,
+                      __atomic_exchange_n(&s->limiter_owed, 0, __ATOMIC_RELAXED));
+    return vm_limiter_delay(&s->limiter, now_ns);
+}
+
 /* Wait for the limiter to let the next bytes go; true when it is over meanwhile. */
 static bool held_back(struct vm_source *s)
 {
-    uint64_t delay = vm_limiter_delay(&s->limiter, vm_now_ns());
+    uint64_t delay = vm_push_delay(s);
     struct timespec wait = {(time_t)(delay / 1000000000u), (long)(delay % 1000000000u)};
     struct pollfd over = {.fd = s->push_fd, .events = POLLIN};
 

@@ -161,6 +161,23 @@ static void count_arrival(struct vm_block *block, const struct vm_header *h, uin
     }
 }
 
+/* What nobody had asked the source for. Before the bits: whose request was on its way meanwhile is
+ * no longer seen behind them. */
+static void count_carried(struct vm_incoming *in, const struct vm_header *h)
+{
+    const struct vm_block *block = &in->ram->block[h->block];
+    uint64_t first = h->offset >> block->page_shift, overtaken = 0;
+
+    if (VM_LIKELY(!(h->flags & (VM_FLAG_AROUND | VM_FLAG_AHEAD)))) {
+        return;
+    }
+    for (uint64_t page = first; page < first + h->pages; page++) {
+        overtaken += vm_bit_test(block->requested, page);
+    }
+    vm_add(h->flags & VM_FLAG_AHEAD ? &in->carried.ahead : &in->carried.around, h->pages);
+    vm_add(&in->carried.overtaken, overtaken);
+}
+
 /* A run that answers a request is one page. */
 static void record_stages(struct vm_receiver *r, const struct vm_header *h, uint64_t arrived_ns,
                           uint64_t placed_ns)
@@ -240,6 +257,7 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
     }
     placed_ns = vm_now_ns();
     log_placed(in, h, placed_ns);
+    count_carried(in, h);
     fresh = vm_ram_mark_received(block, h->offset >> block->page_shift, h->pages);
     count_arrival(block, h, fresh);
     if (h->flags & VM_FLAG_URGENT) {

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "carry.h"
 #include "source_parts.h"
 #include "util.h"
 
@@ -14,6 +15,7 @@ struct requests {
     int64_t named; /* the block that was named last, or -1 */
     bool push;     /* the destination has asked for the push */
     uint32_t have;
+    struct vm_carry carry;
     uint8_t buffer[4096];
 };
 
@@ -34,6 +36,36 @@ static int refuse(const struct vm_header *h, const char *why, struct vm_error *e
                             (unsigned long long)h->offset, h->pages, h->length, why);
 }
 
+/* Answers leave on the urgent channel, where there is one. */
+static int answers_fd(const struct vm_source *s)
+{
+    return s->urgent_fd >= 0 ? s->urgent_fd : s->main_fd;
+}
+
+/* Whether a request is for whole pages of the block: its last one may lie before its first. */
+static bool within(const struct vm_image *image, const struct vm_header *h, uint64_t first)
+{
+    int64_t stride = h->flags & VM_FLAG_AHEAD ? h->stride : 1, last;
+
+    return h->offset == first << image->page_shift && h->pages > 0 && stride != 0 &&
+           first < image->pages && !__builtin_mul_overflow(stride, h->pages - 1, &last) &&
+           !__builtin_add_overflow(last, first, &last) && last >= 0 &&
+           (uint64_t)last < image->pages;
+}
+
+/* What goes along with an answer: what a vCPU is going to, then what lies around it. */
+static void plan(struct requests *q, const struct vm_header *h, uint32_t block, uint64_t first)
+{
+    if (h->flags & VM_FLAG_AHEAD) {
+        vm_carry_plan(&q->carry, (struct vm_window){.next = first + (uint64_t)h->stride,
+                                                    .left = h->pages - 1,
+                                                    .stride = h->stride,
+                                                    .block = block,
+                                                    .flags = VM_FLAG_AHEAD});
+    }
+    vm_carry_around(&q->carry, q->s, block, first);
+}
+
 /* Answer a request: one message a page, so that the first page asked for is not held up by the
  * others. */
 static int answer(struct requests *q, const struct vm_header *h, struct vm_error *err)
@@ -42,28 +74,34 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
     uint32_t block = (uint32_t)q->named;
     struct vm_image *image = &s->image[block];
     uint64_t first = h->offset >> image->page_shift, queued_ns = vm_now_ns();
-    int fd = s->urgent_fd >= 0 ? s->urgent_fd : s->main_fd;
+    uint64_t pages = h->flags & VM_FLAG_AHEAD ? 1 : h->pages;
 
-    if (h->offset != first << image->page_shift || h->pages == 0 || first >= image->pages ||
-        h->pages > image->pages - first) {
+    if (!within(image, h, first)) {
         return refuse(h, "no whole pages of the block", err);
     }
     vm_add(&s->requests, 1);
     vm_event_at(s->log, queued_ns, VM_EVENT_QUEUE_PAGES, block, h->offset,
-                (uint64_t)h->pages << image->page_shift);
-    for (uint64_t page = first; page < first + h->pages; page++) {
+                pages << image->page_shift);
+    for (uint64_t page = first; page < first + pages; page++) {
         bool fresh = !vm_bit_test_and_set(image->sent, page);
 
         vm_event(s->log, fresh ? VM_EVENT_QUEUED_PAGE : VM_EVENT_QUEUED_PAGE_NOT_DIRTY, block,
                  page << image->page_shift, 0);
-        if (fresh && vm_source_send_run(s, fd, block, page, 1, vm_page_is_zero(image, page),
-                                        queued_ns, err) < 0) {
-            return -1;
+        if (fresh) {
+            struct vm_run run = {.block = block,
+                                 .first = page,
+                                 .pages = 1,
+                                 .zero = vm_page_is_zero(image, page),
+                                 .flags = VM_FLAG_URGENT,
+                                 .queued_ns = queued_ns};
+
+            if (vm_source_send_run(s, answers_fd(s), &run, err) < 0) {
+                return -1;
+            }
         }
     }
-    /* What the guest needs next is likely to lie behind what it needed now: the push goes on from
-     * here. */
-    vm_set(&s->cursor, (uint64_t)block << VM_CURSOR_SHIFT | (first + h->pages));
+    plan(q, h, block, first);
+    vm_push_asked(s, block, first + pages);
     return 0;
 }
 
@@ -132,26 +170,36 @@ static int read_requests(struct requests *q, struct vm_error *err)
     return errno == EINTR || errno == EAGAIN ? 0 : vm_fail_errno(err, "read of the return path", 0);
 }
 
+/* Whoever waits for a page comes before what nobody waits for: so this looks, and does not wait. */
+static bool asked(const struct vm_source *s)
+{
+    struct pollfd p = {.fd = s->return_fd, .events = POLLIN};
+
+    return poll(&p, 1, 0) > 0;
+}
+
 int vm_source_serve(struct vm_source *s, struct vm_error *err)
 {
     struct requests q = {.s = s, .named = -1};
     int rc = 0;
 
     while (rc == 0 && !vm_get_acquire(&s->stop)) {
-        rc = read_requests(&q, err);
+        rc = q.carry.count && !asked(s) ? vm_carry_some(&q.carry, s, answers_fd(s), err)
+                                        : read_requests(&q, err);
     }
     vm_set_release(&s->stop, 1);
     eventfd_write(s->push_fd, 1); /* a push that has not begun has to see the end too */
     return rc;
 }
 
-/* How long to wait for a request before the next run of the push may go; negative: for ever. */
-static const struct timespec *patience(struct vm_source *s, bool pushing, struct timespec *wait)
+/* How long to wait for a request before anything else may go; NULL: for ever. */
+static const struct timespec *patience(const struct requests *q, bool pushing,
+                                       struct timespec *wait)
 {
-    uint64_t delay = pushing ? vm_limiter_delay(&s->limiter, vm_now_ns()) : 0;
+    uint64_t delay = pushing && !q->carry.count ? vm_push_delay(q->s) : 0;
 
     *wait = (struct timespec){(time_t)(delay / 1000000000u), (long)(delay % 1000000000u)};
-    return pushing ? wait : NULL;
+    return pushing || q->carry.count ? wait : NULL;
 }
 
 int vm_source_both(struct vm_source *s, struct vm_error *err)
@@ -164,7 +212,7 @@ int vm_source_both(struct vm_source *s, struct vm_error *err)
     while (rc >= 0 && !vm_get_acquire(&s->stop)) {
         bool pushing = q.push && left;
         struct timespec wait;
-        int ready = ppoll(&p, 1, patience(s, pushing, &wait), NULL);
+        int ready = ppoll(&p, 1, patience(&q, pushing, &wait), NULL);
 
         if (ready < 0) {
             if (errno == EINTR) {
@@ -174,6 +222,8 @@ int vm_source_both(struct vm_source *s, struct vm_error *err)
         }
         if (p.revents) {
             rc = read_requests(&q, err);
+        } else if (q.carry.count) {
+            rc = vm_carry_some(&q.carry, s, answers_fd(s), err);
         } else if (pushing) {
             rc = vm_push_one_run(s, err);
             left = rc != 0;

@@ -31,6 +31,7 @@ void vm_source_destroy(struct vm_source *s)
         free(s->image[i].sent);
         free(s->image[i].dirty);
     }
+    free(s->recorded);
     free(s);
 }
 
@@ -101,28 +102,28 @@ static void release(struct vm_source *s, const struct vm_image *image, uint64_t 
     }
 }
 
-int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
-                       bool zero, uint64_t queued_ns, struct vm_error *err)
+int vm_source_send_run(struct vm_source *s, int fd, const struct vm_run *run, struct vm_error *err)
 {
-    const struct vm_image *image = &s->image[block];
+    const struct vm_image *image = &s->image[run->block];
+    bool urgent = run->flags & VM_FLAG_URGENT;
     struct vm_header h = {
-        .type = zero ? VM_MSG_ZERO : VM_MSG_PAGES,
-        .flags = queued_ns ? VM_FLAG_URGENT : 0,
-        .block = block,
-        .offset = first << image->page_shift,
-        .pages = pages,
-        .length = zero ? 0 : pages << image->page_shift,
-        .queued_ns = queued_ns,
-        .sent_ns = queued_ns ? vm_now_ns() : 0,
+        .type = run->zero ? VM_MSG_ZERO : VM_MSG_PAGES,
+        .flags = run->flags,
+        .block = run->block,
+        .offset = run->first << image->page_shift,
+        .pages = run->pages,
+        .length = run->zero ? 0 : run->pages << image->page_shift,
+        .queued_ns = run->queued_ns,
+        .sent_ns = urgent ? vm_now_ns() : 0,
     };
 
-    vm_add(zero ? &s->pages_zero : queued_ns ? &s->pages_urgent : &s->pages_pushed, pages);
+    vm_add(run->zero ? &s->pages_zero : urgent ? &s->pages_urgent : &s->pages_pushed, run->pages);
     if (vm_source_send(s, fd, &h, image->data + h.offset, err) < 0) {
         return -1;
     }
     /* All of it is in the channel, which has its own copy; unless the other end is closed. */
     if (s->release_ram && !vm_get(&s->stop)) {
-        release(s, image, first, pages);
+        release(s, image, run->first, run->pages);
     }
     return 0;
 }

@@ -16,6 +16,7 @@
 #include "error.h"
 #include "events.h"
 #include "limiter.h"
+#include "push_order.h"
 #include "ram.h"
 
 struct vm_image {
@@ -41,9 +42,17 @@ struct vm_source {
     bool withholds;            /* for tests: some pages are never sent, and that never said */
     uint32_t flip;             /* end the round of pre-copy: time is up, or the flip has come */
     struct vm_limiter limiter; /* of pre-copy, then of the push; never of requests */
-    uint64_t cursor;           /* where the push goes on: block << 40 | page; moved by requests */
+    uint64_t limiter_owed;     /* bytes carried along that the push has to make up for */
+    uint64_t fault_around;     /* pages of the window around one that is asked for; 0: none */
+    /* The push. */
+    uint32_t push_order;  /* enum vm_push_order */
+    uint64_t cursor;      /* where it goes on; requests move it when it follows them */
+    uint64_t cursor_seen; /* where that was when it looked last */
+    uint64_t *recorded;   /* places in the order of the recording, owned */
+    uint64_t recorded_count, recorded_at;
     /* Figures. */
     uint64_t requests, pages_urgent, pages_pushed, pages_zero;
+    uint64_t pages_carried;                    /* among pushed and zero: along with an answer */
     uint64_t pages_precopied, bytes_precopied; /* target pages, again each time */
     uint64_t bytes_released;
     uint32_t rounds;

@@ -19,16 +19,23 @@ static inline bool vm_page_is_zero(const struct vm_image *image, uint64_t page)
 int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const void *payload,
                    struct vm_error *err);
 
-/* Send host pages of a block in post-copy, all of them zeros or none. queued_ns: when the request
- * that they answer was read; 0: nobody asked. */
-int vm_source_send_run(struct vm_source *s, int fd, uint32_t block, uint64_t first, uint32_t pages,
-                       bool zero, uint64_t queued_ns, struct vm_error *err);
+/* Host pages of a block that travel together in post-copy: all of them are zeros or none. */
+struct vm_run {
+    uint32_t block;
+    uint64_t first;
+    uint32_t pages;
+    bool zero;
+    uint16_t flags;
+    uint64_t queued_ns; /* when the request that they answer was read; 0: nobody asked */
+};
+
+int vm_source_send_run(struct vm_source *s, int fd, const struct vm_run *run, struct vm_error *err);
 
 /* The background push, a run at a time: 1 when one was sent, 0 when nothing is left, -1 on failure.
  */
 int vm_push_one_run(struct vm_source *s, struct vm_error *err);
 int vm_push_complete(struct vm_source *s, struct vm_error *err);
-
-enum { VM_CURSOR_SHIFT = 40 }; /* 2^40 pages a block, 2^24 blocks */
+/* How long the limiter holds the next run back, ns. */
+uint64_t vm_push_delay(struct vm_source *s);
 
 #endif

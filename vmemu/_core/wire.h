@@ -3,12 +3,13 @@
  * are little-endian; the table in protocol.py says the same and is checked against this file.
  *
  *   byte  0  u16 type      enum vm_message
- *         2  u16 flags     VM_FLAG_URGENT
+ *         2  u16 flags     VM_FLAG_*
  *         4  u32 block     index in the table that the source announced
  *         8  u64 offset    first byte in the block; whole host pages
  *        16  u32 pages     host pages that are meant; target pages (4 KiB) in pre-copy
  *        20  u32 length    bytes that follow
  *        24  u64 queued    when the source read the request that this answers, ns, or 0
+ *            i64 stride    of a request with VM_FLAG_AHEAD: from one page to the next, in pages
  *        32  u64 sent      when it began to send the answer, ns, or 0; both CLOCK_MONOTONIC
  */
 #ifndef VM_WIRE_H
@@ -39,7 +40,13 @@ enum vm_message {
     VM_MSG_SHUT = 20,         /* the destination needs nothing more; `pages` is 1 after an error */
 };
 
-enum { VM_FLAG_URGENT = 1 }; /* this answers a request */
+enum {
+    VM_FLAG_URGENT = 1, /* this answers a request */
+    /* Nobody has asked for this: it came along with an answer, from around the page, */
+    VM_FLAG_AROUND = 2,
+    /* or from where a vCPU is going. In a request: somebody waits for the first page alone. */
+    VM_FLAG_AHEAD = 4,
+};
 
 struct vm_header {
     uint16_t type;
@@ -48,7 +55,10 @@ struct vm_header {
     uint64_t offset;
     uint32_t pages;
     uint32_t length;
-    uint64_t queued_ns;
+    union {
+        uint64_t queued_ns;
+        int64_t stride;
+    };
     uint64_t sent_ns;
 };
 

@@ -341,6 +341,7 @@ def _faults(run: Run, faults: NDArray[Any]) -> Document:
             "qemu_buckets": blocktime.qemu_buckets(others),
         },
         "placing": _placing(run),
+        "carried": _carried(run),
     }
 
 
@@ -366,6 +367,13 @@ def _placing(run: Run) -> Document:
     parts = (figures.placed_main, figures.placed_urgent) if figures else ()
     names = ("exists", "again", "partial")
     return {name: sum(int(getattr(part, name)) for part in parts) for name in names}
+
+
+def _carried(run: Run) -> Document:
+    """Pages that came along with the answers to faults."""
+    carried = run.incoming.figures.carried if run.incoming else None
+    names = ("around", "ahead", "overtaken")
+    return {name: int(getattr(carried, name)) if carried else 0 for name in names}
 
 
 def _throughput(run: Run) -> Document:

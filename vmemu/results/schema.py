@@ -230,6 +230,19 @@ class WorstFault(Model):
     latency_ns: Nanoseconds
 
 
+class Carried(Model):
+    """Pages that came along with answers; ``overtaken``: somebody came to wait for it meanwhile."""
+
+    around: Count
+    ahead: Count
+    overtaken: Count
+
+    @model_validator
+    def _parts(self, info: ValidationInfo) -> None:
+        if self.overtaken > self.around + self.ahead:
+            raise _inconsistent("more pages were overtaken than came along")
+
+
 class Faults(Model):
     """Faults of all vCPUs, and what the fault thread saw of them."""
 
@@ -247,6 +260,7 @@ class Faults(Model):
     stages_ns: Stages
     others: Others
     placing: Placing
+    carried: Carried
     worst: Annotated[tuple[WorstFault, ...], Field(max_length=10)]
 
 

@@ -208,6 +208,8 @@ def _figures(document: Document) -> Table:
         ("phases", _phases(document["phases"])),
         ("userfaultfd", _userfault(document["host"]["userfault"])),
     ]
+    if carried := _carried(document["faults"]["carried"]):
+        rows.insert(2, ("came along", carried))
     if document["precopy"]["rounds"] is None:
         rows.insert(0, ("pre-copy", "not over: what was done at the source is not known"))
     elif document["precopy"]["rounds"] or any(v["accesses_at_source"] for v in document["vcpus"]):
@@ -246,6 +248,15 @@ def _faults(faults: Document) -> str:
     latency = faults["latency_ns"]
     quantiles = ", ".join(f"{shown} {_time(latency[name])}" for name, shown in names.items())
     return f"{faults['count']:,}, {quantiles}"
+
+
+def _carried(carried: Document) -> str:
+    what = {
+        "around": "from around pages that were asked for",
+        "ahead": "from where vCPUs were going",
+        "overtaken": "of them waited for on their way",
+    }
+    return "; ".join(f"{carried[name]:,} {said}" for name, said in what.items() if carried[name])
 
 
 def _requests(faults: Document) -> str:

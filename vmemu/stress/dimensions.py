@@ -185,6 +185,23 @@ def bandwidth(choice: Choice) -> Overrides:
     yield "migration.postcopy.bandwidth", choice.sending() if limited else "unlimited"
 
 
+def fault_around(choice: Choice) -> Overrides:
+    """The window around a page that is asked for."""
+    yield "migration.postcopy.fault_around", str(choice.draw.magnitude(2, 256))
+
+
+def prefetch(choice: Choice) -> Overrides:
+    """Pages ahead of vCPUs, or none."""
+    now = choice.base.migration.postcopy.prefetch
+    yield "migration.postcopy.prefetch", "none" if now == "adaptive" else "adaptive"
+
+
+def push_order(choice: Choice) -> Overrides:
+    """What is pushed first."""
+    order = choice.draw.pick(["sequential", "around_faults", "recorded"])
+    yield "migration.postcopy.push_order", order
+
+
 def precopy(choice: Choice) -> Overrides:
     """Rounds, how they end, and how fast they are."""
     draw, path = choice.draw, "migration.precopy"
@@ -224,6 +241,9 @@ DIMENSIONS: tuple[tuple[Callable[[Choice], Overrides], float], ...] = (
     (release_ram, 0.4),
     (fault_threads, 0.4),
     (bandwidth, 0.2),
+    (fault_around, 0.3),
+    (prefetch, 0.3),
+    (push_order, 0.4),
     (precopy, 0.5),
     (dirty_tracking, 0.4),
     (flip_at, 0.5),

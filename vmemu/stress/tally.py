@@ -78,6 +78,10 @@ def modes(scenario: Scenario) -> Iterator[str]:
         "limited push": postcopy.push and postcopy.bandwidth > 0,
         "demand faults alone": not postcopy.push,
         "release_ram": postcopy.release_ram,
+        "fault-around": postcopy.fault_around > 1,
+        "prefetch": postcopy.prefetch != "none",
+        "push in sequence": postcopy.push_order == "sequential",
+        "push in recorded order": postcopy.push_order == "recorded",
         "pre-copy": precopy.rounds > 0,
         "converging pre-copy": precopy.rounds > 0 and precopy.switch == "converged",
         "dirty tracking by the replay": precopy.rounds > 0 and precopy.dirty_tracking == "replay",
@@ -96,6 +100,12 @@ def modes(scenario: Scenario) -> Iterator[str]:
 PARTS = {
     "channels": ("preempt", "one channel", "several fault threads"),
     "push": ("push", "limited push", "demand faults alone", "release_ram"),
+    "fewer faults": (
+        "fault-around",
+        "prefetch",
+        "push in sequence",
+        "push in recorded order",
+    ),
     "pre-copy": ("pre-copy", "converging pre-copy", "dirty tracking by the replay"),
     "guest": (
         "several vCPUs",

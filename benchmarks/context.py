@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Context:
     directory: Path
     """Temporary; gone when the benchmarks are over."""
     quick: bool = False
+    began: float = field(default_factory=time.monotonic)
     _refused: dict[str, str] = field(default_factory=dict)
 
     @cached_property

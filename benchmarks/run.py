@@ -16,6 +16,7 @@ import json
 import pkgutil
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from context import Context
 from frame import Measured, Row, Verdict, measure
 
 _REPEATS, _QUICK_REPEATS = 11, 3
+_QUICK_STEP_S = 40
 
 
 def main() -> int:
@@ -52,9 +54,11 @@ def main() -> int:
 
 
 def all_rows(context: Context) -> list[Row]:
-    """Of every module in rows/, in the order of their names."""
+    """Of every module in rows/."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(rows.__path__))
+    listed = [name for name in rows.ORDER if name in modules]
     found: list[Row] = []
-    for module in sorted(module.name for module in pkgutil.iter_modules(rows.__path__)):
+    for module in [*listed, *(name for name in modules if name not in listed)]:
         found += importlib.import_module(f"rows.{module}").rows(context)
     names = [row.name for row in found]
     if len(set(names)) < len(names):
@@ -80,9 +84,17 @@ def _measured(row: Row, context: Context, repeats: int | None) -> Measured:
     if context.quick and row.full_only:
         return Measured(row, reason="takes too long for --quick")
     print(f"{row.name} ...", end="", flush=True, file=sys.stderr)
-    done = measure(row, repeats or (_QUICK_REPEATS if context.quick else _REPEATS))
+    done = measure(row, repeats or _repeats(context))
     print(f" {done.verdict.value}", file=sys.stderr)
     return done
+
+
+def _repeats(context: Context) -> int:
+    """With --quick fewer for rows that come late, so that it is quick on a slow machine too."""
+    if not context.quick:
+        return _REPEATS
+    elapsed = time.monotonic() - context.began
+    return max(1, _QUICK_REPEATS - int(elapsed / _QUICK_STEP_S))
 
 
 def _arguments() -> argparse.Namespace:

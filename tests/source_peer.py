@@ -55,12 +55,17 @@ class Source:
         for thread in threads:
             thread.start()
         try:
-            core.call(getattr(core.lib, loop), self.c)
+            core.call(getattr(core.lib, loop), self.c, *self._of_vcpu(loop))
         finally:
             self._close("main_fd", "urgent_fd")
             for thread in threads:
                 thread.join()
         return bytes(sent)
+
+    def _of_vcpu(self, loop: str) -> tuple[int, ...]:
+        """A vCPU's own channels, for its loop."""
+        vcpu = loop == "vm_source_serve_vcpu"
+        return (self.c.return_fd, self.c.urgent_fd) if vcpu else ()
 
     def _close(self, *names: str) -> None:
         for name in names:

@@ -13,11 +13,15 @@ import fcntl
 import os
 import select
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING
 
 from vmemu.errors import HostError, MigrationError, PeerGone, ProtocolError
 from vmemu.protocol import HEADER, MAX_CONTROL_PAYLOAD, Header, Message
+
+if TYPE_CHECKING:
+    from vmemu.config import Scenario
 
 PIPE_SIZES = (1 << 20, 1 << 18)
 """Bytes asked for in a pipe that carries pages. Above /proc/sys/fs/pipe-max-size an ordinary user
@@ -25,16 +29,28 @@ gets EPERM."""
 
 
 @dataclass
+class VcpuEnds:
+    """One side's ends of what a vCPU that serves itself has for its own: it asks on
+    ``return_path``, and ``pages`` brings the answer."""
+
+    return_path: Connection
+    pages: Connection
+
+
+@dataclass
 class ChannelEnds:
-    """One side's ends. ``urgent`` is None without preempt."""
+    """One side's ends. ``urgent`` is None without preempt; ``vcpus`` has an entry a vCPU where they
+    serve themselves, else none."""
 
     main: Connection
     return_path: Connection
     urgent: Connection | None
+    vcpus: list[VcpuEnds] = field(default_factory=list)
 
     def close(self) -> None:
         """Close what is still open."""
-        for end in (self.main, self.return_path, self.urgent):
+        own = [end for vcpu in self.vcpus for end in (vcpu.return_path, vcpu.pages)]
+        for end in (self.main, self.return_path, self.urgent, *own):
             if end is not None and not end.closed:
                 end.close()
 
@@ -44,8 +60,17 @@ class ChannelEnds:
         return self.urgent.fileno() if self.urgent is not None else -1
 
 
-def create_pipes(preempt: bool) -> tuple[ChannelEnds, ChannelEnds]:
-    """(ends of the destination, ends of the source)."""
+SMALL_PAGE = 32 << 10
+"""Bytes up to which a page with its header leaves room in a pipe of the usual 64 KiB."""
+
+
+def create_pipes(
+    preempt: bool, vcpus: int = 0, page_size: int = 4096
+) -> tuple[ChannelEnds, ChannelEnds]:
+    """(ends of the destination, ends of the source).
+
+    ``vcpus`` of them serve themselves; ``page_size`` is the largest that they will ask for, bytes.
+    """
     main_read, main_write = _page_pipe()
     return_read, return_write = Pipe(duplex=False)
     urgent_read, urgent_write = _page_pipe() if preempt else (None, None)
@@ -54,7 +79,20 @@ def create_pipes(preempt: bool) -> tuple[ChannelEnds, ChannelEnds]:
     os.set_blocking(return_write.fileno(), False)
     destination = ChannelEnds(main_read, return_write, urgent_read)
     source = ChannelEnds(main_write, return_read, urgent_write)
+    for _ in range(vcpus):
+        asked, ask = Pipe(duplex=False)
+        # What pipes of a user may have together is limited: no more than a page needs.
+        read, write = _page_pipe() if page_size > SMALL_PAGE else Pipe(duplex=False)
+        destination.vcpus.append(VcpuEnds(ask, read))
+        source.vcpus.append(VcpuEnds(asked, write))
     return destination, source
+
+
+def channels_of(scenario: Scenario) -> tuple[ChannelEnds, ChannelEnds]:
+    """The channels of a run: (ends of the destination, ends of the source)."""
+    postcopy = scenario.migration.postcopy
+    own = scenario.guest.vcpus if postcopy.delivery == "sigbus" else 0
+    return create_pipes(postcopy.preempt, own, max(block.page_size for block in scenario.blocks))
 
 
 def _page_pipe() -> tuple[Connection, Connection]:

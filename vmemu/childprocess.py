@@ -59,6 +59,11 @@ class ChildProcess:
         with _without_main(), _without_interrupts():
             self.process.start()
 
+    @property
+    def pid(self) -> int | None:
+        """Its number, until it was waited for: then it may be another's."""
+        return None if self._closed else self.process.pid
+
     def describe_end(self) -> str:
         """How it ended, in words; empty while it runs."""
         if not self._closed:

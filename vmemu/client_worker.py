@@ -29,7 +29,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu import blocktime, core
+from vmemu.affinity import Places
 from vmemu.childprocess import ChildProcess, live_with
 from vmemu.cleanup import run_all
 from vmemu.content import ContentSpec, ExpectedContent
@@ -90,7 +91,8 @@ class ClientGone(MigrationError):
 
 @dataclass(frozen=True)
 class ClientSpec:
-    """All that a client is told; ``index`` is that of its block in the VM."""
+    """All that a client is told; ``index`` is that of its block in the VM. Its threads have their
+    CPUs in ``places``."""
 
     name: str
     index: int
@@ -102,6 +104,7 @@ class ClientSpec:
     recipe: Recipe
     check_reads: bool
     keep_marks: bool
+    places: Places = field(default_factory=Places)
 
     @property
     def marked(self) -> bool:
@@ -329,6 +332,14 @@ class Clients(Sequence[ClientProcess]):
     def __init__(self, clients: Sequence[ClientProcess] = ()) -> None:
         self._clients = tuple(clients)
 
+    @classmethod
+    def planned(
+        cls, plans: Sequence[tuple[ClientSpec, Workload]], places: Places, bell: Bell
+    ) -> Clients:
+        """Those of ``plans``, which are not started yet, on the CPUs of ``places``."""
+        placed = [(replace(spec, places=places), workload) for spec, workload in plans]
+        return cls([ClientProcess(spec, workload, bell) for spec, workload in placed])
+
     def __len__(self) -> int:
         return len(self._clients)
 
@@ -471,7 +482,12 @@ class _ClientGuest:
         tids, faults = self._slots = shared.slots()
         self._workers = [
             GuestWorker(
-                guest, index, self._bell, slots=(tids + index, faults + index), waiting=place
+                guest,
+                index,
+                self._bell,
+                slots=(tids + index, faults + index),
+                waiting=place,
+                cpus=spec.places.of("clients", index),
             )
             for index, place in enumerate(places)
         ]

@@ -55,6 +55,7 @@ from vmemu._config.models import (
     Verify,
     Wait,
 )
+from vmemu._config.placing import CpuLists, Placing
 from vmemu._config.section import Section
 from vmemu._config.synthetics import Permutation, Phases, Sequential, Synthetic, Uniform
 from vmemu._config.types import LONGEST_NAME, FlipPoint, Name, Position, Region, Whole
@@ -71,6 +72,7 @@ __all__ = [
     "Channel",
     "ClientConfig",
     "CompactMap",
+    "CpuLists",
     "FileContent",
     "FirstTouchMap",
     "FlipPoint",
@@ -144,6 +146,11 @@ class Scenario(Section):
     )
     migration: Migration = Field(
         default=Migration.model_construct(), description="How the pages move."
+    )
+    placement: Placing = Field(
+        default="auto",
+        description="On which CPUs the threads run on whose way a fault is.",
+        examples=["{vcpus: 0-1, fault: 0, urgent: 0}"],
     )
     verify: Verify = Field(
         default=Verify.model_construct(), description="What is compared with what it must be."

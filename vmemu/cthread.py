@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from vmemu.affinity import CpuSet, settle
 from vmemu.errors import HostError
 from vmemu.interrupts import SIGNALS
 
@@ -40,15 +41,22 @@ class Bell:
 
 
 class CThread:
-    """A thread that runs ``function`` once and then rings ``bell``.
+    """A thread that runs ``function`` once, on ``cpus`` if any are given, and then rings ``bell``.
 
     ``error`` is what the function raised, None when it ended well. The function is one call of the
     core, without the GIL; whoever starts it must know how it is ended, since a thread can't be
     killed.
     """
 
-    def __init__(self, name: str, function: Callable[[], object], bell: Bell) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[], object],
+        bell: Bell,
+        cpus: CpuSet | None = None,
+    ) -> None:
         self.name = name
+        self._cpus = cpus
         self.error: BaseException | None = None
         self.done = False
         self._function = function
@@ -59,6 +67,7 @@ class CThread:
         # Signals are for the main thread: one taken here would only cut a system call short.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            settle(self._cpus)
             self._function()
         except BaseException as error:
             self.error = error
@@ -75,6 +84,11 @@ class CThread:
                 f"thread {self.name} can't be started: {error}; raise what limits this process"
                 " (ulimit -u, ulimit -v, pids.max of its control group)"
             ) from None
+
+    @property
+    def tid(self) -> int | None:
+        """The kernel's number of the thread while it runs."""
+        return None if self.done else self._thread.native_id
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for its end; False when the time is over."""

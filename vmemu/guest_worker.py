@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu import core
+from vmemu.affinity import CpuSet
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
+from vmemu.delivery import Slots
 from vmemu.ramblock import RAMList
 from vmemu.status import of_one_wait
 from vmemu.synthetic import SyntheticShare
@@ -149,9 +151,9 @@ class Guest:
 class GuestWorker:
     """One vCPU: its thread, its progress, its faults.
 
-    It replays the accesses [``begin``, ``end``) of its share; ``slots`` is where it writes its
-    thread id and where its faults are counted, two C pointers; ``waiting`` is where it writes the
-    touch that it is in, a ``struct vm_waiting *`` that lives as long as its thread.
+    It replays the accesses [``begin``, ``end``) of its share; ``slots`` are its ``Slots``;
+    ``waiting`` is where it writes the touch that it is in, a ``struct vm_waiting *`` that lives as
+    long as its thread. It runs on ``cpus``; what only marks runs anywhere.
     """
 
     def __init__(
@@ -160,22 +162,25 @@ class GuestWorker:
         index: int,
         bell: Bell,
         *,
-        slots: tuple[Any, Any],
+        slots: tuple[Any, ...],
         begin: int = 0,
         end: int = NO_END,
         log: Any = None,
         waiting: Any = None,
+        cpus: CpuSet | None = None,
     ) -> None:
         self.index = index
         self._guest = guest
         self._lanes, self._keep = lanes_to_c(guest.workload.vcpus[index])
         self._vcpu = self._create(begin, end)
         self._vcpu.log = core.ffi.NULL if log is None else log
-        self._vcpu.tid, self._vcpu.seen = self._slots = slots
+        self._slots = Slots(*slots)
+        self._vcpu.tid, self._vcpu.seen, own = self._slots
+        self._vcpu.delivery = core.ffi.NULL if own is None else own
         self._waiting = core.ffi.new("struct vm_waiting *") if waiting is None else waiting
         self._vcpu.waiting = self._waiting
         run = partial(core.call, core.lib.vm_vcpu_run, self._vcpu)
-        self.thread = CThread(f"vcpu{index}", run, bell)
+        self.thread = CThread(f"vcpu{index}", run, bell, cpus)
         # What was replayed at the source is marked beside the run, by a state of its own.
         self._marks_prefix = begin > 0 and guest.marks is not None
         self._marker = self._create(begin, begin)

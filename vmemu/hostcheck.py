@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from vmemu import core, hugepages, reservation, userfault
-from vmemu.errors import CoreError, HostError, HugepageShortage, InputError, mending
+from vmemu.errors import Advice, CoreError, HostError, HugepageShortage, InputError, mending
 from vmemu.memlock import UNLOCK, locks_new_memory
 from vmemu.memoryneed import Need, memory_shortage
 from vmemu.needed import needed_features, needed_ioctls
@@ -134,9 +134,11 @@ def postcopy_supported(
     *,
     target_page_size: int = TARGET_PAGE_SIZE,
     need: Need | None = None,
+    delivery: str = "thread",
 ) -> list[HostProblem]:
     """Everything that keeps these blocks from migrating by post-copy to this host; empty when
-    nothing does. ``need`` is the memory that the whole run takes, if that is to be looked at too.
+    nothing does. ``need`` is the memory that the whole run takes, if that is to be looked at too,
+    ``delivery`` that of the scenario.
 
     To be asked before the blocks are mapped: the proof takes a page of each pool, which a run that
     has mapped the whole pool has no more, and makes the files that blocks name, as mapping does.
@@ -145,7 +147,7 @@ def postcopy_supported(
     mapped = [block.name for block in blocks if block.address]
     if mapped:
         raise ValueError(f"blocks are mapped already: {', '.join(mapped)}")
-    check = _Check(blocks)
+    check = _Check(blocks, delivery)
     check.target_page(target_page_size)
     check.locked()
     check.memory(need)
@@ -164,6 +166,7 @@ def require_postcopy(
     need: Need | None = None,
     *,
     target_page_size: int = TARGET_PAGE_SIZE,
+    delivery: str = "thread",
 ) -> None:
     """Raise PostcopyUnsupported with everything that is wrong, if anything is.
 
@@ -173,7 +176,9 @@ def require_postcopy(
     """
 
     def attempt() -> None:
-        problems = postcopy_supported(blocks, target_page_size=target_page_size, need=need)
+        problems = postcopy_supported(
+            blocks, target_page_size=target_page_size, need=need, delivery=delivery
+        )
         if any(problem.code is not Code.HUGEPAGES for problem in problems):
             raise PostcopyUnsupported(problems)
         if problems:
@@ -199,9 +204,10 @@ def _names(blocks: Sequence[RAMBlock]) -> tuple[str, ...]:
 class _Check:
     """One check: what was found so far, and the userfaultfd that the proofs use."""
 
-    def __init__(self, blocks: Sequence[RAMBlock]) -> None:
+    def __init__(self, blocks: Sequence[RAMBlock], delivery: str) -> None:
         self.problems: list[HostProblem] = []
         self._blocks = blocks
+        self._needed = needed_features(blocks, delivery)
         self._uffd: Userfaultfd | None = None
         self._short: list[int] = []  # page sizes whose pool gave nothing
         self._locked = False
@@ -244,18 +250,21 @@ class _Check:
 
     def open(self, stack: ExitStack) -> None:
         try:
-            uffd = stack.enter_context(Userfaultfd(Feature(sum(needed_features(self._blocks)))))
+            uffd = stack.enter_context(Userfaultfd(Feature(sum(self._needed))))
         except HostError as error:
             return self._add(Code.OPEN, error.what, error.remedy)
         except CoreError as error:
             code = Code.HANDSHAKE if error.operation == "UFFDIO_API" else Code.OPEN
             return self._add(code, f"userfaultfd does not answer: {error}")
         self._uffd = uffd
-        for feature, names in needed_features(self._blocks).items():
+        for feature, names in self._needed.items():
             if not feature & uffd.available:
                 who = f", needed by {called(names)}" if names else ""
                 what = f"userfaultfd of this kernel lacks UFFD_FEATURE_{feature.name}{who}"
-                self._add(Code.FEATURE, what, "", names)
+                by_delivery = feature is Feature.SIGBUS
+                remedy = Advice("use 'delivery: thread'") if by_delivery else ""
+                key = "migration.postcopy.delivery" if by_delivery else ""
+                self._add(Code.FEATURE, what, remedy, names, key)
         return self._api_ioctls(uffd.how)
 
     def _api_ioctls(self, how: How) -> None:

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from vmemu import processlimits
+from vmemu import placement, processlimits
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
-from vmemu.channel import NothingCame, receive_one_of, receive_payload
+from vmemu.channel import NothingCame, channels_of, receive_one_of, receive_payload
 from vmemu.cleanup import run_all
-from vmemu.client_worker import ClientProcess, Clients, ClientSpec
+from vmemu.client_worker import Clients, ClientSpec
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
@@ -47,7 +47,7 @@ from vmemu.recipe import Recipe
 from vmemu.refusedpage import explained
 from vmemu.runstate import Phase, Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
-from vmemu.source_plan import longer_startup, source_spec
+from vmemu.source_plan import longer_startup, source_spec, spoiled
 from vmemu.status import RunStatus, StatusClient
 from vmemu.verification import Verification
 from vmemu.workload import Workload
@@ -58,8 +58,6 @@ CLIENT_PATIENCE_S = 1.0
 """How long a client gets to tell its figures when a run ends before its time."""
 PATIENCE_S = 5.0
 """How long threads and the source get to end once nothing holds them any more."""
-
-
 _HOW_TO_WAIT = "'on_unavailable: {wait: 30s}' in the scenario waits for that"
 
 
@@ -187,12 +185,14 @@ class Migration:
 
     def _prepare(self) -> None:
         processlimits.require(self.scenario, events=self._event_file is not None)
+        placement.require(self.scenario)
         blocks = blocks_of(self.scenario)
         need = memory_needed(self.scenario)
         if memory_shortage(need) or beyond_memory(need):
             self._require_host(blocks)  # no dictionary of pages for blocks that can't be
         self._client_plans = client_plans(self.scenario, blocks)
         self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
+        self.run_state.placement = placement.decide(self.scenario, self.run_state.workload)
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
         self.run_state.memory = MemoryManager(blocks, wait_s, self._pause, need.beside_hugepages())
@@ -226,9 +226,10 @@ class Migration:
     def _require_host(self, blocks: Sequence[RAMBlock]) -> None:
         """Raise PostcopyUnsupported with all that keeps this host from it."""
         target = self.scenario.guest.target_page_size
+        delivery = self.scenario.migration.postcopy.delivery
         need = memory_needed(self.scenario)
         with self._located():
-            require_postcopy(blocks, need=need, target_page_size=target)
+            require_postcopy(blocks, need=need, target_page_size=target, delivery=delivery)
 
     @contextmanager
     def _located(self) -> Iterator[None]:
@@ -247,9 +248,7 @@ class Migration:
         self._bell = Bell()
         self._open_logs()
         if self._source is None:
-            self._source = SourceProcess(
-                self.scenario.migration.postcopy.preempt, self._log(SOURCE)
-            )
+            self._source = SourceProcess(channels_of(self.scenario), self._log(SOURCE))
             self._ends = self._source.ends
             self._source.start()
         self._source.tell(self._source_spec(memory))
@@ -263,6 +262,7 @@ class Migration:
             memlock=self._memlock,
             inhibitor=self._inhibitor,
             events=self._log(DESTINATION),
+            places=self.run_state.places,
         )
         self.run_state.incoming = incoming
         self._launch_clients(memory)
@@ -296,10 +296,9 @@ class Migration:
     def _launch_clients(self, memory: MemoryManager) -> None:
         """They come up beside the source, and register before anybody runs."""
         assert self._bell is not None and self._status is not None
-        self.run_state.clients = Clients(
-            [ClientProcess(spec, workload, self._bell) for spec, workload in self._client_plans]
-        )
-        self.run_state.clients.launch(memory.blocks, self._status, self.scenario.guest.vcpus)
+        run = self.run_state
+        run.clients = Clients.planned(self._client_plans, run.places, self._bell)
+        run.clients.launch(memory.blocks, self._status, self.scenario.guest.vcpus)
 
     def _await_clients(self) -> None:
         clients, timeout_s = self.run_state.clients, self.scenario.source.startup_timeout / 1e9
@@ -315,12 +314,8 @@ class Migration:
         assert workload is not None
         assert self._recipe is not None
         spec = source_spec(self.scenario, workload, self._recipe, entries_of(list(memory.blocks)))
-        names = [block.name for block in memory.blocks]
-        flips, stalls = (
-            tuple((names.index(name), offset) for name, offset in places)
-            for places in (self._flips, self._stalls)
-        )
-        return replace(spec, flips=flips, stalls=stalls)
+        spec = spoiled(spec, flips=self._flips, stalls=self._stalls)
+        return replace(spec, places=self.run_state.places)
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]
@@ -380,6 +375,7 @@ class Migration:
                 begin=self._begin(index),
                 log=pointer(self._log(DESTINATION)),
                 waiting=self._status.waiting(index),
+                cpus=run.places.of("vcpus", index),
             )
             for index in range(self.scenario.guest.vcpus)
         ]
@@ -422,6 +418,7 @@ class Migration:
         return flip.vcpus[vcpu]["position"] if flip is not None and flip.vcpus else 0
 
     def _drain(self) -> None:
+        self.run_state.lift_placement(self._source)
         if not self.scenario.migration.postcopy.push:
             self._incoming.request_push()
         self._wait(lambda: self._incoming.complete)
@@ -491,6 +488,7 @@ class Migration:
         """Note when the last page came, which may be long before the guest is done."""
         if self._incoming.complete and not self.run_state.postcopy_ended_ns:
             self.run_state.postcopy_ended_ns = time.monotonic_ns()
+            self.run_state.lift_placement(self._source)
 
     def _somebody_waits(self) -> bool:
         if self._incoming.complete:

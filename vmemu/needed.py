@@ -16,11 +16,17 @@ OF_BACKING: dict[Backing, tuple[Feature, ...]] = {
     Backing.SHARED: (Feature.MISSING_SHMEM,),
 }
 
+OF_DELIVERY: dict[str, tuple[Feature, ...]] = {"thread": (), "sigbus": (Feature.SIGBUS,)}
+"""How a vCPU comes to a page that it misses."""
 
-def needed_features(blocks: Sequence[RAMBlock]) -> dict[Feature, tuple[str, ...]]:
+
+def needed_features(
+    blocks: Sequence[RAMBlock], delivery: str = "thread"
+) -> dict[Feature, tuple[str, ...]]:
     """The features of userfaultfd that post-copy of these blocks can't do without, and the names of
     the blocks that need each; none means every block."""
-    needed: dict[Feature, tuple[str, ...]] = dict.fromkeys(OF_EVERY_BLOCK, ())
+    every = (*OF_EVERY_BLOCK, *OF_DELIVERY[delivery])
+    needed: dict[Feature, tuple[str, ...]] = dict.fromkeys(every, ())
     for block in blocks:
         for feature in OF_BACKING[block.backing]:
             needed[feature] = (*needed.get(feature, ()), block.name)

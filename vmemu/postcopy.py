@@ -30,11 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu import core
+from vmemu.affinity import CpuSet, Places
 from vmemu.balloon import BalloonInhibitor
 from vmemu.blocktime import STAGE_DTYPE
 from vmemu.channel import ChannelEnds, send, try_send
 from vmemu.cleanup import run_all
 from vmemu.cthread import Bell, CThread
+from vmemu.delivery import Deliveries, Slots
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
 from vmemu.events import EventBlock, EventLog, pointer
 from vmemu.manager import MemoryManager
@@ -95,6 +97,7 @@ class IncomingPostcopy:
 
     ``memory`` is mapped before ``listen``; ``vcpus`` is how many threads of the guest will announce
     themselves. ``bell`` rings when the last page is placed and when one of the two threads ends.
+    ``places`` has the CPUs of the threads.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class IncomingPostcopy:
         memlock: MemoryLock | None = None,
         inhibitor: BalloonInhibitor | None = None,
         events: EventLog | None = None,
+        places: Places | None = None,
     ) -> None:
         self.state = PostcopyState.NONE
         self.memory = memory
@@ -124,7 +128,9 @@ class IncomingPostcopy:
         self._vcpus = vcpus
         self._prefetch = prefetch
         self._walkers: list[Any] = []
+        self.deliveries = Deliveries(ends.vcpus, self._incoming)
         self._threads: list[CThread] = []
+        self._places = places or Places()
         self._stuck: list[str] = []
         self._clients: tuple[Any, list[Client]] | None = None
         self.discards = Discards()
@@ -209,7 +215,9 @@ class IncomingPostcopy:
     def receive_precopy(self) -> CThread:
         """Start the thread that takes pre-copied pages; it ends at the flip. See ``control``."""
         self._expect("receive_precopy", PostcopyState.ADVISE)
-        return self._start("precopy", core.lib.vm_precopy_receive)
+        return self._start(
+            "precopy", core.lib.vm_precopy_receive, cpus=self._places.of("precopy_in")
+        )
 
     @property
     def control(self) -> Header:
@@ -269,13 +277,18 @@ class IncomingPostcopy:
             self._prepare_discard()
         self._settle()
         self._note("loadvm_postcopy_handle_listen", step="after discard")
-        self.uffd = Userfaultfd(_wanted_features())
-        self.uffd.require(needed_features(list(self.blocks)))
+        needed = needed_features(list(self.blocks), self.deliveries.kind)
+        self.uffd = Userfaultfd(_wanted_features() | Feature(sum(needed)))
+        self.uffd.require(needed)
         self.memory.register(self.uffd)
         self._incoming.uffd = self.uffd.fd
         self._fill_clients(clients)
+        self.deliveries.open()
+        if self.deliveries and not clients:
+            self._incoming.fault_threads = 0  # nobody's faults would ever be read
         for index in range(self._incoming.fault_threads):
-            self._start(f"fault{index}", core.lib.vm_fault_loop, index)
+            cpus = self._places.of("fault", index)
+            self._start(f"fault{index}", core.lib.vm_fault_loop, index, cpus=cpus)
         self._wait_for_fault_threads()
         self._note("loadvm_postcopy_handle_listen", step="after uffd")
         self._enter(PostcopyState.LISTENING)
@@ -326,7 +339,7 @@ class IncomingPostcopy:
         """Place what the source sends from now on; the guest may touch its memory."""
         self._expect("run", PostcopyState.LISTENING)
         self._note("loadvm_postcopy_handle_run")
-        self._start("listen", core.lib.vm_listen_loop)
+        self._start("listen", core.lib.vm_listen_loop, cpus=self._places.of("listen"))
         self._enter(PostcopyState.RUNNING)
 
     def pause(self) -> None:
@@ -355,6 +368,11 @@ class IncomingPostcopy:
         return self.state is PostcopyState.RUNNING
 
     @property
+    def tids(self) -> list[int]:
+        """Its threads that run, as the kernel numbers them."""
+        return [tid for thread in self._threads if (tid := thread.tid) is not None]
+
+    @property
     def complete(self) -> bool:
         """Whether every page of every block is placed."""
         return self.ram is not None and self.ram.pages_received == self.ram.pages_total
@@ -365,13 +383,14 @@ class IncomingPostcopy:
         When the source ends, all channels do, and only the main one may say why: that thread is
         heard first, and gets a moment to have its say.
         """
-        if any(thread.error is not None for thread in self._threads):
+        if self.deliveries.failed or any(thread.error is not None for thread in self._threads):
             listening = [thread for thread in self._threads if thread.name == "listen"]
             for thread in listening:
                 thread.join(LAST_WORDS_S)
             for thread in (*listening, *self._threads):
                 if thread.error is not None:
                     raise thread.error
+            self.deliveries.check()
         self._check_promise()
 
     def _check_promise(self) -> None:
@@ -383,10 +402,10 @@ class IncomingPostcopy:
                 f"the source says that all is sent, with {counted(missing, 'page')} missing"
             )
 
-    def vcpu_slots(self, index: int) -> tuple[Any, Any]:
-        """Where vCPU ``index`` writes its thread id, and where its faults are counted: two C
-        pointers."""
-        return self._vcpu_tid + index, self._vcpu_faults + index
+    def vcpu_slots(self, index: int) -> Slots:
+        """What vCPU ``index`` has here, once memory is registered."""
+        delivery = self.deliveries.slot(index) if self.deliveries else None
+        return Slots(self._vcpu_tid + index, self._vcpu_faults + index, delivery)
 
     @property
     def figures(self) -> Any:
@@ -399,7 +418,8 @@ class IncomingPostcopy:
         Only after the threads have ended.
         """
         parts = [np.empty(0, STAGE_DTYPE)]
-        for part in (self._incoming.stages_main, self._incoming.stages_urgent):
+        incoming = self._incoming
+        for part in (incoming.stages_main, incoming.stages_urgent, *self.deliveries.stages):
             if part.count:
                 buffer = core.ffi.buffer(part.record, part.count * STAGE_DTYPE.itemsize)
                 parts.append(np.frombuffer(buffer, STAGE_DTYPE).copy())
@@ -411,6 +431,7 @@ class IncomingPostcopy:
         """Let go of every thread that waits for a page: it goes on with zeros, so it must be told
         to stop first."""
         self.memory.let_go()
+        self.deliveries.let_go()
 
     def end(self, failed: bool = False) -> None:
         """Give everything but the mappings back. Safe in any state and after any failure; once is
@@ -455,9 +476,11 @@ class IncomingPostcopy:
     def _stop_threads(self) -> None:
         """Raises MigrationError when one does not end: then what it uses stays open."""
         self._quit.ring()
+        self.deliveries.let_go()
         self._stuck = [
             thread.name for thread in self._threads if not thread.join(THREAD_PATIENCE_S)
         ]
+        self._stuck += self.deliveries.close(THREAD_PATIENCE_S)
         if self._stuck:
             raise MigrationError(f"threads that do not end: {', '.join(self._stuck)}")
 
@@ -497,8 +520,9 @@ class IncomingPostcopy:
         incoming.walker = self._followed(self._vcpus)
         incoming.vcpus = self._vcpus
 
-    def _start(self, name: str, loop: Any, *arguments: int) -> CThread:
-        thread = CThread(name, lambda: core.call(loop, self._incoming, *arguments), self._bell)
+    def _start(self, name: str, loop: Any, *arguments: int, cpus: CpuSet | None = None) -> CThread:
+        run = partial(core.call, loop, self._incoming, *arguments)
+        thread = CThread(name, run, self._bell, cpus)
         self._threads.append(thread)
         thread.start()
         return thread

@@ -28,6 +28,8 @@ _OF_EVERY_RUN = 14
 """The bell, the status, userfaultfd and the pipes to the source, and what starting a process takes
 while all these are there."""
 _OF_A_SECOND_CHANNEL = 2
+_OF_A_VCPU_BY_ITSELF = 4
+"""Both ends of its two pipes, until the source has its own."""
 _OF_A_CLIENT = 5
 """Its socket, two pipes of the process, its userfaultfd, and what is mapped of it."""
 _OF_EVENTS = 2
@@ -106,7 +108,10 @@ def files_needed(scenario: Scenario, *, events: bool = False) -> int:
     urgent = _OF_A_SECOND_CHANNEL if scenario.migration.postcopy.preempt else 0
     logs = _OF_EVENTS if events else 0
     pools = any(block.backing == "hugetlbfs" for block in scenario.blocks)  # a reservation
-    return _OF_EVERY_RUN + urgent + logs + pools + blocks + _OF_A_CLIENT * len(scenario.clients)
+    own = scenario.migration.postcopy.delivery == "sigbus"
+    vcpus = _OF_A_VCPU_BY_ITSELF * scenario.guest.vcpus if own else 0
+    clients = _OF_A_CLIENT * len(scenario.clients)
+    return _OF_EVERY_RUN + urgent + vcpus + logs + pools + blocks + clients
 
 
 def largest_file(scenario: Scenario) -> int:

@@ -57,6 +57,7 @@ class Message(enum.IntEnum):
     ZERO = 10
     COMPLETE = 11
     FAILED = 12
+    ELSEWHERE = 15
     ADVISE = 16
     REQ_PAGES = 17
     REQ_PAGES_ID = 18

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vmemu.affinity import Places
 from vmemu.balloon import Balloon
+from vmemu.childprocess import ChildProcess
 from vmemu.client_worker import Clients
 from vmemu.config import Scenario
 from vmemu.content import ExpectedContent
@@ -12,6 +14,7 @@ from vmemu.errors import MigrationError
 from vmemu.flip import Flip
 from vmemu.guest_worker import GuestWorker, Mismatch, Waiting
 from vmemu.manager import MemoryManager
+from vmemu.placement import Placement
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.units import counted, format_seconds
 from vmemu.verification import Verification
@@ -72,6 +75,7 @@ class Run:
     phases: list[Phase] = field(default_factory=list)
     started_ns: int = 0
     workload: Workload | None = None
+    placement: Placement | None = None
     memory: MemoryManager | None = None
     incoming: IncomingPostcopy | None = None
     expected: ExpectedContent | None = None
@@ -90,6 +94,11 @@ class Run:
         return self.flip is None and any(phase.name == "precopy" for phase in self.phases)
 
     # ---- while it runs ----
+
+    @property
+    def places(self) -> Places:
+        """The CPUs of its threads, once they are chosen."""
+        return self.placement.places if self.placement is not None else Places()
 
     def waiting(self) -> list[Waiting]:
         """The vCPUs that are stopped now, those of clients too."""
@@ -126,6 +135,14 @@ class Run:
             "checked": now.bytes_checked,
             "messages": int(self.incoming.figures.messages),
         }
+
+    def lift_placement(self, source: ChildProcess | None) -> None:
+        """No fault can come any more: its threads, here and elsewhere, may compute anywhere."""
+        if self.placement is None or self.incoming is None:
+            return
+        vcpus = [tid for worker in self.workers if (tid := worker.thread.tid) is not None]
+        children = [child.pid for child in (*self.clients, source) if child is not None]
+        self.placement.lift(filter(None, children), [*vcpus, *self.incoming.tids])
 
     # ---- at its end ----
 

@@ -12,12 +12,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any, cast
 
 from vmemu import core, dirty
-from vmemu.channel import ChannelEnds, create_pipes, receive, send, send_bytes
+from vmemu.affinity import Places, settle
+from vmemu.channel import ChannelEnds, VcpuEnds, receive, send, send_bytes
 from vmemu.childprocess import ChildProcess, live_with
 from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
@@ -27,6 +29,8 @@ from vmemu.source_precopy import ALIVE_S, Note, Precopy, PrecopySpec, SourceGues
 
 NO_PRECOPY = PrecopySpec()
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from vmemu.events import EventLog
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
@@ -46,7 +50,8 @@ class PushSpec:
 @dataclass(frozen=True)
 class SourceSpec:
     """All that the source process is told. ``release_ram``: free what was sent. ``flips`` are
-    (block index, offset): bytes to spoil, for tests, and ``stalls`` pages never to send."""
+    (block index, offset): bytes to spoil, for tests, and ``stalls`` pages never to send. ``places``
+    are the CPUs of its threads."""
 
     seed: int
     blocks: tuple[BlockEntry, ...]
@@ -59,6 +64,7 @@ class SourceSpec:
     events: EventLog | None = None
     flips: tuple[tuple[int, int], ...] = ()
     stalls: tuple[tuple[int, int], ...] = ()
+    places: Places = field(default_factory=Places)
 
 
 # ---- in the destination ----
@@ -68,17 +74,17 @@ class SourceProcess(ChildProcess):
     """The source process as the destination sees it; ``ends`` are the destination's.
 
     It may be started before it is known what it has to do: its interpreter comes up while the
-    destination imports, plans and maps. Closing ``ends`` ends it. ``events`` is its log, with the
-    blocks described.
+    destination imports, plans and maps. Closing ``ends`` ends it. ``channels`` are both sides' ends
+    of its channels, ``events`` is its log, with the blocks described.
     """
 
     def __init__(
         self,
-        preempt: bool,
+        channels: tuple[ChannelEnds, ChannelEnds],
         events: EventLog | None = None,
         life: Callable[[Connection, ChannelEnds, EventLog | None], None] | None = None,
     ) -> None:
-        self.ends, self._theirs = create_pipes(preempt)
+        self.ends, self._theirs = channels
         self._told, self._telling = Pipe(duplex=False)
         arguments = (self._told, self._theirs, events)
         super().__init__("the source process", "vmemu-source", life or serve, arguments)
@@ -116,10 +122,10 @@ def serve(told: Connection, ends: ChannelEnds, events: EventLog | None) -> None:
     except PeerGone:
         pass  # the destination ended first: it knows why
     except VmemuError as error:
-        _say_failed(ends, str(error), error.exit_code)
+        _say_failed(ends.main, str(error), error.exit_code)
         sys.exit(error.exit_code)
     except MemoryError:
-        _say_failed(ends, "no memory for the image", MigrationError.exit_code)
+        _say_failed(ends.main, "no memory for the image", MigrationError.exit_code)
         sys.exit(1)
 
 
@@ -150,9 +156,9 @@ def _saying_alive(ends: ChannelEnds) -> Iterator[None]:
         thread.join()
 
 
-def _say_failed(ends: ChannelEnds, reason: str, exit_code: int) -> None:
+def _say_failed(end: Connection, reason: str, exit_code: int) -> None:
     with contextlib.suppress(PeerGone):
-        send(ends.main, Message.FAILED, reason.encode()[:4000], pages=exit_code)
+        send(end, Message.FAILED, reason.encode()[:4000], pages=exit_code)
 
 
 def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
@@ -171,7 +177,7 @@ def _serve(spec: SourceSpec, ends: ChannelEnds) -> None:
         source.urgent_fd = ends.urgent_fd
         source.return_fd = ends.return_path.fileno()
         source.push_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        _send_pages(source, ends, bell)
+        _send_pages(source, ends, bell, spec.places)
     finally:
         bell.close()
 
@@ -181,7 +187,9 @@ def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
     guest = None
     if spec.guest is not None:
         with _saying_alive(ends):
-            guest = SourceGuest(spec.guest, source, spec.seed, spec.blocks, spec.contents)
+            guest = SourceGuest(
+                spec.guest, source, spec.seed, spec.blocks, spec.contents, places=spec.places
+            )
     after_ns = spec.guest.after_ns if spec.guest is not None else None
     precopy = Precopy(
         source,
@@ -192,6 +200,7 @@ def _precopy(spec: SourceSpec, source: Any, ends: ChannelEnds) -> None:
         main=ends.main,
         note=_noting(spec),
     )
+    settle(spec.places.of("precopy_out"))
     precopy.run()
     send_bytes(ends.main, precopy.package(), "the flip")
     if guest is not None:
@@ -216,18 +225,43 @@ def _noting(spec: SourceSpec) -> Note:
     return spec.events.note
 
 
-def _send_pages(source: Any, ends: ChannelEnds, bell: Bell) -> None:
+def _send_pages(source: Any, ends: ChannelEnds, bell: Bell, places: Places) -> None:
     if source.urgent_fd < 0:
+        settle(places.of("urgent"))
         core.call(core.lib.vm_source_both, source)
         return
-    push = CThread("push", lambda: core.call(core.lib.vm_source_push, source), bell)
-    push.start()
+    run = partial(core.call, core.lib.vm_source_push, source)
+    push = CThread("push", run, bell, places.of("push"))
+    threads = [push, *_vcpu_servers(source, ends, bell, places)]
+    for thread in threads:
+        thread.start()
     try:
+        settle(places.of("urgent"))  # not before: a thread begins where its starter is
         core.call(core.lib.vm_source_serve, source)
     finally:
-        push.join()  # it writes to the main channel, on which a failure is told next
-    if push.error is not None:
-        raise push.error
+        for thread in threads:
+            thread.join()  # the push writes to the main channel, on which a failure is told next
+    for thread in threads:
+        if thread.error is not None:
+            raise thread.error
+
+
+def _vcpu_servers(source: Any, ends: ChannelEnds, bell: Bell, places: Places) -> list[CThread]:
+    """A thread for each vCPU that serves itself. It ends when the vCPU's end of its return path is
+    closed, and tells a failure to the vCPU that waits for it."""
+
+    def serve(own: VcpuEnds) -> None:
+        descriptors = (own.return_path.fileno(), own.pages.fileno())
+        try:
+            core.call(core.lib.vm_source_serve_vcpu, source, *descriptors)
+        except VmemuError as error:
+            _say_failed(own.pages, str(error), error.exit_code)
+            raise
+
+    return [
+        CThread(f"serve{index}", partial(serve, own), bell, places.of("urgent", index))
+        for index, own in enumerate(ends.vcpus)
+    ]
 
 
 def _create(spec: SourceSpec) -> Any:

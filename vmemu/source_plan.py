@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from vmemu.config import Scenario
 from vmemu.plan import contents_of
 from vmemu.protocol import BlockEntry
@@ -27,6 +30,21 @@ def source_spec(
         postcopy_bandwidth=postcopy.bandwidth,
         push=_push(scenario, workload, blocks),
         release_ram=postcopy.release_ram,
+    )
+
+
+def spoiled(
+    spec: SourceSpec,
+    *,
+    flips: Sequence[tuple[str, int]],
+    stalls: Sequence[tuple[str, int]],
+) -> SourceSpec:
+    """The same with bytes to spoil and pages never to send, each as (block name, offset)."""
+    names = [block.name for block in spec.blocks]
+    return replace(
+        spec,
+        flips=tuple((names.index(name), offset) for name, offset in flips),
+        stalls=tuple((names.index(name), offset) for name, offset in stalls),
     )
 
 

@@ -23,6 +23,7 @@ from vmemu.protocol import MAX_DISCARDS_PER_COMMAND, BlockEntry, Message, pack_d
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from vmemu.affinity import Places
     from vmemu.content import ContentSpec
     from vmemu.guest_worker import Guest, GuestWorker
     from vmemu.recipe import Recipe
@@ -76,6 +77,8 @@ class SourceGuest:
         seed: int,
         blocks: tuple[BlockEntry, ...],
         contents: tuple[ContentSpec, ...],
+        *,
+        places: Places,
     ) -> None:
         from vmemu.content import ExpectedContent
         from vmemu.guest_worker import Guest, GuestWorker
@@ -107,6 +110,7 @@ class SourceGuest:
                 self._bell,
                 slots=(self._tids + index, self._seen + index),
                 end=end,
+                cpus=places.of("source_vcpus", index),
             )
             for index, end in enumerate(spec.ends)
         ]

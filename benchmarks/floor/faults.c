@@ -19,6 +19,10 @@
 
 #include "floor.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
 /* What goes ahead of a page: with several faults under way nobody else could tell which it is. */
 struct header {
     uint64_t page;

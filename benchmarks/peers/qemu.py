@@ -65,7 +65,7 @@ class Migration:
     demand_only: bool = False
     """The push is held back."""
     traced: bool = False
-    """Trace events are logged, which costs."""
+    """Trace events are logged and blocktime is kept, which costs."""
 
 
 def needed() -> None:
@@ -108,15 +108,17 @@ def push_rate(migration: Migration, cpus: Collection[int], directory: Path) -> f
 
 def latencies(migration: Migration, cpus: Collection[int], directory: Path) -> Mapping[str, float]:
     """Of the guest's faults in us: ``seen_p50``, ``seen_p99`` by the guest; with traces also
-    ``placed_p50``, ``placed_p99``, from the fault thread's request until the page was placed, and
-    ``faults``.
+    ``placed_p50``, ``placed_p99``, from the fault thread's request until the page was placed,
+    ``faults``, and with the push ``blocktime_ms`` of the vCPU, all as QEMU tells.
 
     Where there is a push too, some reads of the guest find their page: only the trace has faults.
     """
     with Pair(migration, cpus, directory) as pair:
         pair.flip()
         figures = pair.destination.reads(migration.guest, directory)
-        pair.stop()
+        if migration.traced and not migration.demand_only:
+            figures["blocktime_ms"] = pair.destination.blocktime_ms()
+        pair.stop()  # its log is complete then
     if migration.traced:
         said = eventcompare.summarize(str(directory / _LOG))
         if not said["requests"]["pages"]:
@@ -154,6 +156,7 @@ class Pair:
             "events": True,
             "postcopy-ram": True,
             "postcopy-preempt": migration.preempt,
+            "postcopy-blocktime": migration.traced,
         }
         switches = [{"capability": name, "state": on} for name, on in capabilities.items() if on]
         for machine in (self.source, self.destination):
@@ -233,6 +236,11 @@ class _Machine:
         each, all_of_them = guest.read_ticks(table.read_bytes())
         us = each * ((ended - begun) * 1e6 / all_of_them)
         return {f"seen_p{p}": float(np.percentile(us, p)) for p in (50, 99)}
+
+    def blocktime_ms(self) -> float:
+        """How long its only vCPU stood still in all, once it has all memory."""
+        self.qmp.wait_for("MIGRATION", lambda said: said["status"] == "completed")
+        return float(self.qmp.command("query-migrate")["postcopy-vcpu-blocktime"][0])
 
     def _kill(self) -> None:
         self._process.kill()

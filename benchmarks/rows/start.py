@@ -53,7 +53,7 @@ def rows(context: Context) -> Iterable[Row]:
 
 def _set_up_ms(context: Context) -> float:
     """The image that the source makes is in the phase precopy, and so not counted."""
-    size = GIB if not context.quick else GIB // 4
+    size = GIB // 2 if context.quick else GIB
 
     def phases_ms(size: int) -> float:
         scenario = pushed(block(size), verify={"reads": False, "final": False})

@@ -92,18 +92,22 @@ class AnyScenario:
         }
         if rounds and self._random.random() < 0.3:
             precopy |= {"switch": "converged", "max_downtime": "10ms", "max_time": "500ms"}
+        postcopy: Data = {
+            "push": self._random.random() < 0.7,
+            "release_ram": self._random.random() < 0.3,
+            "push_order": self._random.choice(("sequential", "around_faults", "recorded")),
+        }
+        if self._random.random() < 0.3:
+            postcopy["delivery"] = "sigbus"
+        else:
+            postcopy["preempt"] = self._random.random() < 0.7
+            postcopy["fault_threads"] = self._random.choice((1, 1, 2))
+            postcopy["fault_around"] = self._random.choice((0, 0, 16))
+            postcopy["prefetch"] = self._random.choice(("none", "adaptive"))
         return {
             "precopy": precopy,
             "flip_at": self._random.choice(("0%", "0%", "25%", "100%")),
-            "postcopy": {
-                "preempt": self._random.random() < 0.7,
-                "push": self._random.random() < 0.7,
-                "fault_threads": self._random.choice((1, 1, 2)),
-                "release_ram": self._random.random() < 0.3,
-                "fault_around": self._random.choice((0, 0, 16)),
-                "prefetch": self._random.choice(("none", "adaptive")),
-                "push_order": self._random.choice(("sequential", "around_faults", "recorded")),
-            },
+            "postcopy": postcopy,
         }
 
     # ---- what may be wrong, or only unusual ----

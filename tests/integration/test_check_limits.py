@@ -178,12 +178,14 @@ def test_a_limit_on_address_space(tmp_path: Path) -> None:
     agrees(elsewhere(path, *shell(low, reason["remedy"])), "ok")
 
 
-@pytest.mark.parametrize("clients", [0, 3])
-def test_a_limit_on_open_files(clients: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("clients", "delivery"), [(0, "thread"), (0, "sigbus"), (3, "thread")])
+def test_a_limit_on_open_files(clients: int, delivery: str, tmp_path: Path) -> None:
     blocks = [shared(name=f"s{number}") for number in range(8)]
     trace = guest()["trace"]
     sections = [{"name": f"c{n}", "block": "s0", "trace": trace} for n in range(clients)]
-    path = scenario(tmp_path, *blocks, **({"clients": sections} if clients else {}))
+    more = {"clients": sections} if clients else {}
+    more |= {"migration": {"postcopy": {"delivery": delivery}}}
+    path = scenario(tmp_path, *blocks, **more)
     low = "ulimit -S -n 20"
     found = elsewhere(path, *shell(low))
     agrees(found, "incompatible")

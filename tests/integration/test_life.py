@@ -115,10 +115,11 @@ def drawn_flip(dice: random.Random, scattering: bool) -> int | str:
 
 
 def drawn_postcopy(dice: random.Random) -> dict[str, Any]:
+    by_itself = dice.random() < 0.3
+    threads = {"preempt": dice.random() < 0.5, "fault_threads": dice.randrange(1, 4)}
     return {
-        "preempt": dice.random() < 0.5,
+        **({"delivery": "sigbus"} if by_itself else threads),
         "push": dice.random() < 0.7,
-        "fault_threads": dice.randrange(1, 4),
         "release_ram": dice.random() < 0.3,
         "fault_around": dice.choice((0, 3, 16, 256)),
         "prefetch": dice.choice(("none", "adaptive")),

@@ -51,6 +51,7 @@ def test_the_guest_faults_and_the_log_has_its_faults(tmp_path: Path, preempt: bo
     assert 0 < figures["faults"] <= 8192 + 1024
     assert 0 < figures["placed_p50"] <= figures["placed_p99"]
     assert 0 < figures["seen_p50"] <= figures["seen_p99"]
+    assert figures["blocktime_ms"] >= 0
     assert machines(tmp_path) == []
 
 

@@ -110,6 +110,28 @@ def test_without_preempt_there_is_no_urgent_channel():
         assert len({destination.main.fileno(), destination.return_path.fileno()}) == 2
 
 
+@pytest.mark.parametrize(("page_size", "room"), [(4096, 65536), (2 << 20, 1 << 18)])
+def test_vcpus_that_serve_themselves_have_pipes_of_their_own(page_size, room):
+    destination, source = create_pipes(True, vcpus=3, page_size=page_size)
+    try:
+        assert len(destination.vcpus) == len(source.vcpus) == 3
+        for ours, theirs in zip(destination.vcpus, source.vcpus, strict=True):
+            # A vCPU has one request on its way, so a write never waits; a read must.
+            for end in (ours.return_path, ours.pages, theirs.return_path, theirs.pages):
+                assert os.get_blocking(end.fileno())
+            os.write(ours.return_path.fileno(), b"ask")
+            assert os.read(theirs.return_path.fileno(), 9) == b"ask"
+            os.write(theirs.pages.fileno(), b"page")
+            assert os.read(ours.pages.fileno(), 9) == b"page"
+            assert fcntl.fcntl(ours.pages.fileno(), fcntl.F_GETPIPE_SZ) >= room
+    finally:
+        destination.close()
+        source.close()
+    for ends in (*destination.vcpus, *source.vcpus):
+        assert ends.return_path.closed
+        assert ends.pages.closed
+
+
 def test_only_the_return_path_never_stops_its_writer(ends):
     destination, source = ends
     assert not os.get_blocking(destination.return_path.fileno())

@@ -20,7 +20,7 @@ from vmemu.check.codes import Code
 from vmemu.check.judge import judge
 from vmemu.check.verdict import ScenarioReport
 from vmemu.errors import ConfigError
-from vmemu.host.document import HostDocument, Kernel, Mount, Proof, Userfault, Way
+from vmemu.host.document import Cpus, HostDocument, Kernel, Mount, Proof, Userfault, Way
 from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
 from vmemu.ramblock import Backing
 from vmemu.userfault import Feature
@@ -402,6 +402,19 @@ def test_what_every_block_needs_is_of_the_whole(judged: Judging, feature: Featur
     assert [reason.code for reason in report.reasons] == [Code.FEATURE]
 
 
+def test_delivery_by_the_vcpu_needs_the_signal(judged: Judging) -> None:
+    without = Userfault(how="syscall", ways=(), features=FEATURES, refused=())
+    there = without.model_copy(update={"features": (*FEATURES, "SIGBUS")})
+    sigbus = {"postcopy": {"delivery": "sigbus"}}
+    on = host().model_copy(update={"userfault": without})
+    found = only(Code.FEATURE, judged(ram(), on=on, migration=sigbus))
+    assert found["message"].endswith("UFFD_FEATURE_SIGBUS, which 'delivery: sigbus' needs")
+    assert found["remedy"] == "migration: {postcopy: {delivery: thread}}"
+    assert judged(ram(), on=on).verdict == "ok"
+    on = host().model_copy(update={"userfault": there})
+    assert judged(ram(), on=on, migration=sigbus).verdict == "ok"
+
+
 @pytest.mark.parametrize(("works", "code"), [(False, Code.PROOF), (None, Code.UNPROVEN)])
 def test_proofs_of_a_recorded_host_count(judged: Judging, works: bool | None, code: Code) -> None:
     proof = Proof(
@@ -509,6 +522,39 @@ def test_short_limits_in_time_are_unknown(
     assert (found["verdict"], found["remedy"]) == ("unknown", remedy)
     longer = {"limits": {"stall": "2s"}, "source": {"startup_timeout": "34s"}}
     assert judged(longer).verdict == "ok"
+
+
+NAMED = {"vcpus": "0-1", "urgent": "2-3", "push": 9}
+
+
+@pytest.mark.parametrize(
+    ("leaving", "arriving", "migration", "fields"),
+    [
+        ((0, 1, 2, 3, 9), (0, 1), {}, []),
+        ((0, 1), (0, 1), {}, ["urgent", "push"]),
+        ((2, 3, 9), (0, 1), {}, []),
+        ((2, 3, 9), (0, 1), {"flip_at": "50%"}, ["vcpus"]),
+        ((0, 1, 2, 3), (2, 3), {}, ["push", "vcpus"]),
+    ],
+)
+def test_named_cpus_are_those_of_the_end_that_uses_them(
+    judged: Judging,
+    leaving: tuple[int, ...],
+    arriving: tuple[int, ...],
+    migration: dict[str, Any],
+    fields: list[str],
+) -> None:
+    source, destination = (host(cpus=Cpus(online=10, allowed=a)) for a in (leaving, arriving))
+    report = judged(ram(), source=source, on=destination, placement=NAMED, migration=migration)
+    found = [reason for reason in reasons(report) if reason["code"] == Code.CPUS]
+    assert {reason["place"].rpartition(".")[2] for reason in found} == set(fields)
+    assert report.verdict == ("incompatible" if fields else "ok")
+
+
+def test_named_cpus_within_one_host_are_all_its_own(judged: Judging) -> None:
+    found = only(Code.CPUS, judged(ram(), placement={"listen": 1, "push": "1-2"}))
+    assert "CPU 2 is not among those that vmemu on" in found["message"]
+    assert found["message"].endswith("may use (0-1)")
 
 
 def test_traces_are_not_laid_on_what_no_memory_holds(judged: Judging) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmemu import topology
 from vmemu.jobs import cpus
 
 CPU_SETS = st.sets(st.integers(0, 300), min_size=1, max_size=70)
@@ -58,7 +59,7 @@ def machine(root: Path, nodes: int, cores: int) -> dict[int, tuple[int, int]]:
 
 
 def test_hyperthreads_and_nodes_stay_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpus, "SYSFS", tmp_path)
+    monkeypatch.setattr(topology, "SYSFS", tmp_path)
     places = machine(tmp_path, nodes=2, cores=8)
     allowed = set(places)
     for worker in range(2):
@@ -69,7 +70,7 @@ def test_hyperthreads_and_nodes_stay_together(tmp_path, monkeypatch):
 
 
 def test_without_sysfs_numbers_decide(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpus, "SYSFS", tmp_path)
+    monkeypatch.setattr(topology, "SYSFS", tmp_path)
     assert cpus.deal(1, 2, {5, 3, 9, 7}) == {7, 9}
 
 

@@ -165,6 +165,18 @@ def test_a_kernel_that_names_no_thread_is_told_once_for_all_blocks(kernel):
     assert problem.what.endswith("lacks UFFD_FEATURE_THREAD_ID")
 
 
+def test_a_kernel_without_the_signal_is_told_to_whom_it_matters(kernel):
+    kernel.features &= ~int(Feature.SIGBUS)
+    assert problems_of(anonymous()) == []
+    (problem,) = postcopy_supported([anonymous()], delivery="sigbus")
+    assert (problem.code, problem.blocks) == (Code.FEATURE, ())
+    assert problem.what.endswith("lacks UFFD_FEATURE_SIGBUS")
+    assert (problem.remedy, problem.key) == (
+        "use 'delivery: thread'",
+        "migration.postcopy.delivery",
+    )
+
+
 def test_each_feature_is_asked_for_by_those_who_need_it():
     blocks = [anonymous(), huge("h"), shared("s"), huge("i")]
     assert needed_features(blocks) == {
@@ -173,6 +185,8 @@ def test_each_feature_is_asked_for_by_those_who_need_it():
         Feature.MISSING_SHMEM: ("s",),
     }
     assert needed_features([anonymous()]) == {Feature.THREAD_ID: ()}
+    by_itself = needed_features([anonymous()], "sigbus")
+    assert by_itself == {Feature.THREAD_ID: (), Feature.SIGBUS: ()}
     assert needed_ioctls(huge()) == Ioctl.COPY | Ioctl.WAKE
     assert needed_ioctls(shared()) == Ioctl.COPY | Ioctl.WAKE | Ioctl.ZEROPAGE
 

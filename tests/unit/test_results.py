@@ -21,6 +21,7 @@ from support import scenario
 from vmemu import core
 from vmemu.blocktime import STAGE_DTYPE
 from vmemu.core import PeerGone
+from vmemu.delivery import Deliveries
 from vmemu.errors import CoreError, HugepageShortage, InputError, MigrationError, VmemuError
 from vmemu.guest_worker import FAULT_DTYPE, Mismatch, Waiting
 from vmemu.postcopy import Discards, PostcopyState
@@ -67,6 +68,7 @@ class FakeIncoming:
         self.states = [(PostcopyState.ADVISE, 60), (PostcopyState.LISTENING, 90)]
         self.warnings = ["block ram is not locked again"]
         self.requested: list[tuple[int, ...]] = []
+        self.deliveries = Deliveries([], self.figures)
 
     def requested_pages(self) -> np.ndarray[Any, Any]:
         return np.array(self.requested, STAGE_DTYPE)

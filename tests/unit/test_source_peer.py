@@ -16,6 +16,7 @@ from vmemu.errors import ProtocolError
 from vmemu.protocol import FLAG_URGENT, Header, Message
 
 LOOPS = pytest.mark.parametrize("loop", ["vm_source_serve", "vm_source_both"])
+OF_VCPU = "vm_source_serve_vcpu"
 
 
 @pytest.fixture
@@ -158,3 +159,31 @@ def source_after_stop(source: Source) -> bytes:
     source._close("main_fd")
     with os.fdopen(read, "rb") as file:
         return file.read()
+
+
+# ---- a vCPU that serves itself ----
+
+
+def test_a_vcpu_is_told_what_goes_another_way(source):
+    """It waits for an answer to each of its requests."""
+    source.c.image[0].sent[0] = 0b110
+    wanted = request(b"ram", 0) + request(None, SMALL) + request(None, 0) + request(None, 3 * SMALL)
+    sent = messages(source.run(OF_VCPU, wanted))
+    assert [(header.type, header.offset, header.pages, header.length) for header in sent] == [
+        (Message.PAGES, 0, 1, SMALL),
+        (Message.ELSEWHERE, SMALL, 1, 0),
+        (Message.ELSEWHERE, 0, 1, 0),
+        (Message.ZERO, 3 * SMALL, 1, 0),
+    ]
+
+
+def test_the_end_of_a_vcpu_is_not_that_of_the_source(source):
+    source.run(OF_VCPU, request(b"ram", 0))
+    assert not source.c.stop
+
+
+@pytest.mark.parametrize("kind", [Message.PUSH, Message.SHUT, Message.HELLO])
+def test_a_vcpu_may_only_ask(source, kind):
+    with pytest.raises(ProtocolError, match="not expected from a vCPU"):
+        source.run(OF_VCPU, Header(kind).pack())
+    assert not source.c.stop

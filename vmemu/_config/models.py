@@ -296,6 +296,11 @@ class Postcopy(Section):
     fault_threads: Whole = Field(
         default=1, ge=1, le=64, description="Threads that read userfaultfd, for many vCPUs."
     )
+    delivery: Literal["thread", "sigbus"] = Field(
+        default="thread",
+        description="Who fetches a missing page: a fault thread for all vCPUs, or with `sigbus`"
+        " each vCPU for itself, on channels of its own.",
+    )
     release_ram: Flag = Field(
         default=False, description="The source frees the pages that were sent."
     )

@@ -22,6 +22,7 @@ effective configuration of a scenario with all its defaults, as a scenario that 
 | rate | a size a second, or decimal bits as links have them (`bit`, `kbit`, `Mbit`, `Gbit`): `1GiB/s`, `10Gbit/s` |
 | share | a number from 0 to 1, or a percentage: `0.25`, `25%` |
 | place in a trace | a number of accesses, counted from 0, or a percentage of them: `1594333`, `12.5%` |
+| list of CPUs | as the kernel writes them: `0`, `0-3,8` |
 | name | text of 1 to 255 bytes without unprintable characters |
 | path of what exists | text; a relative path starts at the directory of the scenario file, in `--set` too |
 | absolute path | text that begins with `/` |
@@ -36,6 +37,21 @@ YAML. `--seed N` is short for `--set seed=N`.
 """
 
 FURTHER = {
+    "placement": """\
+A fault passes four threads, and where they run matters more than what they do: waking one on another CPU
+that is at rest costs many times what a switch does. The words:
+
+| word | meaning |
+| --- | --- |
+| `auto` | measures at the start what waking a thread costs on its own CPU and on another one, and chooses `colocate` or `none` by that, by how many threads may fault, how much they compute between two faults, and how large their pages are |
+| `colocate` | vCPUs, clients, fault threads and the source's server share the CPU on which the run began, and what only moves bulk is kept off it; without `preempt` pages that are asked for come with the bulk, so the listen thread is there as well |
+| `spread` | those that hand a page to each other have different CPUs |
+| `none` | the scheduler decides |
+
+With a word, all threads may run anywhere again once the last page is there or the guest is done, and the guest
+at the source runs anywhere. CPUs that are named are kept from beginning to end. No placement ever goes
+beyond the CPUs that the process was given (`taskset`, the cpuset of a control group): to name others is an error.
+""",
     "blocks[]": """\
 A block is what QEMU calls a RAMBlock. Its host pages are what is requested, sent and placed as one:
 4 KiB for anonymous and shared memory (the base page size of the host), or the hugepages of

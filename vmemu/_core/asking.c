@@ -29,7 +29,7 @@ static int send_request(struct vm_asking *a, struct vm_request q, struct vm_erro
         message.header.length = block->name_length;
         memcpy(message.name, block->name, block->name_length);
     }
-    while (write(a->in->return_fd, &message, sizeof(message.header) + message.header.length) < 0) {
+    while (write(a->fd, &message, sizeof(message.header) + message.header.length) < 0) {
         if (errno == EAGAIN) {
             return 0;
         }

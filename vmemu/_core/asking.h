@@ -19,6 +19,7 @@ struct vm_request {
 
 struct vm_asking {
     struct vm_incoming *in;
+    int fd;           /* where requests are written */
     bool always_name; /* several threads write to the return path: none knows what was named last */
     int64_t named;    /* the block that the last request named, or -1 */
     unsigned kept;    /* requests that wait for room, in the order of their faults */

@@ -286,7 +286,10 @@ int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err)
 {
     struct fault_thread thread = {
         .in = in,
-        .asking = {.in = in, .named = -1, .always_name = in->fault_threads > 1},
+        .asking = {.in = in,
+                   .fd = in->return_fd,
+                   .named = -1,
+                   .always_name = in->fault_threads > 1},
         .polled = calloc(POLL_CLIENTS + in->clients, sizeof(struct pollfd)),
     };
     int rc;

@@ -8,6 +8,8 @@
  *    preempt, the urgent pages too.
  *
  * All end by quit_fd, an eventfd that is never read, so that it ends everybody.
+ *
+ * Where vCPUs serve themselves (delivery.h), a fault thread runs for the clients alone.
  */
 #ifndef VM_INCOMING_H
 #define VM_INCOMING_H
@@ -70,6 +72,8 @@ struct vm_client {
     struct vm_walker *walker; /* a thread each, or NULL: no prefetch */
 };
 
+struct vm_delivery;
+
 struct vm_incoming {
     struct vm_ram *ram;
     struct vm_event_log *log; /* NULL: no events are logged */
@@ -89,6 +93,10 @@ struct vm_incoming {
     uint32_t fault_running; /* of these, how many have begun to serve */
     uint32_t clients;
     struct vm_client *client;
+    uint32_t deliveries;          /* vCPUs that serve themselves; 0: the fault threads do it */
+    uint32_t delivery_waiters;    /* of these, who waits for a page that somebody else brings */
+    uint32_t over;                /* none of them is to wait any longer */
+    struct vm_delivery *delivery; /* one a vCPU */
     struct vm_fault_stats stats;
     struct vm_carried carried;
     struct vm_place_stats placed_main, placed_urgent;
@@ -107,6 +115,8 @@ int vm_listen_loop(struct vm_incoming *in, struct vm_error *err);
 
 /* Pages of a block were placed: wake who waits for them in client processes. */
 void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, uint64_t length);
+/* Pages were placed and their bits are set: wake vCPUs that serve themselves and wait for one. */
+void vm_deliveries_wake(struct vm_incoming *in, uint32_t block, uint64_t first, uint64_t pages);
 void vm_stages_release(struct vm_stages *stages);
 
 /*

@@ -105,8 +105,13 @@ static int check_pages(const struct vm_receiver *r, const struct vm_header *h, s
     if (h->pages == 0 || first >= block->pages || h->pages > block->pages - first) {
         return refuse(r, h, "pages outside the block", err);
     }
-    if (h->type == VM_MSG_ZERO) {
-        return h->length == 0 ? 0 : refuse(r, h, "zero pages carry no bytes", err);
+    if (h->type != VM_MSG_PAGES) {
+        return h->length == 0
+                   ? 0
+                   : refuse(r, h,
+                            h->type == VM_MSG_ZERO ? "zero pages carry no bytes"
+                                                   : "pages that go another way carry no bytes",
+                            err);
     }
     if (h->length != (uint64_t)h->pages << block->page_shift) {
         return refuse(r, h, "the length is not that of the pages", err);
@@ -120,6 +125,7 @@ static int check_header(const struct vm_receiver *r, const struct vm_header *h,
     switch (h->type) {
     case VM_MSG_PAGES:
     case VM_MSG_ZERO:
+    case VM_MSG_ELSEWHERE:
         return check_pages(r, h, err);
     case VM_MSG_COMPLETE:
         return h->length == 0 ? 0 : refuse(r, h, "completion carries no bytes", err);
@@ -265,11 +271,21 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
     }
     /* After the bits: a client that looks at them later finds the page by itself. */
     vm_clients_wake(in, h->block, h->offset, (uint64_t)h->pages * page_size);
+    vm_deliveries_wake(in, h->block, h->offset >> block->page_shift, h->pages);
     vm_add(&in->bytes_received, h->length);
     if (vm_ram_count_received(in->ram, fresh)) {
         eventfd_write(in->bell_fd, 1);
     }
     return 0;
+}
+
+static void note_answer(struct vm_receiver *r, const struct vm_header *h)
+{
+    uint64_t first = h->offset >> r->in->ram->block[h->block].page_shift;
+
+    if (h->block == r->awaited.block && r->awaited.page - first < h->pages) {
+        r->awaits = false;
+    }
 }
 
 /* A whole message lies at start. An enum vm_received, or -1. */
@@ -280,6 +296,10 @@ static int handle_message(struct vm_receiver *r, const struct vm_header *h, stru
     if (h->type == VM_MSG_COMPLETE) {
         return VM_RECEIVED_COMPLETE;
     }
+    if (h->type == VM_MSG_ELSEWHERE) {
+        note_answer(r, h);
+        return VM_RECEIVED_MORE;
+    }
     if (h->type == VM_MSG_FAILED) {
         char reason[120];
 
@@ -287,6 +307,7 @@ static int handle_message(struct vm_receiver *r, const struct vm_header *h, stru
                  (const char *)payload);
         return vm_fail_gone(err, r->name, reason);
     }
+    note_answer(r, h);
     return place_pages(r, h, payload, err);
 }
 

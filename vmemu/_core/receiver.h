@@ -3,8 +3,10 @@
 #ifndef VM_RECEIVER_H
 #define VM_RECEIVER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
+#include "asking.h"
 #include "incoming.h"
 #include "wire.h"
 
@@ -20,7 +22,10 @@ struct vm_receiver {
     uint64_t capacity; /* bytes from start on */
     uint64_t have;     /* bytes there */
     uint64_t eager;    /* how much to read before a header is known */
-    uint8_t *zeros;    /* as long as the largest page; never written, so it costs no memory */
+    /* A page that the source owes an answer, itself or that it goes another way; cleared by it. */
+    bool awaits;
+    struct vm_request awaited;
+    uint8_t *zeros; /* as long as the largest page; never written, so it costs no memory */
     uint64_t zeros_length;
 };
 

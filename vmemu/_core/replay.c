@@ -457,8 +457,14 @@ int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err)
     v->thread = (uint32_t)syscall(SYS_gettid);
     vm_set(&v->waiting->tid, v->thread);
     vm_set_release(v->tid, v->thread);
+    if (v->delivery) {
+        vm_delivery_enter(v->delivery);
+    }
     rc = vm_for_each_slice(v, v->begin, v->end, g->pace ? replay_paced : replay_slice, &r, err);
-    vm_set(v->tid, 0);
+    if (v->delivery) {
+        vm_delivery_leave();
+    }
+    vm_set_release(v->tid, 0);
     vm_set(&v->waiting->tid, 0); /* the kernel may give it to another thread */
     free(r.refs);
     return rc;

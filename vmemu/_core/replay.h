@@ -10,6 +10,7 @@
 
 #include "access.h"
 #include "content.h"
+#include "delivery.h"
 #include "error.h"
 #include "events.h"
 #include "lane.h"
@@ -68,7 +69,8 @@ struct vm_guest {
 
 struct vm_vcpu {
     const struct vm_guest *guest;
-    const struct vm_lane *lane; /* what it does */
+    struct vm_delivery *delivery; /* with which it serves its own faults; NULL: others do it */
+    const struct vm_lane *lane;   /* what it does */
     uint32_t lanes;
     struct vm_event_log *log; /* NULL: no events are logged */
     uint32_t id;

@@ -12,6 +12,10 @@
 /* Puts the messages of the return path together from whatever read gives. */
 struct requests {
     struct vm_source *s;
+    int return_fd; /* read end */
+    int page_fd;   /* where the answers go */
+    bool of_vcpu;  /* the channel of one vCPU, which waits for each answer */
+    bool ended;    /* nobody will ask any more */
     int64_t named; /* the block that was named last, or -1 */
     bool push;     /* the destination has asked for the push */
     uint32_t have;
@@ -36,12 +40,6 @@ static int refuse(const struct vm_header *h, const char *why, struct vm_error *e
                             (unsigned long long)h->offset, h->pages, h->length, why);
 }
 
-/* Answers leave on the urgent channel, where there is one. */
-static int answers_fd(const struct vm_source *s)
-{
-    return s->urgent_fd >= 0 ? s->urgent_fd : s->main_fd;
-}
-
 /* Whether a request is for whole pages of the block: its last one may lie before its first. */
 static bool within(const struct vm_image *image, const struct vm_header *h, uint64_t first)
 {
@@ -53,9 +51,13 @@ static bool within(const struct vm_image *image, const struct vm_header *h, uint
            (uint64_t)last < image->pages;
 }
 
-/* What goes along with an answer: what a vCPU is going to, then what lies around it. */
+/* What goes along with an answer: what a vCPU is going to, then what lies around it. A vCPU that
+ * serves itself reads its channel only while it waits, so nothing goes along to it. */
 static void plan(struct requests *q, const struct vm_header *h, uint32_t block, uint64_t first)
 {
+    if (q->of_vcpu) {
+        return;
+    }
     if (h->flags & VM_FLAG_AHEAD) {
         vm_carry_plan(&q->carry, (struct vm_window){.next = first + (uint64_t)h->stride,
                                                     .left = h->pages - 1,
@@ -64,6 +66,19 @@ static void plan(struct requests *q, const struct vm_header *h, uint32_t block, 
                                                     .flags = VM_FLAG_AHEAD});
     }
     vm_carry_around(&q->carry, q->s, block, first);
+}
+
+/* The page was claimed by somebody else, and whoever waits here would wait for ever. */
+static int tell_elsewhere(struct requests *q, uint32_t block, uint64_t page, struct vm_error *err)
+{
+    struct vm_header h = {
+        .type = VM_MSG_ELSEWHERE,
+        .block = block,
+        .offset = page << q->s->image[block].page_shift,
+        .pages = 1,
+    };
+
+    return vm_source_send(q->s, q->page_fd, &h, NULL, err);
 }
 
 /* Answer a request: one message a page, so that the first page asked for is not held up by the
@@ -95,9 +110,12 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
                                  .flags = VM_FLAG_URGENT,
                                  .queued_ns = queued_ns};
 
-            if (vm_source_send_run(s, answers_fd(s), &run, err) < 0) {
+            if (vm_source_send_run(s, q->page_fd, &run, err) < 0) {
                 return -1;
             }
+        }
+        if (!fresh && q->of_vcpu && tell_elsewhere(q, block, page, err) < 0) {
+            return -1;
         }
     }
     plan(q, h, block, first);
@@ -108,6 +126,9 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
 static int handle_request(struct requests *q, const struct vm_header *h, const uint8_t *name,
                           struct vm_error *err)
 {
+    if (q->of_vcpu && h->type != VM_MSG_REQ_PAGES_ID && h->type != VM_MSG_REQ_PAGES) {
+        return refuse(h, "not expected from a vCPU", err);
+    }
     switch (h->type) {
     case VM_MSG_REQ_PAGES_ID:
         q->named = find_name(q->s, name, h->length);
@@ -154,42 +175,65 @@ static int handle_requests(struct requests *q, struct vm_error *err)
 }
 
 /* One read of the return path and what it completes. Its end means that the destination is gone:
- * stop. */
+ * stop. That of a vCPU ends with the vCPU's part in it. */
 static int read_requests(struct requests *q, struct vm_error *err)
 {
-    ssize_t got = read(q->s->return_fd, q->buffer + q->have, sizeof(q->buffer) - q->have);
+    ssize_t got = read(q->return_fd, q->buffer + q->have, sizeof(q->buffer) - q->have);
 
     if (got > 0) {
         q->have += (uint32_t)got;
         return handle_requests(q, err);
     }
     if (got == 0) {
-        vm_set_release(&q->s->stop, 1);
+        q->ended = true;
+        if (!q->of_vcpu) {
+            vm_set_release(&q->s->stop, 1);
+        }
         return 0;
     }
     return errno == EINTR || errno == EAGAIN ? 0 : vm_fail_errno(err, "read of the return path", 0);
 }
 
 /* Whoever waits for a page comes before what nobody waits for: so this looks, and does not wait. */
-static bool asked(const struct vm_source *s)
+static bool asked(const struct requests *q)
 {
-    struct pollfd p = {.fd = s->return_fd, .events = POLLIN};
+    struct pollfd p = {.fd = q->return_fd, .events = POLLIN};
 
     return poll(&p, 1, 0) > 0;
 }
 
-int vm_source_serve(struct vm_source *s, struct vm_error *err)
+static int serve(struct requests *q, struct vm_error *err)
 {
-    struct requests q = {.s = s, .named = -1};
     int rc = 0;
 
-    while (rc == 0 && !vm_get_acquire(&s->stop)) {
-        rc = q.carry.count && !asked(s) ? vm_carry_some(&q.carry, s, answers_fd(s), err)
-                                        : read_requests(&q, err);
+    while (rc == 0 && !q->ended && !vm_get_acquire(&q->s->stop)) {
+        rc = q->carry.count && !asked(q) ? vm_carry_some(&q->carry, q->s, q->page_fd, err)
+                                         : read_requests(q, err);
     }
+    return rc;
+}
+
+int vm_source_serve(struct vm_source *s, struct vm_error *err)
+{
+    struct requests q = {
+        .s = s,
+        .return_fd = s->return_fd,
+        .page_fd = s->urgent_fd >= 0 ? s->urgent_fd : s->main_fd,
+        .named = -1,
+    };
+    int rc = serve(&q, err);
+
     vm_set_release(&s->stop, 1);
     eventfd_write(s->push_fd, 1); /* a push that has not begun has to see the end too */
     return rc;
+}
+
+int vm_source_serve_vcpu(struct vm_source *s, int return_fd, int page_fd, struct vm_error *err)
+{
+    struct requests q = {
+        .s = s, .return_fd = return_fd, .page_fd = page_fd, .of_vcpu = true, .named = -1};
+
+    return serve(&q, err);
 }
 
 /* How long to wait for a request before anything else may go; NULL: for ever. */
@@ -204,7 +248,7 @@ static const struct timespec *patience(const struct requests *q, bool pushing,
 
 int vm_source_both(struct vm_source *s, struct vm_error *err)
 {
-    struct requests q = {.s = s, .named = -1};
+    struct requests q = {.s = s, .return_fd = s->return_fd, .page_fd = s->main_fd, .named = -1};
     struct pollfd p = {.fd = s->return_fd, .events = POLLIN};
     bool left = true;
     int rc = 0;
@@ -223,7 +267,7 @@ int vm_source_both(struct vm_source *s, struct vm_error *err)
         if (p.revents) {
             rc = read_requests(&q, err);
         } else if (q.carry.count) {
-            rc = vm_carry_some(&q.carry, s, answers_fd(s), err);
+            rc = vm_carry_some(&q.carry, s, q.page_fd, err);
         } else if (pushing) {
             rc = vm_push_one_run(s, err);
             left = rc != 0;

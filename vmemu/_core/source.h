@@ -5,6 +5,7 @@
  *   vm_source_round  pre-copy: sends every dirty target page once, while the guest runs here;
  *   vm_source_serve  preempt: answers requests on the urgent channel while
  *   vm_source_push   sends everything else on the main channel from a thread of its own;
+ *   vm_source_serve_vcpu  the same for one vCPU that serves itself, on channels of its own;
  *   vm_source_both   without preempt: one thread, one channel, requests before the push.
  */
 #ifndef VM_SOURCE_H
@@ -93,6 +94,8 @@ void vm_source_release_sent(struct vm_source *s);
 
 /* Each returns 0 when the destination is done or gone, or -1. */
 int vm_source_serve(struct vm_source *s, struct vm_error *err);
+/* Until the vCPU's end of the return path is closed; tells it what goes another way. */
+int vm_source_serve_vcpu(struct vm_source *s, int return_fd, int page_fd, struct vm_error *err);
 int vm_source_push(struct vm_source *s, struct vm_error *err);
 int vm_source_both(struct vm_source *s, struct vm_error *err);
 

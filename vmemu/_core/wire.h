@@ -31,7 +31,8 @@ enum vm_message {
     VM_MSG_PAGES = 9,         /* pages * page size bytes follow */
     VM_MSG_ZERO = 10,         /* the pages are zeros, nothing follows */
     VM_MSG_COMPLETE = 11,     /* every page was sent, on this channel or on the urgent one */
-    VM_MSG_FAILED = 12, /* the source gives up; the reason follows, `pages` is its exit code */
+    VM_MSG_FAILED = 12,    /* the source gives up; the reason follows, `pages` is its exit code */
+    VM_MSG_ELSEWHERE = 15, /* on the channel of a vCPU: the page was sent on another channel */
     /* destination to source: the return path */
     VM_MSG_ADVISE = 16,       /* blocks and page sizes agree, memory is empty: ours follow */
     VM_MSG_REQ_PAGES = 17,    /* of the block that was named last */

@@ -46,6 +46,7 @@ class Code(enum.StrEnum):
     OPEN_FILES = "open_files"
     FILE_SIZE = "file_size"
     TIME_LIMIT = "time_limit"
+    CPUS = "cpus"
 
     # Features of the kernel.
     USERFAULTFD = "userfaultfd"

@@ -55,19 +55,25 @@ def _user_mode_only(case: Case) -> Finding:
 
 def _features(case: Case, features: frozenset[str]) -> Iterator[Finding]:
     # It takes the core with it, which takes longer than all rules together.
-    from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
+    from vmemu.needed import OF_BACKING, OF_DELIVERY, OF_EVERY_BLOCK
     from vmemu.ramblock import Backing
 
     for wanted in OF_EVERY_BLOCK:
         if wanted.name not in features:
             yield case.of_all("", Code.FEATURE, _lacks(case.destination, wanted))
+    for wanted in OF_DELIVERY[case.scenario.migration.postcopy.delivery]:
+        if wanted.name not in features:
+            remedy = Setting("migration: {postcopy: {delivery: thread}}")
+            lacks = f"{_lacks(case.destination, wanted)}, which 'delivery: sigbus' needs"
+            yield case.of_all("migration.postcopy.delivery", Code.FEATURE, lacks, remedy)
     for block in case.blocks:
         backing = Backing(block.block.backing)
         for wanted in OF_BACKING[backing]:
             if wanted.name not in features:
                 what = f"{_lacks(case.destination, wanted)}, which {backing.value} memory needs"
-                remedy = _another_backing(block)
-                yield case.of_block(block.number, "backing", Code.FEATURE, what, remedy)
+                yield case.of_block(
+                    block.number, "backing", Code.FEATURE, what, _another_backing(block)
+                )
 
 
 def _lacks(end: End, feature: Feature) -> str:

@@ -12,6 +12,7 @@ from vmemu._config.types import parse_region
 from vmemu.check import (
     block_files,
     both_ends,
+    cpus,
     features,
     memory,
     pages,
@@ -35,6 +36,7 @@ _RULES = (
     memory.rules,
     process_limits.rules,
     time_limits.rules,
+    cpus.rules,
     features.rules,
     both_ends.rules,
 )

@@ -130,11 +130,12 @@ def _run_and_keep(
 def _source_ahead(scenario: Scenario) -> SourceProcess | None:
     """Its interpreter comes up while this one imports what a run takes. None where it can't be
     started: the run says why, in its turn."""
+    from vmemu.channel import channels_of
     from vmemu.errors import HostError
     from vmemu.source_loader import SourceProcess
 
     try:
-        source = SourceProcess(scenario.migration.postcopy.preempt)
+        source = SourceProcess(channels_of(scenario))
         source.start()
     except (HostError, OSError):
         return None

@@ -215,11 +215,7 @@ def _wakeups(host: HostDocument) -> Iterator[Problem]:
     if other is not None and other > _SLOW_WAKEUP_NS:
         what = (
             f"waking a thread on another, idle CPU takes {format_duration(other, digits=3)}: "
-            "each fault waits for that, unless all threads share a CPU"
+            "each fault waits for that with 'placement: none' or 'spread', and not with"
+            " 'colocate', which 'auto' chooses where it pays"
         )
-        remedy = (
-            f"taskset -c {host.cpus.allowed[0]} vmemu run SCENARIO.yaml"
-            if host.cpus.allowed
-            else ""
-        )
-        yield _problem("wakeup", what, remedy, "note")
+        yield _problem("wakeup", what, "", "note")

@@ -6,9 +6,11 @@ import os
 import re
 import resource
 
+from vmemu.cpulist import parse_cpus
 from vmemu.host.document import Cpus, Limits, Thp
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity
+from vmemu.units import UnitError
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -67,10 +69,7 @@ def cpus(files: HostFiles) -> Cpus:
 
 def cpu_list(text: str) -> list[int]:
     """The numbers in a list such as ``0-3,8``; empty for what is no such list."""
-    found: list[int] = []
-    for part in text.strip().split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if match is None:
-            return []
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return found
+    try:
+        return sorted(parse_cpus(text.strip()))
+    except UnitError:
+        return []

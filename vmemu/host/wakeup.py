@@ -24,15 +24,18 @@ class Wakeup:
     why: str = ""
 
 
-def measure() -> Wakeup:
-    """Wake a thread some times, on CPUs that this process may use; takes a few ms."""
-    first, *others = sorted(os.sched_getaffinity(0))
+def measure(here: int | None = None, rounds: int = _ROUNDS) -> Wakeup:
+    """Wake a thread ``rounds`` times on each of two CPUs that this process may use, one of them
+    ``here``, the first by default; takes a few ms."""
+    allowed = sorted(os.sched_getaffinity(0))
+    first = allowed[0] if here is None else here
+    others = [cpu for cpu in allowed if cpu != first]
     same: int | None = None
     try:
-        same = _median_ns(first, first)
+        same = _median_ns(first, first, rounds)
         if not others:
             return Wakeup(same, None, f"this process may use no other CPU than {first}")
-        return Wakeup(same, _median_ns(first, _of_another_core(first, others)))
+        return Wakeup(same, _median_ns(first, _of_another_core(first, others), rounds))
     except CoreError as error:
         return Wakeup(same, None, str(error))
 
@@ -51,7 +54,7 @@ def _core(cpu: int) -> str:
         return str(cpu)
 
 
-def _median_ns(waker: int, sleeper: int) -> int:
-    took = core.ffi.new("uint64_t[]", _ROUNDS)
-    core.call(core.lib.vm_wakeup, waker, sleeper, _ROUNDS, _PAUSE_NS, took)
-    return int(sorted(took)[_ROUNDS // 2])
+def _median_ns(waker: int, sleeper: int, rounds: int) -> int:
+    took = core.ffi.new("uint64_t[]", rounds)
+    core.call(core.lib.vm_wakeup, waker, sleeper, rounds, _PAUSE_NS, took)
+    return int(sorted(took)[rounds // 2])

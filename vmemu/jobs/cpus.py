@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
-SYSFS = Path("/sys/devices/system")
+from vmemu.topology import place
+
 _XDIST_WORKER = re.compile(r"gw(\d+)")
 
 
@@ -23,7 +23,7 @@ def deal(worker: int, workers: int, allowed: Collection[int] | None = None) -> f
     default what this process may use). Where there are more workers than CPUs each has one, and
     they go round. Raises ValueError for a worker that is none of them, and without CPUs.
     """
-    cpus = sorted(os.sched_getaffinity(0) if allowed is None else set(allowed), key=_place)
+    cpus = sorted(os.sched_getaffinity(0) if allowed is None else set(allowed), key=place)
     if not 0 <= worker < workers or not cpus:
         raise ValueError(f"no worker {worker} of {workers} on {len(cpus)} CPUs")
     if workers > len(cpus):
@@ -43,20 +43,3 @@ def share_of_xdist(environ: Mapping[str, str] = os.environ) -> frozenset[int]:
     if name is None or not count.isdecimal() or int(count) == 0:
         return deal(0, 1)
     return deal(int(name[1]) % int(count), int(count))
-
-
-def _place(cpu: int) -> tuple[int, int, int, int]:
-    """Where a CPU is: its node, its package, the first CPU of its core; 0 where /sys says nothing,
-    and then its number decides."""
-    directory = SYSFS / f"cpu/cpu{cpu}"
-    node = min((int(found.name[4:]) for found in directory.glob("node[0-9]*")), default=0)
-    package = _first_number(directory / "topology/physical_package_id")
-    return node, package, _first_number(directory / "topology/thread_siblings_list", cpu), cpu
-
-
-def _first_number(file: Path, otherwise: int = 0) -> int:
-    try:
-        found = re.match(r"\d+", file.read_text())
-    except OSError:
-        return otherwise
-    return int(found[0]) if found else otherwise

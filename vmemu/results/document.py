@@ -71,6 +71,7 @@ def build(run: Run) -> Document:
             for p in run.phases
         ],
         "blocks": _blocks(run),
+        "placement": run.placement.described() if run.placement else None,
         "pace": run.scenario.guest.pace.model_dump(),
         "map": _map(run.workload),
         "vcpus": vcpus,
@@ -332,6 +333,7 @@ def _faults(run: Run, faults: NDArray[Any]) -> Document:
     others = blocktime.of_others(requested, [int(w.figures.thread) for w in run.workers])
     return {
         **counts,
+        "delivery": run.scenario.migration.postcopy.delivery,
         "latency_ns": blocktime.summary(latency),
         "histogram": blocktime.histogram(latency),
         "stages_ns": blocktime.stages(requested),
@@ -365,6 +367,7 @@ def _placing(run: Run) -> Document:
     """What placing pages met on the way, on both channels."""
     figures = run.incoming.figures if run.incoming else None
     parts = (figures.placed_main, figures.placed_urgent) if figures else ()
+    parts = (*parts, *(run.incoming.deliveries.placed if run.incoming else ()))
     names = ("exists", "again", "partial")
     return {name: sum(int(getattr(part, name)) for part in parts) for name in names}
 

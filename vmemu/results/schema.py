@@ -158,6 +158,29 @@ class Pace(Model):
     accesses_per_second: Annotated[int, Field(ge=1)] | None = None
 
 
+class CpusByRole(Model):
+    """Where the threads of each role ran, as lists of CPUs."""
+
+    vcpus: str
+    clients: str
+    fault: str
+    urgent: str
+    listen: str
+    push: str
+
+
+class Placement(Model):
+    """On which CPUs a fault was served, and why; the costs are None where nothing depended on
+    them."""
+
+    asked: Literal["auto", "colocate", "spread", "none", "explicit"]
+    chosen: Literal["colocate", "spread", "none", "explicit"]
+    why: str
+    wakeup_same_ns: Nanoseconds | None
+    wakeup_other_ns: Nanoseconds | None
+    cpus: CpusByRole
+
+
 class Client(Model):
     """What a process beside the guest did and what it suffered, its threads together."""
 
@@ -244,7 +267,7 @@ class Carried(Model):
 
 
 class Faults(Model):
-    """Faults of all vCPUs, and what the fault thread saw of them."""
+    """Faults of all vCPUs, and what was seen of them by who served them: ``delivery`` says who."""
 
     count: Count
     requests_sent: Count
@@ -255,6 +278,7 @@ class Faults(Model):
     foreign: Count
     of_clients: Count
     deferred: Count
+    delivery: Literal["thread", "sigbus"] = "thread"
     latency_ns: Latency
     histogram: tuple[Bucket, ...]
     stages_ns: Stages
@@ -353,6 +377,7 @@ class Result(Model):
     error: Error | None
     phases: tuple[Phase, ...]
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    placement: Placement | None
     pace: Pace
     map: Map
     vcpus: Annotated[tuple[Vcpu, ...], Field(min_length=1)]

@@ -210,6 +210,9 @@ def _figures(document: Document) -> Table:
     ]
     if carried := _carried(document["faults"]["carried"]):
         rows.insert(2, ("came along", carried))
+    if document["placement"]:
+        where = _placement(document["placement"], clients=bool(document["clients"]))
+        rows.append(("placement", where))
     if document["precopy"]["rounds"] is None:
         rows.insert(0, ("pre-copy", "not over: what was done at the source is not known"))
     elif document["precopy"]["rounds"] or any(v["accesses_at_source"] for v in document["vcpus"]):
@@ -294,6 +297,19 @@ def _throughput(throughput: Document) -> str:
 
 def _phases(phases: list[Document]) -> str:
     return ", ".join(f"{p['name']} {_time(p['duration_ns'])}" for p in phases) or "none"
+
+
+def _placement(placement: Document, clients: bool) -> str:
+    """Where the threads ran, those of one place together, and why."""
+    chosen = placement["chosen"]
+    places: dict[str, list[str]] = {}
+    for role, cpus in placement["cpus"].items():
+        if role != "clients" or clients:
+            places.setdefault(cpus, []).append(role)
+    if chosen == "none":
+        return f"left to the scheduler: {placement['why']}"
+    told = "; ".join(f"{', '.join(roles)} on CPU {cpus}" for cpus, roles in places.items())
+    return f"{told} ({chosen}: {placement['why']})"
 
 
 def _userfault(userfault: Document) -> str:

@@ -168,6 +168,12 @@ def push(choice: Choice) -> Overrides:
     yield from choice.flag("migration.postcopy.push", choice.base.migration.postcopy.push)
 
 
+def placement(choice: Choice) -> Overrides:
+    """Where threads run: most races need them side by side."""
+    if isinstance(choice.base.placement, str):
+        yield "placement", choice.draw.pick(["auto", "colocate", "spread", "none"])
+
+
 def release_ram(choice: Choice) -> Overrides:
     """Whether the source frees what it has sent."""
     now = choice.base.migration.postcopy.release_ram
@@ -177,6 +183,12 @@ def release_ram(choice: Choice) -> Overrides:
 def fault_threads(choice: Choice) -> Overrides:
     """Threads that read userfaultfd."""
     yield "migration.postcopy.fault_threads", str(choice.draw.between(1, 4))
+
+
+def delivery(choice: Choice) -> Overrides:
+    """Each vCPU fetches its pages itself, or a fault thread for all; what else was drawn has to go
+    with it. Every kernel that tells threads of faults (4.14) can do both."""
+    yield "migration.postcopy.delivery", choice.draw.pick(["sigbus", "thread"])
 
 
 def bandwidth(choice: Choice) -> Overrides:
@@ -240,6 +252,7 @@ DIMENSIONS: tuple[tuple[Callable[[Choice], Overrides], float], ...] = (
     (push, 0.6),
     (release_ram, 0.4),
     (fault_threads, 0.4),
+    (delivery, 0.4),
     (bandwidth, 0.2),
     (fault_around, 0.3),
     (prefetch, 0.3),
@@ -247,5 +260,6 @@ DIMENSIONS: tuple[tuple[Callable[[Choice], Overrides], float], ...] = (
     (precopy, 0.5),
     (dirty_tracking, 0.4),
     (flip_at, 0.5),
+    (placement, 0.5),
 )
 """Each dimension, and in what share of the variations it is drawn."""

@@ -74,6 +74,7 @@ def modes(scenario: Scenario) -> Iterator[str]:
         "preempt": postcopy.preempt,
         "one channel": not postcopy.preempt,
         "several fault threads": postcopy.fault_threads > 1,
+        "vCPUs that serve themselves": postcopy.delivery == "sigbus",
         "push": postcopy.push,
         "limited push": postcopy.push and postcopy.bandwidth > 0,
         "demand faults alone": not postcopy.push,
@@ -98,7 +99,12 @@ def modes(scenario: Scenario) -> Iterator[str]:
 
 
 PARTS = {
-    "channels": ("preempt", "one channel", "several fault threads"),
+    "channels": (
+        "preempt",
+        "one channel",
+        "several fault threads",
+        "vCPUs that serve themselves",
+    ),
     "push": ("push", "limited push", "demand faults alone", "release_ram"),
     "fewer faults": (
         "fault-around",

@@ -541,3 +541,21 @@ def test_no_value_raises_anything_but_a_config_error(
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_text(SMALL)
     found(file, (path, json.dumps(value)))
+
+
+@pytest.mark.parametrize(
+    ("beside", "field", "what"),
+    [
+        ("preempt: false", "preempt", "each vCPU has a channel of its own for urgent pages"),
+        ("fault_threads: 2", "fault_threads", "each vCPU serves itself: nobody else reads"),
+    ],
+)
+def test_what_makes_no_sense_beside_vcpus_that_serve_themselves(tmp_path, beside, field, what):
+    text = f"migration: {{postcopy: {{delivery: sigbus, {beside}}}}}\n"
+    (problem,) = problems(write(tmp_path, SMALL + text))
+    assert problem.field == f"migration.postcopy.{field}"
+    assert what in problem.what
+    assert "use 'delivery: thread'" in problem.remedy
+    assert not found(write(tmp_path, SMALL + text.replace("sigbus", "thread")))
+    right = text.replace("false", "true").replace("2", "1")
+    assert not found(write(tmp_path, SMALL + right))

@@ -1,0 +1,33 @@
+"""Checks of ``migration.postcopy.delivery`` against what stands beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmemu._config import yamlfile
+from vmemu._config.ranges import Found
+
+_POSTCOPY: yamlfile.Path = ("migration", "postcopy")
+
+
+def across_delivery(data: Any) -> list[Found]:
+    """What makes no sense where the vCPUs serve themselves."""
+    postcopy = yamlfile.value_at(data, _POSTCOPY)
+    if not isinstance(postcopy, dict) or postcopy.get("delivery") != "sigbus":
+        return []
+    found: list[Found] = []
+    if postcopy.get("preempt") is False:
+        what = "with 'delivery: sigbus' each vCPU has a channel of its own for urgent pages"
+        remedy = "leave out 'preempt: false', or use 'delivery: thread'"
+        found.append(((*_POSTCOPY, "preempt"), what, remedy))
+    threads = postcopy.get("fault_threads", 1)
+    if isinstance(threads, int) and threads > 1:
+        what = "with 'delivery: sigbus' each vCPU serves itself: nobody else reads its faults"
+        remedy = "leave out fault_threads, or use 'delivery: thread'"
+        found.append(((*_POSTCOPY, "fault_threads"), what, remedy))
+    for key, off in (("fault_around", 0), ("prefetch", "none")):
+        if postcopy.get(key, off) != off:
+            what = "with 'delivery: sigbus' a vCPU reads its channel only while it waits for a page"
+            remedy = f"leave out {key}, or use 'delivery: thread'"
+            found.append(((*_POSTCOPY, key), what, remedy))
+    return found

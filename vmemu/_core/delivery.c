@@ -1,0 +1,263 @@
+/*
+ * What can race:
+ *
+ *  - A page may be asked for by one vCPU and be touched by another, be on its way with the push, or
+ * be fetched for a client. Each page is asked for once (the requested bit) and sent once (the
+ * source's sent bit); so who finds it asked for, or is told by the source that it went another way,
+ * waits until it is placed. Who places looks for such waiters after it has set the received bit,
+ * and a waiter looks at that bit after it has said what it waits for, each with a full fence
+ * between the two: one of them sees the other.
+ *  - The kernel sends SIGBUS without looking at the page a second time, so it may be there when the
+ * handler looks. Then the touch is made again, once: what is refused with the page in its place is
+ * no missing page.
+ *  - A vCPU that waits for its source stands in read(), without a poll before it, which would be
+ * one more system call a fault. The end of the source shows as the end of the pipe, so no writing
+ * end may stay open here. Who ends the run opens one for a moment and writes a byte, after `over`
+ * is set: the vCPU looks at that after each read.
+ */
+#include "delivery.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "sigbus.h"
+#include "util.h"
+
+enum { KEY_SHIFT = 40 }; /* 2^40 pages a block, 2^24 blocks */
+
+static void futex_wait(uint32_t *word, uint32_t seen)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void wake(struct vm_delivery *d)
+{
+    __atomic_fetch_add(&d->woken, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &d->woken, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+static uint64_t key_of(uint32_t block, uint64_t page)
+{
+    return (uint64_t)block << KEY_SHIFT | page;
+}
+
+static bool is_here(const struct vm_delivery *d, struct vm_request q)
+{
+    return vm_bit_test(d->in->ram->block[q.block].received, q.page);
+}
+
+static bool is_over(const struct vm_delivery *d)
+{
+    return vm_get_acquire(&d->in->over);
+}
+
+/* ---- waiting for what somebody else brings ---- */
+
+void vm_deliveries_wake(struct vm_incoming *in, uint32_t block, uint64_t first, uint64_t pages)
+{
+    if (in->deliveries == 0) {
+        return;
+    }
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (VM_LIKELY(vm_get(&in->delivery_waiters) == 0)) {
+        return;
+    }
+    for (uint32_t i = 0; i < in->deliveries; i++) {
+        if (vm_get_acquire(&in->delivery[i].waits_for) - key_of(block, first) < pages) {
+            wake(&in->delivery[i]);
+        }
+    }
+}
+
+static void wait_until_here(struct vm_delivery *d, struct vm_request q)
+{
+    vm_set(&d->waits_for, key_of(q.block, q.page));
+    vm_add(&d->in->delivery_waiters, 1);
+    for (;;) {
+        uint32_t seen = vm_get_acquire(&d->woken);
+
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (is_here(d, q) || is_over(d)) {
+            break;
+        }
+        futex_wait(&d->woken, seen);
+    }
+    vm_add(&d->in->delivery_waiters, -1);
+    vm_set(&d->waits_for, VM_NO_PAGE);
+}
+
+/* The owner finds the error, and lets go of everybody. */
+static void fail_and_wait(struct vm_delivery *d)
+{
+    vm_set_release(&d->failed, 1);
+    eventfd_write(d->in->bell_fd, 1);
+    for (;;) {
+        uint32_t seen = vm_get_acquire(&d->woken);
+
+        if (is_over(d)) {
+            return;
+        }
+        futex_wait(&d->woken, seen);
+    }
+}
+
+/* ---- fetching ---- */
+
+/* Until the source has answered, the page being here by then or not: its answer left in the pipe
+ * would be taken for the next one. */
+static int receive(struct vm_delivery *d)
+{
+    while (d->receiver.awaits && !is_over(d)) {
+        int rc = vm_receiver_step(&d->receiver, &d->error);
+
+        if (rc != VM_RECEIVED_MORE) {
+            return rc < 0 ? -1 : 0;
+        }
+    }
+    return 0;
+}
+
+static int fetch(struct vm_delivery *d, struct vm_request q)
+{
+    struct vm_incoming *in = d->in;
+    struct vm_block *block = &in->ram->block[q.block];
+
+    block->ask[q.page].ns = vm_now_ns();
+    block->ask[q.page].tid = vm_get(d->tid);
+    if (VM_UNLIKELY(in->log)) {
+        vm_event(in->log, VM_EVENT_PAGE_REQ_ADD, q.block, q.page << block->page_shift,
+                 vm_add(&in->pending, 1) + 1);
+    }
+    d->receiver.awaited = q;
+    d->receiver.awaits = true;
+    return vm_ask(&d->asking, q, &d->error) < 0 ? -1 : receive(d);
+}
+
+static void note_fault(struct vm_delivery *d, struct vm_request q)
+{
+    struct vm_incoming *in = d->in;
+
+    vm_add(&in->stats.messages, 1);
+    vm_count(d->faults, 1);
+    vm_event(in->log, VM_EVENT_FAULT_THREAD_REQUEST, q.block,
+             q.page << in->ram->block[q.block].page_shift, vm_get(d->tid));
+}
+
+static void bring(struct vm_delivery *d, struct vm_request q)
+{
+    if (vm_bit_test_and_set(d->in->ram->block[q.block].requested, q.page)) {
+        vm_add(&d->in->stats.shared, 1);
+    } else if (fetch(d, q) < 0 && !is_over(d)) {
+        fail_and_wait(d);
+    }
+    if (!is_here(d, q)) {
+        wait_until_here(d, q);
+    }
+}
+
+/* With nothing to fetch: once a touch may have come too early for its page, or too late for the
+ * end. */
+static bool retry(struct vm_delivery *d, uint64_t address)
+{
+    bool again = d->retried != address;
+
+    d->retried = address;
+    return again;
+}
+
+static bool serve(void *context, uint64_t address)
+{
+    struct vm_delivery *d = context;
+    int64_t found = vm_ram_find(d->in->ram, address);
+    const struct vm_block *block;
+    struct vm_request q;
+
+    if (found < 0) {
+        return false;
+    }
+    block = &d->in->ram->block[found];
+    q.block = (uint32_t)found;
+    q.page = (address - block->host) >> block->page_shift;
+    if (is_over(d)) {
+        return retry(d, address);
+    }
+    note_fault(d, q);
+    if (is_here(d, q)) {
+        vm_add(&d->in->stats.late, 1);
+        return retry(d, address);
+    }
+    bring(d, q);
+    return true;
+}
+
+/* ---- its life ---- */
+
+int vm_delivery_open(struct vm_delivery *d, struct vm_incoming *in, uint32_t vcpu, int page_fd,
+                     int return_fd, struct vm_error *err)
+{
+    d->in = in;
+    d->tid = &in->vcpu_tid[vcpu];
+    d->faults = &in->vcpu_faults[vcpu];
+    d->page_fd = page_fd;
+    d->waits_for = VM_NO_PAGE;
+    d->asking = (struct vm_asking){.in = d->in, .fd = return_fd, .named = -1};
+    if (vm_receiver_create(&d->receiver, d->in, page_fd, "channel of a vCPU", 1, &d->placed,
+                           &d->stages, err) < 0) {
+        return -1;
+    }
+    if (vm_sigbus_install(err) < 0) {
+        vm_receiver_destroy(&d->receiver);
+        return -1;
+    }
+    return 0;
+}
+
+void vm_delivery_close(struct vm_delivery *d)
+{
+    vm_sigbus_remove();
+    vm_receiver_destroy(&d->receiver);
+}
+
+void vm_delivery_enter(struct vm_delivery *d)
+{
+    vm_sigbus_serve(serve, d);
+}
+
+void vm_delivery_leave(void)
+{
+    vm_sigbus_serve(NULL, NULL);
+}
+
+/* Where /proc is not there the thread goes on when the source has ended, which its owner sees to.
+ */
+static void stir_reader(int fd)
+{
+    char path[32];
+    int writer;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    writer = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    if (writer >= 0) {
+        /* A pipe without room has a reader that is not stopped. */
+        while (write(writer, "", 1) < 0 && errno == EINTR) {
+        }
+        close(writer);
+    }
+}
+
+void vm_deliveries_let_go(struct vm_incoming *in)
+{
+    vm_set_release(&in->over, 1);
+    for (uint32_t i = 0; i < in->deliveries; i++) {
+        wake(&in->delivery[i]);
+        stir_reader(in->delivery[i].page_fd);
+    }
+}

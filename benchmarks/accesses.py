@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,9 @@ def write_trace(directory: Path, accesses: int) -> Path:
             npy.write_values(where, words.reshape(-1)[:count] * np.uint32(8))
             npy.write_values(what, np.where(is_store, STORE, LOAD).astype(np.uint8))
             stores += int(np.count_nonzero(is_store))
+        for column in (where, what):
+            column.flush()
+            os.fsync(column.fileno())  # not to be written out beside what is measured
     with (directory / "pages.npy").open("wb") as pages:
         pages.write(npy.header(np.dtype("<u8"), PAGES))
         npy.write_values(pages, np.arange(PAGES, dtype="<u8"))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PIPE_SIZES = (1 << 20, 1 << 18)
 """Bytes asked for in a pipe that carries pages. Above /proc/sys/fs/pipe-max-size an ordinary user
 gets EPERM."""
+SHARED_PIPE_SIZES = (2 * os.sysconf("SC_PAGESIZE"),)
+"""Two messages, as the source uses it (``vm_source_stay_close``): it must not be further ahead."""
 
 
 @dataclass
@@ -65,13 +67,14 @@ SMALL_PAGE = 32 << 10
 
 
 def create_pipes(
-    preempt: bool, vcpus: int = 0, page_size: int = 4096
+    preempt: bool, vcpus: int = 0, page_size: int = 4096, *, shared: bool = False
 ) -> tuple[ChannelEnds, ChannelEnds]:
     """(ends of the destination, ends of the source).
 
     ``vcpus`` of them serve themselves; ``page_size`` is the largest that they will ask for, bytes.
+    ``shared``: pages lie in memory that both have mapped, and the main channel only says which.
     """
-    main_read, main_write = _page_pipe()
+    main_read, main_write = _page_pipe(SHARED_PIPE_SIZES if shared else PIPE_SIZES)
     return_read, return_write = Pipe(duplex=False)
     urgent_read, urgent_write = _page_pipe() if preempt else (None, None)
     # The fault thread must never stop in a write: it is also the one who empties the urgent
@@ -92,12 +95,14 @@ def channels_of(scenario: Scenario) -> tuple[ChannelEnds, ChannelEnds]:
     """The channels of a run: (ends of the destination, ends of the source)."""
     postcopy = scenario.migration.postcopy
     own = scenario.guest.vcpus if postcopy.delivery == "sigbus" else 0
-    return create_pipes(postcopy.preempt, own, max(block.page_size for block in scenario.blocks))
+    largest = max(block.page_size for block in scenario.blocks)
+    shared = scenario.channel.kind == "shm"
+    return create_pipes(postcopy.preempt, own, largest, shared=shared)
 
 
-def _page_pipe() -> tuple[Connection, Connection]:
+def _page_pipe(sizes: tuple[int, ...] = PIPE_SIZES) -> tuple[Connection, Connection]:
     read, write = Pipe(duplex=False)
-    for size in PIPE_SIZES:
+    for size in sizes:
         try:
             fcntl.fcntl(write.fileno(), fcntl.F_SETPIPE_SZ, size)
             break

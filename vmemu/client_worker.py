@@ -52,7 +52,7 @@ from vmemu.guest_worker import (
     Waiting,
     gather_marks,
 )
-from vmemu.needed import needed_features
+from vmemu.needed import needed_features, register_mode
 from vmemu.postcopy import Client
 from vmemu.protocol import BlockEntry, load_object
 from vmemu.ramblock import Backing, RAMBlock, RAMList
@@ -203,7 +203,8 @@ class ClientProcess(ChildProcess):
             pages = len(self.workload.block) if self.spec.marked else 0
             self._shared = SharedState(beside, self.spec.vcpus, pages)
             self.start()
-            _send(self._end, "memory", [memory, beside, status.fd], slot=slot)
+            handed = [memory, beside, status.fd]
+            _send(self._end, "memory", handed, slot=slot, in_image=block.in_image)
         finally:
             os.close(memory)
             os.close(beside)
@@ -415,17 +416,24 @@ def _serve(spec: ClientSpec, end: socket.socket) -> None:
     if not packet:
         return  # the owner ended before it had anything to say
     memory, beside, told = descriptors
-    status, slot = RunStatus.attached(told), int(load_object(packet)["slot"])
+    said = load_object(packet)
+    status, slot = RunStatus.attached(told), int(said["slot"])
     workload = spec.recipe.make((spec.block,))
     shared = SharedState(beside, spec.vcpus, len(workload.block) if spec.marked else 0)
     os.close(beside)
-    block = RAMBlock(spec.block.name, spec.backing, spec.block.size, spec.block.page_size)
+    block = RAMBlock(
+        spec.block.name,
+        spec.backing,
+        spec.block.size,
+        spec.block.page_size,
+        in_image=bool(said["in_image"]),
+    )
     block.attach(memory)
     block.set_thp(False)  # as at the destination: a huge page would fill holes unseen
     features = needed_features([block])
     with Userfaultfd(Feature(sum(features))) as uffd:
         uffd.require(features)
-        uffd.register(block.address, block.size)
+        uffd.register(block.address, block.size, register_mode(block))
         places = [status.waiting(slot + vcpu) for vcpu in range(spec.vcpus)]
         guest = _ClientGuest(spec, workload, block, shared, places)
         _send(end, "ready", [uffd.fd], base=block.address)

@@ -27,6 +27,7 @@ from vmemu import core, unfinished
 from vmemu.errors import CoreError, InputError, VmemuError
 from vmemu.eventfile import Event, EventReader, Events, Tally, open_events, read
 from vmemu.eventtable import DESTINATION, SOURCE, Field, Kind, kinds, words
+from vmemu.handover import Descriptor
 
 __all__ = [
     "DESTINATION",
@@ -154,13 +155,11 @@ class EventLog:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        from multiprocessing.reduction import DupFd
-
-        return {"side": self.side, "blocks": self.blocks, "fd": DupFd(self._fd)}
+        return {"side": self.side, "blocks": self.blocks, "fd": Descriptor(self._fd)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.side, self.blocks = state["side"], state["blocks"]
-        self._fd = state["fd"].detach()
+        self._fd = state["fd"]
         self._log = _made(core.lib.vm_event_log_attach, self._fd)
 
 

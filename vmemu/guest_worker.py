@@ -23,6 +23,7 @@ from vmemu.delivery import Slots
 from vmemu.ramblock import RAMList
 from vmemu.status import of_one_wait
 from vmemu.synthetic import SyntheticShare
+from vmemu.traces.native import npy
 from vmemu.units import format_seconds
 from vmemu.workload import Lane, Pace, StreamSlice, Workload
 
@@ -303,4 +304,11 @@ def _columns(entry: Any, stream: StreamSlice) -> list[Any]:
     if stream.times is not None:
         entry.times = times = _array("uint64_t[]", stream.times)
         keep.append(times)
+    columns = (stream.where, stream.what, stream.times)
+    entry.mapped = all(column is None or _is_mapped(column) for column in columns)
     return keep
+
+
+def _is_mapped(column: NDArray[Any]) -> bool:
+    """Whether C walks the file itself, and no copy that would be lost."""
+    return column.flags.c_contiguous and npy.is_mapped(column)

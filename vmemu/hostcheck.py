@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from vmemu import core, hugepages, reservation, userfault
 from vmemu.errors import Advice, CoreError, HostError, HugepageShortage, InputError, mending
 from vmemu.memlock import UNLOCK, locks_new_memory
 from vmemu.memoryneed import Need, memory_shortage
-from vmemu.needed import needed_features, needed_ioctls
+from vmemu.needed import needed_features, needed_ioctls, register_mode
 from vmemu.pagefit import HERE, Beside, another_page_size, called, target_page
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock
 from vmemu.userfault import Feature, How, Ioctl, Userfaultfd
@@ -286,7 +287,7 @@ class _Check:
         first, names = users[0], _names(users)
         if self._page_size_is_absent(users):
             return
-        page = RAMBlock(first.name, first.backing, first.page_size, first.page_size, first.path)
+        page = replace(first, size=first.page_size)
         try:
             page.map()
             if self._uffd is not None and not self._locked and not self._lacks_feature(page):
@@ -323,7 +324,7 @@ class _Check:
 
     def _serve(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> None:
         try:
-            ioctls = uffd.register(page.address, page.size)
+            ioctls = uffd.register(page.address, page.size, register_mode(page))
         except CoreError as error:
             return self._add(Code.REGISTER, f"{called(names)}: {error}", "", names)
         missing = needed_ioctls(page) & ~ioctls
@@ -345,9 +346,8 @@ class _Check:
     def _place(self, uffd: Userfaultfd, page: RAMBlock, names: tuple[str, ...]) -> bool:
         why = "the mapping is gone"
         try:
-            with _sample(page.page_size) as data:
-                if uffd.copy(page.address, data, page.page_size, page.page_size):
-                    return True
+            if _placed(uffd, page):
+                return True
         except (CoreError, OSError) as error:
             why = str(error)
         self._add(Code.PLACE, f"{called(names)}: a page can't be placed: {why}", "", names)
@@ -387,6 +387,26 @@ class _Check:
         """Whether memory could not hold so many: a page of the pool proves nothing then."""
         known = page_size in hugepages.page_sizes()
         return known and bool(hugepages.growth(page_size, pages, self._beside).never)
+
+
+def _placed(uffd: Userfaultfd, page: RAMBlock) -> bool:
+    """False when the mapping is gone."""
+    size = page.page_size
+    if page.in_image:
+        _lay_in_file(page)
+        return uffd.map_there(page.address, size, size)
+    with _sample(size) as data:
+        return uffd.copy(page.address, data, size, size)
+
+
+def _lay_in_file(page: RAMBlock) -> None:
+    """As a source does that has mapped the same file."""
+    fd = page.share()
+    try:
+        os.pwrite(fd, _HEAD, 0)
+        os.pwrite(fd, _TAIL, page.size - len(_TAIL))
+    finally:
+        os.close(fd)
 
 
 @contextmanager

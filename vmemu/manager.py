@@ -13,7 +13,8 @@ from functools import partial
 from vmemu import core, hugepages, reservation
 from vmemu.cleanup import run_all
 from vmemu.errors import CoreError, HostError, HugepageShortage
-from vmemu.needed import needed_ioctls
+from vmemu.images import Images, SharedImage
+from vmemu.needed import needed_ioctls, register_mode
 from vmemu.pagefit import NOTHING_BESIDE, Beside, called
 from vmemu.ramblock import RAMBlock, RAMList
 from vmemu.userfault import Userfaultfd
@@ -23,7 +24,8 @@ class MemoryManager:
     """Owns the mappings of a VM. A context manager: whatever happens inside, nothing stays mapped.
 
     ``wait_s`` is how long ``map`` waits for hugepages that others hold, ``pause`` what sleeps,
-    ``beside`` what of other memory the run takes with its hugepages.
+    ``beside`` what of other memory the run takes with its hugepages. ``images`` are those of the
+    source, where both ends have them mapped.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class MemoryManager:
         wait_s: float = 0.0,
         pause: Callable[[float], None] = time.sleep,
         beside: Beside = NOTHING_BESIDE,
+        images: Images | None = None,
     ) -> None:
         self.blocks = RAMList(blocks)
         self.wait_s = wait_s
         self._pause = pause
         self._beside = beside
+        self.images = images
         self._registered: list[tuple[Userfaultfd, RAMBlock]] = []
         self._tenancy = reservation.Tenancy()
 
@@ -63,6 +67,8 @@ class MemoryManager:
             # The scarce ones first: a shortage shows before anything else was done.
             for block in sorted(self.blocks, key=lambda block: not block.hugetlb):
                 block.map()
+            if self.images is not None:
+                self.images.make()
         except HugepageShortage:
             self.unmap()
             raise self._shortage(block.page_size) from None
@@ -71,6 +77,11 @@ class MemoryManager:
             raise
         self.blocks.index_addresses()
         self._tenancy.begin(block.page_size for block in self.blocks if block.hugetlb)
+
+    @property
+    def shared_images(self) -> tuple[SharedImage, ...]:
+        """What the source has to know of its images; nothing where it has them for itself."""
+        return self.images.handed_over() if self.images is not None else ()
 
     def _check_mounts(self) -> None:
         """Blocks that share a mount must fit there together: each alone may."""
@@ -101,7 +112,7 @@ class MemoryManager:
         """
         for block in self.blocks:
             try:
-                ioctls = uffd.register(block.address, block.size)
+                ioctls = uffd.register(block.address, block.size, register_mode(block))
             except CoreError as error:
                 raise _register_error(block, error) from error
             self._registered.append((uffd, block))
@@ -129,6 +140,7 @@ class MemoryManager:
         run_all(
             [
                 *(block.unmap for block in self.blocks),
+                *([self.images.close] if self.images is not None else []),
                 self.blocks.index_addresses,
                 self._tenancy.end,
             ]

@@ -1,8 +1,9 @@
 """What a scenario takes of memory, on each side.
 
 The source has its images in ordinary memory, whatever the blocks are made of; only the destination
-takes hugepages. A page of zeros costs the destination nothing in anonymous memory, where all of
-them are one, and a page in shared memory.
+takes hugepages. With channel shm the image of shared memory is that memory, and counts once. A page
+of zeros costs the destination nothing in anonymous memory, where all of them are one, and a page in
+shared memory.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def memory_needed(scenario: Scenario) -> Need:
         together=_together(scenario, source, destination),
         extra=_extra(scenario),
         source_mapped=whole,
-        destination_mapped=whole + _stacks(scenario),
+        destination_mapped=whole + _mapped_images(scenario) + _stacks(scenario),
         committed=whole + ordinary,
         planned=whole // PLANNED_SHARE if _any_synthetic(scenario) else 0,
         tables=_tables(scenario),
@@ -217,7 +218,12 @@ def _status(content: FileContent) -> os.stat_result:
 def _placed(block: Block) -> int:
     if block.backing == "hugetlbfs":
         return 0
-    return block.size if block.backing == "shared" else _filled(block)
+    return block.size if _takes_zeros(block) else _filled(block)
+
+
+def _takes_zeros(block: Block) -> bool:
+    """Whether pages of zeros take memory: in a file, and as parts of hugepages."""
+    return block.backing == "shared" or block.collapse == "on_complete"
 
 
 def _reference(block: Block) -> int:
@@ -243,16 +249,33 @@ def _any_synthetic(scenario: Scenario) -> bool:
 
 def _together(scenario: Scenario, source: int, destination: int) -> int:
     """A source that frees what it has sent gives it to the destination; not what it sent before
-    the flip."""
+    the flip. An image that is the destination's memory is there once."""
     migration = scenario.migration
+    shared = sum(map(_image, _in_place(scenario)))
     if migration.postcopy.release_ram and not migration.precopy.rounds:
         return max(source, destination)
-    return source + destination
+    return source + destination - shared
+
+
+def _in_place(scenario: Scenario) -> list[Block]:
+    """The blocks whose memory is the source's image."""
+    from vmemu.plan import in_place
+
+    return [block for block in scenario.blocks if in_place(scenario, block)]
+
+
+def _mapped_images(scenario: Scenario) -> int:
+    """Bytes of images that the destination has mapped beside the blocks."""
+    if scenario.channel.kind != "shm":
+        return 0
+    sizes = sum(block.size for block in scenario.blocks)
+    return sizes - sum(block.size for block in _in_place(scenario))
 
 
 def _stacks(scenario: Scenario) -> int:
     """Address space of the threads at the destination that run at one time."""
     threads = scenario.guest.vcpus + scenario.migration.postcopy.fault_threads + 1
+    threads += any(block.collapse == "on_complete" for block in scenario.blocks)
     size = resource.getrlimit(resource.RLIMIT_STACK)[0]
     return threads * (_NO_STACK_LIMIT if size == resource.RLIM_INFINITY else size)
 
@@ -273,10 +296,11 @@ def _tables(scenario: Scenario) -> int:
 def _extra(scenario: Scenario) -> int:
     verify, blocks = scenario.verify, scenario.blocks
     sizes = [block.size for block in blocks]
-    extra = sum(b.size - _filled(b) for b in blocks if b.backing == "anonymous")
+    extra = sum(b.size - _filled(b) for b in blocks if not (b.hugetlb or _takes_zeros(b)))
     at_source = not scenario.migration.flip_at.at_once
     if at_source or _in_huge_images():
-        extra += sum(block.size - _image(block) for block in blocks)
+        once = _in_place(scenario)  # counted in full at the destination
+        extra += sum(block.size - _image(block) for block in blocks if block not in once)
     if verify.reads or verify.final:
         extra += sum(sizes) // MARK_SHARE
         extra += sum(sizes) // MARK_SHARE if at_source else 0

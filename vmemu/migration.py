@@ -39,7 +39,7 @@ from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
 from vmemu.memoryneed import beyond_memory, memory_needed, memory_shortage, planning
-from vmemu.plan import blocks_of, client_plans, contents_of, entries_of, make_workload
+from vmemu.plan import blocks_of, client_plans, contents_of, entries_of, images_of, make_workload
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.ramblock import RAMBlock
@@ -68,7 +68,7 @@ class Migration:
     sides: JSON lines, or text as QEMU's log backend writes it when it ends in ``.log``. ``flips``
     are (block name, offset): bytes that the source spoils after it has made its image, which the
     verification must find. ``stalls`` are (block name, offset): pages that the source never sends.
-    ``source`` is a source process that was started before, for a run without an event log.
+    ``source`` is a source process that was started before.
     """
 
     def __init__(
@@ -187,6 +187,7 @@ class Migration:
         processlimits.require(self.scenario, events=self._event_file is not None)
         placement.require(self.scenario)
         blocks = blocks_of(self.scenario)
+        images = images_of(self.scenario, blocks)
         need = memory_needed(self.scenario)
         if memory_shortage(need) or beyond_memory(need):
             self._require_host(blocks)  # no dictionary of pages for blocks that can't be
@@ -195,7 +196,8 @@ class Migration:
         self.run_state.placement = placement.decide(self.scenario, self.run_state.workload)
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
-        self.run_state.memory = MemoryManager(blocks, wait_s, self._pause, need.beside_hugepages())
+        beside = need.beside_hugepages()
+        self.run_state.memory = MemoryManager(blocks, wait_s, self._pause, beside, images)
 
     def _map(self) -> None:
         """Check by doing that this host can, then take the memory."""
@@ -248,7 +250,7 @@ class Migration:
         self._bell = Bell()
         self._open_logs()
         if self._source is None:
-            self._source = SourceProcess(channels_of(self.scenario), self._log(SOURCE))
+            self._source = SourceProcess(channels_of(self.scenario))
             self._ends = self._source.ends
             self._source.start()
         self._source.tell(self._source_spec(memory))
@@ -315,7 +317,8 @@ class Migration:
         assert self._recipe is not None
         spec = source_spec(self.scenario, workload, self._recipe, entries_of(list(memory.blocks)))
         spec = spoiled(spec, flips=self._flips, stalls=self._stalls)
-        return replace(spec, places=self.run_state.places)
+        log, images = self._log(SOURCE), memory.shared_images
+        return replace(spec, events=log, images=images, places=self.run_state.places)
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]
@@ -421,7 +424,7 @@ class Migration:
         self.run_state.lift_placement(self._source)
         if not self.scenario.migration.postcopy.push:
             self._incoming.request_push()
-        self._wait(lambda: self._incoming.complete)
+        self._wait(lambda: self._incoming.settled)
         self._note_complete()
 
     def _verify(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmemu.ramblock import Backing, RAMBlock
-from vmemu.userfault import Feature, Ioctl
+from vmemu.userfault import MODE_MINOR, MODE_MISSING, Feature, Ioctl
 
 OF_EVERY_BLOCK = (Feature.THREAD_ID,)
 """Blocktime finds its vCPU by thread id."""
@@ -28,11 +28,19 @@ def needed_features(
     every = (*OF_EVERY_BLOCK, *OF_DELIVERY[delivery])
     needed: dict[Feature, tuple[str, ...]] = dict.fromkeys(every, ())
     for block in blocks:
-        for feature in OF_BACKING[block.backing]:
+        of_image = (Feature.MINOR_SHMEM,) if block.in_image else ()
+        for feature in (*OF_BACKING[block.backing], *of_image):
             needed[feature] = (*needed.get(feature, ()), block.name)
     return needed
 
 
 def needed_ioctls(block: RAMBlock) -> Ioctl:
     """What must be possible on a registered range of the block; hugetlb has no ZEROPAGE."""
-    return Ioctl.COPY | Ioctl.WAKE | (Ioctl(0) if block.hugetlb else Ioctl.ZEROPAGE)
+    needed = Ioctl.COPY | Ioctl.WAKE | (Ioctl(0) if block.hugetlb else Ioctl.ZEROPAGE)
+    return needed | (Ioctl.CONTINUE if block.in_image else Ioctl(0))
+
+
+def register_mode(block: RAMBlock) -> int:
+    """Which faults of the block are to be told; of the source's image also those of pages that are
+    there, and not announced yet."""
+    return MODE_MISSING | (MODE_MINOR if block.in_image else 0)

@@ -10,15 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmemu.config import FileContent, Scenario
+from vmemu.config import Block, FileContent, Scenario
 from vmemu.protocol import BlockEntry
 from vmemu.ramblock import Backing, RAMBlock
 
 if TYPE_CHECKING:
     from vmemu.client_worker import ClientSpec
     from vmemu.content import ContentSpec
+    from vmemu.images import Images
     from vmemu.recipe import Recipe
     from vmemu.workload import Workload
+
+
+def in_place(scenario: Scenario, block: Block) -> bool:
+    """Whether the block's memory is the source's image of it, on this host."""
+    if scenario.channel.kind != "shm" or block.backing != "shared":
+        return False
+    from vmemu.images import in_place_works
+
+    return in_place_works()
 
 
 def blocks_of(scenario: Scenario) -> list[RAMBlock]:
@@ -30,9 +40,20 @@ def blocks_of(scenario: Scenario) -> list[RAMBlock]:
             size=block.size,
             page_size=block.page_size,
             path=str(block.path) if block.path else None,
+            in_image=in_place(scenario, block),
+            collapse=block.collapse == "on_complete",
         )
         for block in scenario.blocks
     ]
+
+
+def images_of(scenario: Scenario, blocks: Sequence[RAMBlock]) -> Images | None:
+    """The source's images of the blocks, where the channel has both ends map them."""
+    if scenario.channel.kind != "shm":
+        return None
+    from vmemu.images import Images
+
+    return Images(blocks, release=scenario.migration.postcopy.release_ram)
 
 
 def contents_of(scenario: Scenario) -> tuple[ContentSpec, ...]:

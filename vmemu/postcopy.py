@@ -35,6 +35,7 @@ from vmemu.balloon import BalloonInhibitor
 from vmemu.blocktime import STAGE_DTYPE
 from vmemu.channel import ChannelEnds, send, try_send
 from vmemu.cleanup import run_all
+from vmemu.collapse import Collapse
 from vmemu.cthread import Bell, CThread
 from vmemu.delivery import Deliveries, Slots
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
@@ -133,10 +134,11 @@ class IncomingPostcopy:
         self._places = places or Places()
         self._stuck: list[str] = []
         self._clients: tuple[Any, list[Client]] | None = None
+        self.collapse = Collapse(memory.blocks)
         self.discards = Discards()
         self._events = events
         self._incoming.log = pointer(events)
-        self.warnings: list[str] = []
+        self.warnings: list[str] = memory.images.warnings if memory.images is not None else []
         self._memlock = memlock
         self._inhibitor = inhibitor or BalloonInhibitor()
         self._inhibited = False
@@ -184,10 +186,13 @@ class IncomingPostcopy:
             )
         self._note("loadvm_postcopy_handle_advise")
         self._prepare_memory()
+        self.collapse.prepare()
         for block in self.blocks:
-            block.discard()
+            block.forget()
             self._note("postcopy_init_range", block=block.name, length=block.size)
         self.ram = self.blocks.table()
+        if self.memory.images is not None:
+            self.memory.images.attach(self.ram)
         self._fill_incoming()
         with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
             send(self._ends.return_path, Message.ADVISE, ours.pack())
@@ -241,7 +246,7 @@ class IncomingPostcopy:
         self._note("loadvm_postcopy_ram_handle_discard_header", block=name, len=16 * len(ranges))
         for offset, length in ranges:
             self._note("ram_discard_range", block=name, start=offset, length=length)
-            block.discard(offset, length)
+            block.forget(offset, length)
             core.lib.vm_precopy_forget(self.ram, index, offset, length)
         self.discards.commands += 1
         self.discards.ranges += len(ranges)
@@ -281,11 +286,13 @@ class IncomingPostcopy:
         self.uffd = Userfaultfd(_wanted_features() | Feature(sum(needed)))
         self.uffd.require(needed)
         self.memory.register(self.uffd)
+        self.collapse.allow()
         self._incoming.uffd = self.uffd.fd
         self._fill_clients(clients)
         self.deliveries.open()
         if self.deliveries and not clients:
             self._incoming.fault_threads = 0  # nobody's faults would ever be read
+        core.lib.vm_image_show_clients(self._incoming)
         for index in range(self._incoming.fault_threads):
             cpus = self._places.of("fault", index)
             self._start(f"fault{index}", core.lib.vm_fault_loop, index, cpus=cpus)
@@ -334,12 +341,16 @@ class IncomingPostcopy:
                     f"block {block.name}: {counted(partial, 'page')} of"
                     f" {format_size(block.page_size)} pre-copied in part and not discarded"
                 )
+        core.lib.vm_image_release_received(self.ram)
 
     def run(self) -> None:
         """Place what the source sends from now on; the guest may touch its memory."""
         self._expect("run", PostcopyState.LISTENING)
         self._note("loadvm_postcopy_handle_run")
         self._start("listen", core.lib.vm_listen_loop, cpus=self._places.of("listen"))
+        collapsing = self.collapse.start(self._incoming, self._bell)
+        if collapsing is not None:
+            self._threads.append(collapsing)
         self._enter(PostcopyState.RUNNING)
 
     def pause(self) -> None:
@@ -376,6 +387,11 @@ class IncomingPostcopy:
     def complete(self) -> bool:
         """Whether every page of every block is placed."""
         return self.ram is not None and self.ram.pages_received == self.ram.pages_total
+
+    @property
+    def settled(self) -> bool:
+        """Whether that is so, and what was to become hugepages has."""
+        return self.complete and self.collapse.done
 
     def check(self) -> None:
         """Raise what ended one of the threads before its time.
@@ -450,6 +466,7 @@ class IncomingPostcopy:
             self._thp_on,
             self.memory.unregister,
             self._stop_threads,
+            self._close_collapse,
             partial(self._note, "postcopy_ram_incoming_cleanup_join"),
             self._close_uffd,
             partial(self._note, "postcopy_ram_incoming_cleanup_closeuf"),
@@ -488,6 +505,12 @@ class IncomingPostcopy:
     def stuck(self) -> bool:
         """Whether a thread did not end when it was told to: what it uses must stay."""
         return bool(self._stuck)
+
+    def _close_collapse(self) -> None:
+        """Before a balloon may take hugepages apart."""
+        if not self._stuck:
+            self.collapse.close()
+            self.warnings += self.collapse.warnings
 
     def _close_uffd(self) -> None:
         """Not while a thread might still use it: a number closed now can be somebody else's file in

@@ -107,16 +107,18 @@ def files_needed(scenario: Scenario, *, events: bool = False) -> int:
     blocks = sum(block.backing != "anonymous" for block in scenario.blocks)
     urgent = _OF_A_SECOND_CHANNEL if scenario.migration.postcopy.preempt else 0
     logs = _OF_EVENTS if events else 0
+    images = len(scenario.blocks) if scenario.channel.kind == "shm" else 0
     pools = any(block.backing == "hugetlbfs" for block in scenario.blocks)  # a reservation
     own = scenario.migration.postcopy.delivery == "sigbus"
     vcpus = _OF_A_VCPU_BY_ITSELF * scenario.guest.vcpus if own else 0
     clients = _OF_A_CLIENT * len(scenario.clients)
-    return _OF_EVERY_RUN + urgent + vcpus + logs + pools + blocks + clients
+    return _OF_EVERY_RUN + urgent + vcpus + logs + pools + blocks + images + clients
 
 
 def largest_file(scenario: Scenario) -> int:
-    """Bytes of the largest block that is a file, if only one without a name."""
-    sizes = (block.size for block in scenario.blocks if block.backing != "anonymous")
+    """Bytes of the largest block that is a file, if only one without a name, or whose image is."""
+    every = scenario.channel.kind == "shm"
+    sizes = (b.size for b in scenario.blocks if every or b.backing != "anonymous")
     return max(sizes, default=0)
 
 

@@ -34,6 +34,7 @@ HEADER = struct.Struct("<HHIQIIQQ")
 FLAG_URGENT = 1
 FLAG_AROUND = 2
 FLAG_AHEAD = 4
+FLAG_IN_IMAGE = 8
 MAX_CONTROL_PAYLOAD = 1 << 20
 """The longest JSON that an end accepts, in bytes."""
 MAX_DISCARDS_PER_COMMAND = 12

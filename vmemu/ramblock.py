@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import mmap
 import os
 import time
@@ -27,9 +28,8 @@ from vmemu.privilege import as_root
 from vmemu.units import format_size
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
-_THP_SIZE = (
-    2 << 20
-)  # where a transparent hugepage could begin; a mapping aligned to it can hold whole ones
+THP_SIZE = 2 << 20
+"""Where a transparent hugepage could begin; a mapping aligned to it can hold whole ones."""
 
 _LARGEST_FILE = (1 << 63) - 1
 
@@ -50,7 +50,9 @@ class RAMBlock:
     ``path`` names a place on hugetlbfs or on a tmpfs such as /dev/shm where nothing is yet; without
     it shared and huge memory is a memfd. The file that is made there never has that name, so two
     runs can't meet on it; where the kernel has O_TMPFILE it has no name at all, and not even
-    SIGKILL leaves it behind. ``address`` is 0 while the block is not mapped.
+    SIGKILL leaves it behind. ``in_image``: its memory is the source's image of it. ``collapse``:
+    post-copy is to make hugepages of its small pages, as soon as they are all there. ``address`` is
+    0 while the block is not mapped.
     """
 
     name: str
@@ -58,6 +60,8 @@ class RAMBlock:
     size: int
     page_size: int
     path: str | None = None
+    in_image: bool = False
+    collapse: bool = False
     address: int = field(default=0, init=False)
     _fd: int = field(default=-1, init=False, repr=False)
 
@@ -93,6 +97,8 @@ class RAMBlock:
             self._fd = self._open()
             if self._fd >= 0:
                 os.ftruncate(self._fd, self.size)
+                if self.in_image and self.path is None:  # a file on a tmpfs takes no seals
+                    seal_size(self._fd)
             self._map_descriptor()
         except (CoreError, OSError) as error:
             self._close()
@@ -117,7 +123,7 @@ class RAMBlock:
 
     def _map_descriptor(self) -> None:
         address = core.ffi.new("uint64_t *")
-        alignment = max(self.page_size, _THP_SIZE)
+        alignment = max(self.page_size, THP_SIZE)
         core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
         self.address = address[0]
 
@@ -192,7 +198,7 @@ class RAMBlock:
         if self.backing is Backing.ANONYMOUS:
             return -1
         if self.path is None:
-            flags = os.MFD_CLOEXEC
+            flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if self.in_image else 0)
             if self.hugetlb:
                 flags |= os.MFD_HUGETLB | self.page_shift << os.MFD_HUGE_SHIFT
             # The kernel takes 249 bytes of name and shows it in /proc/PID/maps; it need not be
@@ -306,6 +312,15 @@ class RAMBlock:
             core.call(core.lib.vm_punch_hole, self._fd, offset, length)
             self._reserve_again()
 
+    def forget(self, offset: int = 0, length: int | None = None) -> None:
+        """Have the next touch of these pages be a fault, as ``discard``. What the source's image is
+        stays, as it is the only one: it is taken out of this mapping alone."""
+        if not self.in_image:
+            self.discard(offset, length)
+            return
+        length = self.size - offset if length is None else length
+        core.call(core.lib.vm_advise, self.address + offset, length, mmap.MADV_DONTNEED)
+
     def _reserve_again(self) -> None:
         """Punching a hole gives the reservation back with the pages; a second mapping of the file
         takes it anew. Somebody who knows nothing of our locks may have taken the pages, and gets a
@@ -391,6 +406,12 @@ def _memory_advice() -> str:
         f"{format_size(free, digits=3)} are free here, and a run takes about twice its RAM; "
         "use smaller blocks, or free memory"
     )
+
+
+def seal_size(fd: int) -> None:
+    """Keep the size of a memfd as it is for ever: shrunk by another process, reading it would be a
+    SIGBUS."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 def _nameless(directory: str) -> int:

@@ -12,12 +12,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any, cast
 
-from vmemu import core, dirty
+from vmemu import core, dirty, handover
 from vmemu.affinity import Places, settle
 from vmemu.channel import ChannelEnds, VcpuEnds, receive, send, send_bytes
 from vmemu.childprocess import ChildProcess, live_with
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from vmemu.events import EventLog
+    from vmemu.images import SharedImage
 
 BASE_PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -49,9 +50,11 @@ class PushSpec:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """All that the source process is told. ``release_ram``: free what was sent. ``flips`` are
-    (block index, offset): bytes to spoil, for tests, and ``stalls`` pages never to send. ``places``
-    are the CPUs of its threads."""
+    """All that the source process is told. ``release_ram``: free what was sent. ``images``:
+    of each block, where the destination has it mapped; none with a channel that carries bytes.
+    ``flips`` are (block index, offset): bytes to spoil, for tests, and ``stalls`` pages never to
+    send. ``places`` are the CPUs of its threads. ``events`` is its log, with the blocks described.
+    """
 
     seed: int
     blocks: tuple[BlockEntry, ...]
@@ -61,6 +64,7 @@ class SourceSpec:
     postcopy_bandwidth: int = 0
     push: PushSpec = PushSpec()
     release_ram: bool = False
+    images: tuple[SharedImage, ...] = ()
     events: EventLog | None = None
     flips: tuple[tuple[int, int], ...] = ()
     stalls: tuple[tuple[int, int], ...] = ()
@@ -75,18 +79,17 @@ class SourceProcess(ChildProcess):
 
     It may be started before it is known what it has to do: its interpreter comes up while the
     destination imports, plans and maps. Closing ``ends`` ends it. ``channels`` are both sides' ends
-    of its channels, ``events`` is its log, with the blocks described.
+    of its channels.
     """
 
     def __init__(
         self,
         channels: tuple[ChannelEnds, ChannelEnds],
-        events: EventLog | None = None,
-        life: Callable[[Connection, ChannelEnds, EventLog | None], None] | None = None,
+        life: Callable[[Connection, ChannelEnds], None] | None = None,
     ) -> None:
         self.ends, self._theirs = channels
-        self._told, self._telling = Pipe(duplex=False)
-        arguments = (self._told, self._theirs, events)
+        self._told, self._telling = Pipe(duplex=True)
+        arguments = (self._told, self._theirs)
         super().__init__("the source process", "vmemu-source", life or serve, arguments)
 
     def start(self) -> None:
@@ -104,19 +107,19 @@ class SourceProcess(ChildProcess):
     def tell(self, spec: SourceSpec) -> None:
         """What it has to do, once. A process that is gone is found by whoever waits for its first
         message."""
-        with self._telling, contextlib.suppress(BrokenPipeError):
-            self._telling.send(spec)
+        with self._telling, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            handover.send(self._telling, spec)
 
 
 # ---- in the source ----
 
 
-def serve(told: Connection, ends: ChannelEnds, events: EventLog | None) -> None:
+def serve(told: Connection, ends: ChannelEnds) -> None:
     """The whole life of the source process; exits with 0 when the destination is done or gone."""
     # Making an image of many GiB looks at no channel, so the end of the destination is watched for.
     live_with(ends.return_path.fileno())
     try:
-        spec = replace(_hear(told), events=events)
+        spec = hear(told)
         _serve(spec, ends)
         _noting(spec)("migrate_set_state", new_state="completed")
     except PeerGone:
@@ -129,10 +132,11 @@ def serve(told: Connection, ends: ChannelEnds, events: EventLog | None) -> None:
         sys.exit(1)
 
 
-def _hear(told: Connection) -> SourceSpec:
+def hear(told: Connection) -> SourceSpec:
+    """What it has to do. Raises PeerGone when the destination ends without a word."""
     with told:
         try:
-            return cast(SourceSpec, told.recv())
+            return cast(SourceSpec, handover.receive(told))
         except EOFError:
             raise PeerGone("the destination had nothing for the source to do") from None
 
@@ -276,6 +280,9 @@ def _create(spec: SourceSpec) -> Any:
         core.call(
             core.lib.vm_source_set, source, index, block.name.encode(), block.size, page_shift
         )
+        if spec.images:
+            image = spec.images[index]
+            core.call(core.lib.vm_source_share, source, index, image.fd, image.in_place)
         if _by_small_pages(spec):
             dirty.only_small_pages(source.image[index])
         _fill(source.image[index], spec.seed, block, content)
@@ -284,6 +291,10 @@ def _create(spec: SourceSpec) -> Any:
     core.call(core.lib.vm_push_order_set, source, order, listed, len(listed))
     for index, offset in spec.flips:
         source.image[index].data[offset] ^= 0xFF
+    for index, image in enumerate(spec.images):
+        if spec.guest is None:  # nobody writes to it any more
+            core.call(core.lib.vm_source_note_zeros, source, index, image.fd)
+        image.close()
     return source
 
 

@@ -71,6 +71,8 @@ MODE_MISSING = 1 << 0
 """Register mode: a touch of a page that is not there is a fault."""
 MODE_WP = 1 << 1
 """Register mode: a write to a page that is write-protected is a fault."""
+MODE_MINOR = 1 << 2
+"""Register mode: a touch of a page that the file has, and this mapping has not, is a fault."""
 
 
 def feature_names(bits: int) -> list[str]:
@@ -223,6 +225,13 @@ class Userfaultfd:
         stats = core.ffi.new("struct vm_place_stats *")
         arguments = (self.fd, destination, length, page_size, stats)
         return core.call(core.lib.vm_uffd_zeropage, *arguments) == 0
+
+    def map_there(self, destination: int, length: int, page_size: int) -> bool:
+        """Map pages of shared memory that the page cache has, zeros where it has none, and wake who
+        waits for them. False when the mapping is gone. Raises CoreError."""
+        stats = core.ffi.new("struct vm_place_stats *")
+        arguments = (self.fd, destination, length, page_size, stats)
+        return core.call(core.lib.vm_uffd_map_there, *arguments) == 0
 
     def close(self) -> None:
         """Close it; whoever still waits goes on. Closing twice is safe."""

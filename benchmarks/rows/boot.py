@@ -9,7 +9,7 @@ from context import HERE, Context, Rounds
 from frame import Row
 
 _BOOT = HERE.parent / "configs" / "quickstart.yaml"
-_THROTTLED = "migration.postcopy.bandwidth=64MiB/s"
+_THROTTLED = "migration.postcopy.bandwidth=20MiB/s"
 _NONE = "migration.postcopy.push_order=sequential"
 _FEWER = (
     "migration.postcopy.fault_around=16",

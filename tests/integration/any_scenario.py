@@ -54,6 +54,7 @@ class AnyScenario:
             },
             "migration": self._migration(),
             "limits": {"stall": "20s"},
+            "channel": {"kind": self._random.choice(("pipe", "pipe", "shm"))},
         }
         for spoil in self._random.choices(self._spoilers(), k=self._random.choice((0, 1, 1, 2))):
             spoil(data)

@@ -11,9 +11,8 @@ from multiprocessing.connection import Connection
 
 from vmemu.channel import ChannelEnds, receive, send, send_bytes
 from vmemu.errors import PeerGone
-from vmemu.events import EventLog
 from vmemu.protocol import Message, Summary
-from vmemu.source_loader import BASE_PAGE, SourceProcess, SourceSpec
+from vmemu.source_loader import BASE_PAGE, SourceProcess, hear
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Lies:
     instead_of_hello: bytes = b""
 
 
-def serve(told: Connection, ends: ChannelEnds, events: object, lies: Lies) -> None:
+def serve(told: Connection, ends: ChannelEnds, lies: Lies) -> None:
     """Say it, then wait until the destination has had enough; ends with 0."""
-    spec: SourceSpec = told.recv()
+    spec = hear(told)
     with contextlib.suppress(PeerGone):
         if lies.instead_of_hello:
             send_bytes(ends.main, lies.instead_of_hello, "lies")
@@ -44,6 +43,6 @@ def _wait_for_the_end(return_path: int) -> None:
         pass
 
 
-def process(preempt: bool, events: EventLog | None, lies: Lies) -> SourceProcess:
+def process(channels: tuple[ChannelEnds, ChannelEnds], lies: Lies) -> SourceProcess:
     """It in the place of the real one."""
-    return SourceProcess(preempt, events, partial(serve, lies=lies))
+    return SourceProcess(channels, partial(serve, lies=lies))

@@ -277,7 +277,7 @@ def test_a_block_that_cannot_be_unregistered_keeps_no_other_registered():
         def __init__(self) -> None:
             self.unregistered: list[int] = []
 
-        def register(self, start: int, length: int) -> Ioctl:
+        def register(self, start: int, length: int, mode: int) -> Ioctl:
             return ~Ioctl(0)
 
         def unregister(self, start: int, length: int) -> None:

@@ -36,6 +36,9 @@ class Destination:
         self.uffd = Userfaultfd(Feature.THREAD_ID | Feature.MISSING_SHMEM)
         self.memory.register(self.uffd)
         self.ram = self.memory.blocks.table()
+        self._open()
+
+    def _open(self) -> None:
         self.c = core.ffi.new("struct vm_incoming *")
         self.c.ram, self.c.uffd = self.ram, self.uffd.fd
         self.c.main_fd, self.main = os.pipe()
@@ -163,6 +166,27 @@ def test_a_page_that_comes_twice_is_placed_and_counted_once(destination):
     ]
     arrived = destination.ram.block[0].arrived
     assert (arrived.pushed, arrived.zero, destination.ram.pages_received) == (4, 0, 4)
+
+
+def test_a_page_that_overtakes_the_push_is_counted_once_and_splits_its_run(destination):
+    with pytest.raises(PeerGone):
+        destination.serve_faults(pages(0, 3, fill=b"u", flags=FLAG_URGENT))
+    destination.listen(EVERYTHING + COMPLETE)
+    ram = destination.memory.blocks[0]
+    assert ram.read(2 * PAGE, 3 * PAGE) == b"a" * PAGE + b"u" * PAGE + b"a" * PAGE
+    arrived = destination.ram.block[0].arrived
+    assert (arrived.requested, arrived.pushed) == (1, 63)
+    assert (destination.c.placed_main.exists, destination.c.placed_main.partial) == (1, 1)
+    assert destination.c.bytes_received == 72 * PAGE
+
+
+def test_a_page_that_the_push_was_faster_with_is_left_as_it_is(destination):
+    again = pages(0, 3, fill=b"u", flags=FLAG_URGENT)
+    destination.listen(EVERYTHING + again + COMPLETE)
+    assert destination.memory.blocks[0].read(3 * PAGE, PAGE) == b"a" * PAGE
+    assert destination.ram.pages_received == 88
+    assert (destination.ram.block[0].arrived.requested, destination.c.stages_main.count) == (0, 0)
+    assert destination.c.placed_main.exists == 0
 
 
 HOSTILE = {

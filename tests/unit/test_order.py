@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import shares_of, workload_of
@@ -17,6 +19,7 @@ from vmemu.guest_worker import NO_END, Guest, GuestWorker
 from vmemu.protocol import BlockEntry
 from vmemu.source_precopy import image_blocks
 from vmemu.synthetic import identity_map
+from vmemu.traces.native import npy
 from vmemu.workload import ASAP, Lane, Pace, StreamSlice, Workload, size_table
 
 PAGE = 4096
@@ -253,3 +256,73 @@ def test_at_recorded_times_all_vcpus_flip_at_one_moment(vcpus, share):
         earliest = min([earliest, *times[position:].tolist()])
         rig.close()
     assert latest <= earliest
+
+
+# ---- long columns ----
+
+LONG = 3 * (1 << 20) + 17
+"""More than is let go of at a time, several times."""
+
+
+def long_columns() -> dict[str, np.ndarray[Any, Any]]:
+    numbers = np.random.default_rng(3)
+    return {
+        "where": numbers.integers(0, PAGES * PAGE - 8, LONG, np.uint32),
+        "what": numbers.integers(0, 4, LONG, np.uint8),
+        "times": np.arange(LONG, dtype=np.uint64) * np.uint64(7),
+    }
+
+
+def in_files(columns: dict[str, np.ndarray[Any, Any]], directory: Path) -> list[Any]:
+    """The same, each mapped from a file of its own."""
+    mapped = []
+    for name, column in columns.items():
+        path = directory / f"{name}.npy"
+        with path.open("wb") as file:
+            file.write(npy.header(column.dtype, len(column)))
+            npy.write_values(file, column)
+        mapped.append(npy.map_column(path, (column.dtype.str,)))
+    return mapped
+
+
+def resident(directory: Path) -> int:
+    """Bytes of the files in a directory that count as memory of this process."""
+    found, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Rss:") and here:
+            found += int(line.split()[1]) << 10
+        elif not line.split()[0].endswith(":"):
+            here = str(directory) in line
+    return found
+
+
+def long_lane(columns: list[Any]) -> Lane:
+    stream = StreamSlice(*columns)
+    return Lane(stream, TABLES[0], loops=2, duration_ns=7 * LONG)
+
+
+@pytest.mark.parametrize("pace", [ASAP, AT_ONCE], ids=["asap", "recorded"])
+def test_of_mapped_columns_what_was_used_is_let_go_of(pace: Pace, tmp_path: Path) -> None:
+    columns = long_columns()
+    lane = long_lane(in_files(columns, tmp_path))
+    for column in (lane.work.where, lane.work.what, lane.work.times):
+        column.sum()
+    size = sum(column.nbytes for column in columns.values())
+    assert resident(tmp_path) >= size
+    rig = Rig([lane], pace)
+    listed = rig.listed()
+    assert resident(tmp_path) < size / 2
+    np.testing.assert_array_equal(listed, rows_of(lane, 0))
+    rig.close()
+
+
+def test_columns_in_memory_are_gone_through_again(tmp_path: Path) -> None:
+    """As a packed trace has them, and copies of what does not lie in one piece."""
+    columns = long_columns()
+    doubled = {name: np.repeat(column, 2) for name, column in columns.items()}
+    every_other = [column[::2] for column in in_files(doubled, tmp_path)]
+    for given_columns in (list(columns.values()), every_other):
+        lane = long_lane(given_columns)
+        rig = Rig([lane])
+        np.testing.assert_array_equal(rig.listed(), rows_of(long_lane(list(columns.values())), 0))
+        rig.close()

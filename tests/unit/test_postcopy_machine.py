@@ -126,7 +126,7 @@ class FakeUffd:
     def require(self, features: Any) -> None:
         self._faults.pass_by("require")
 
-    def register(self, start: int, length: int) -> Ioctl:
+    def register(self, start: int, length: int, mode: int) -> Ioctl:
         if self._registered:
             self._faults.pass_by("register the second")
         self._faults.pass_by("register the first")

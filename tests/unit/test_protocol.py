@@ -67,7 +67,7 @@ def test_message_types_are_those_of_the_c_core(message):
 def test_the_c_core_has_no_message_that_is_not_in_the_table():
     names = {name.removeprefix("VM_MSG_") for name in dir(core.lib) if name.startswith("VM_MSG_")}
     assert names == {message.name for message in Message}
-    for name in ("FLAG_URGENT", "FLAG_AROUND", "FLAG_AHEAD"):
+    for name in ("FLAG_URGENT", "FLAG_AROUND", "FLAG_AHEAD", "FLAG_IN_IMAGE"):
         assert getattr(core.lib, f"VM_{name}") == getattr(protocol, name)
 
 

@@ -20,6 +20,7 @@ from support import scenario
 
 from vmemu import core
 from vmemu.blocktime import STAGE_DTYPE
+from vmemu.collapse import Collapse
 from vmemu.core import PeerGone
 from vmemu.delivery import Deliveries
 from vmemu.errors import CoreError, HugepageShortage, InputError, MigrationError, VmemuError
@@ -67,6 +68,7 @@ class FakeIncoming:
         self.discards = Discards(commands=2, ranges=13, bytes=65536)
         self.states = [(PostcopyState.ADVISE, 60), (PostcopyState.LISTENING, 90)]
         self.warnings = ["block ram is not locked again"]
+        self.collapse = Collapse([])
         self.requested: list[tuple[int, ...]] = []
         self.deliveries = Deliveries([], self.figures)
 

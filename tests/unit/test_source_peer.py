@@ -41,6 +41,41 @@ def test_requests_are_answered_once_a_page_and_flagged_as_urgent(source):
     assert (source.c.requests, source.c.pages_zero, source.c.pages_urgent) == (4, 4, 1)
 
 
+def sent_by_the_push(source: Source, block: int, page: int) -> None:
+    source.c.image[block].sent[page // 64] |= 1 << page % 64
+
+
+def test_a_page_that_the_push_has_sent_comes_again_to_whoever_waits_for_it_and_once(source):
+    sent_by_the_push(source, 0, 0)
+    sent_by_the_push(source, 0, 1)
+    sent = messages(source.run("vm_source_serve", request(b"ram", 0, 2) + request(None, SMALL)))
+    assert [(header.offset, header.flags) for header in sent] == [
+        (0, FLAG_URGENT),
+        (SMALL, FLAG_URGENT),
+    ]
+
+
+@pytest.mark.parametrize("hindrance", ["released", "one channel", "withheld", "a page fills it"])
+def test_a_page_is_not_sent_again(source, hindrance):
+    block = 1 if hindrance == "a page fills it" else 0
+    sent_by_the_push(source, block, 0)
+    source.c.release_ram = hindrance == "released"
+    source.c.withholds = hindrance == "withheld"
+    if hindrance == "one channel":
+        os.close(source.c.urgent_fd)
+        source.c.urgent_fd = -1
+    loop = "vm_source_both" if hindrance == "one channel" else "vm_source_serve"
+    wanted = request(list(NAMES)[block].encode())
+    assert messages(source.run(loop, wanted)) == []
+
+
+@pytest.mark.parametrize("hint", [0, 1, 7, (1 << 32) - 1])
+def test_a_block_is_found_by_its_name_wherever_it_is_said_to_stand(source, hint):
+    named = Header(Message.REQ_PAGES_ID, 0, hint, BIG, 1, 4).pack() + b"huge"
+    sent = messages(source.run("vm_source_serve", named))
+    assert [(header.block, header.offset) for header in sent] == [(1, BIG)]
+
+
 @LOOPS
 def test_requests_in_single_bytes_are_put_together(source, loop):
     sent = messages(source.run(loop, request(b"huge", BIG) + request(None, 0), piece=1))
@@ -166,7 +201,7 @@ def source_after_stop(source: Source) -> bytes:
 
 def test_a_vcpu_is_told_what_goes_another_way(source):
     """It waits for an answer to each of its requests."""
-    source.c.image[0].sent[0] = 0b110
+    source.c.image[0].sent[0] = source.c.image[0].asked[0] = 0b110
     wanted = request(b"ram", 0) + request(None, SMALL) + request(None, 0) + request(None, 3 * SMALL)
     sent = messages(source.run(OF_VCPU, wanted))
     assert [(header.type, header.offset, header.pages, header.length) for header in sent] == [

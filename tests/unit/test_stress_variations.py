@@ -177,6 +177,7 @@ def test_every_dimension_is_seen() -> None:
     assert set(seen) == {
         "balloon",
         "clients",
+        "collapsed to hugepages",
         "converging pre-copy",
         "demand faults alone",
         "fault-around",
@@ -196,6 +197,7 @@ def test_every_dimension_is_seen() -> None:
         "release_ram",
         "several fault threads",
         "several vCPUs",
+        "shared memory",
     }
     # Few of anything would mean that its dimension is hardly ever drawn, or hardly ever fits.
     assert min(seen.values()) >= 10

@@ -41,6 +41,7 @@ MOST_AROUND = 256
 """Pages of 4 KiB in the longest window of fault-around."""
 SMALLEST_HUGEPAGE = 64 * units.KIB
 LARGEST_HUGEPAGE = 16 * units.GIB
+COLLAPSE_REGION = 2 * units.MIB
 
 
 # --- RAM blocks ---------------------------------------------------------------------------------
@@ -113,6 +114,12 @@ class Block(Section):
     content: Content = Field(
         default=SeededContent.model_construct(),
         description="What its bytes are before the guest runs.",
+    )
+    collapse: Literal["never", "on_complete"] = Field(
+        default="never",
+        description="Whether memory that comes in small pages is made transparent hugepages: each"
+        " 2MiB as soon as all of it is there, or never. Not for hugetlbfs, and from Linux 6.1 on.",
+        examples=["on_complete"],
     )
 
     @property
@@ -188,6 +195,19 @@ class Block(Section):
             raise refuse(
                 "anonymous memory has no file",
                 "leave path out, or use 'backing: shared' or 'backing: hugetlbfs'",
+            )
+        return value
+
+    @field_validator("collapse")
+    @classmethod
+    def _check_collapse(cls, value: str, info: ValidationInfo) -> str:
+        size: int | None = info.data.get("size")
+        if value == "on_complete" and info.data.get("backing") == "hugetlbfs":
+            raise refuse("hugetlbfs has hugepages already", "leave collapse out")
+        if value == "on_complete" and size is not None and size < COLLAPSE_REGION:
+            raise refuse(
+                f"no hugepage of {format_size(COLLAPSE_REGION)} fits in {format_size(size)}",
+                "leave collapse out, or use a larger block",
             )
         return value
 
@@ -271,8 +291,10 @@ class Source(Section):
 class Channel(Section):
     """What source and destination are connected by."""
 
-    kind: Literal["pipe"] = Field(
-        default="pipe", description="Pipes between two processes of one host."
+    kind: Literal["pipe", "shm"] = Field(
+        default="pipe",
+        description="Between two processes of one host: pipes that carry the pages, or memory that"
+        " both have mapped, with pipes that only say which pages may be taken from it.",
     )
 
 

@@ -56,6 +56,13 @@ beyond the CPUs that the process was given (`taskset`, the cpuset of a control g
 A block is what QEMU calls a RAMBlock. Its host pages are what is requested, sent and placed as one:
 4 KiB for anonymous and shared memory (the base page size of the host), or the hugepages of
 `hugetlbfs`, which come from the machine's pool (`sysctl vm.nr_hugepages`).
+
+**Hugepages with the latency of small pages.** A fault on a page of 2 MiB waits for all of it. With
+`collapse: on_complete` a block comes in pages of 4 KiB, and each 2 MiB of it becomes a transparent
+hugepage (`MADV_COLLAPSE`) as soon as all of it is there, while the rest still arrives; a run is over when
+this is done too. It gives way to faults, and nothing is collapsed that has a page missing. Pages of zeros
+take memory then. What of a block is less than 2 MiB at its end stays as it is, and so does all of it on a
+host that can't do this; the result says how much was collapsed, and `vmemu check` says so before.
 """,
     "guest.trace": """\
 **Which vCPU replays what.** A recording holds streams, one for each recorded thread or vCPU. With

@@ -49,12 +49,15 @@ static uint32_t claim(struct vm_window *w, const struct vm_image *image, uint64_
         }
         page = take(w);
     } while (vm_bit_test(image->sent, page) || vm_bit_test_and_set(image->sent, page));
+    /* It goes by the urgent channel: whoever asks for it meanwhile need not be sent it again. */
+    vm_bit_test_and_set(image->asked, page);
     *first = page;
     *zero = vm_page_is_zero(image, page);
     /* Looked at before it is read: what was sent may have been released. */
     while (side_by_side && w->left > 0 && pages < limit && !vm_bit_test(image->sent, w->next) &&
            vm_page_is_zero(image, w->next) == *zero && !vm_bit_test_and_set(image->sent, w->next)) {
         page = take(w);
+        vm_bit_test_and_set(image->asked, page);
         *first = page < *first ? page : *first;
         pages++;
     }

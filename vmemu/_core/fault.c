@@ -19,6 +19,7 @@
  * woken there.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -29,6 +30,8 @@
 #include "asking.h"
 #include "incoming.h"
 #include "receiver.h"
+#include "scheduling.h"
+#include "shared_in.h"
 #include "uffd_abi.h"
 #include "util.h"
 
@@ -39,18 +42,35 @@ struct fault_thread {
     struct pollfd *polled;
 };
 
+/* Threads that are started one after the other have thread ids one after the other, as a rule:
+ * so a fault is counted at the same cost however many vCPUs there are. */
+static int64_t vcpu_of(uint32_t vcpus, const uint32_t *vcpu_tid, uint32_t tid)
+{
+    uint32_t likely = vcpus ? tid - vm_get(&vcpu_tid[0]) : 0;
+
+    if (likely < vcpus && vm_get(&vcpu_tid[likely]) == tid) {
+        return likely;
+    }
+    for (uint32_t i = 0; i < vcpus; i++) {
+        if (vm_get(&vcpu_tid[i]) == tid) {
+            return i;
+        }
+    }
+    return -1;
+}
+
 /* Counts the fault, and finds where it is known where that vCPU is going; NULL: nowhere. */
 static struct vm_walker *count_for_vcpu(uint32_t vcpus, const uint32_t *vcpu_tid,
                                         uint64_t *vcpu_faults, struct vm_walker *walker,
                                         uint32_t tid)
 {
-    for (uint32_t i = 0; i < vcpus; i++) {
-        if (vm_get(&vcpu_tid[i]) == tid) {
-            vm_add(&vcpu_faults[i], 1);
-            return walker ? &walker[i] : NULL;
-        }
+    int64_t found = vcpu_of(vcpus, vcpu_tid, tid);
+
+    if (found < 0) {
+        return NULL;
     }
-    return NULL;
+    vm_add(&vcpu_faults[found], 1);
+    return walker ? &walker[found] : NULL;
 }
 
 /* Before the page can come, so that the vCPU finds its fault counted. */
@@ -103,7 +123,8 @@ static int wake(struct vm_incoming *in, const struct vm_client *client, struct v
         vm_clients_wake(in, q.block, offset, length);
         return 0;
     }
-    return vm_uffd_wake(in->uffd, block->host + offset, length, err);
+    return block->in_image ? vm_image_map_again(in, block, offset, err)
+                           : vm_uffd_wake(in->uffd, block->host + offset, length, err);
 }
 
 static void log_fault(const struct vm_incoming *in, const struct vm_client *client,
@@ -131,10 +152,11 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
         vm_add(&in->stats.foreign, 1);
         return 0;
     }
+    block = &in->ram->block[q.block];
+    __builtin_prefetch(&block->ask[q.page], 1); /* seldom in a cache, and needed in a moment */
     vm_add(&in->stats.messages, 1);
     walker = count_fault(in, client, m->arg.pagefault.ptid);
     log_fault(in, client, q, m->arg.pagefault.ptid);
-    block = &in->ram->block[q.block];
     if (vm_bit_test(block->received, q.page)) {
         vm_add(&in->stats.late, 1);
         return wake(in, client, q, err);
@@ -157,6 +179,7 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
     return vm_ask(&t->asking, q, err);
 }
 
+/* How many messages were read and handled, or -1. */
 static int read_faults(struct fault_thread *t, const struct vm_client *client, struct vm_error *err)
 {
     struct uffd_msg message[VM_ASK_AT_ONCE];
@@ -164,11 +187,7 @@ static int read_faults(struct fault_thread *t, const struct vm_client *client, s
     ssize_t got = read(client ? client->uffd : t->in->uffd, message, room * sizeof(message[0]));
 
     if (got < 0) {
-        if (errno == EAGAIN || errno == EINTR) {
-            vm_add(&t->in->stats.spurious, 1);
-            return 0;
-        }
-        return vm_fail_errno(err, "read of userfaultfd", 0);
+        return errno == EAGAIN || errno == EINTR ? 0 : vm_fail_errno(err, "read of userfaultfd", 0);
     }
     if (got == 0 || (size_t)got % sizeof(message[0]) != 0) {
         errno = EIO;
@@ -181,12 +200,24 @@ static int read_faults(struct fault_thread *t, const struct vm_client *client, s
             return -1;
         }
     }
-    return 0;
+    return (int)((size_t)got / sizeof(message[0]));
+}
+
+static int read_announced(struct fault_thread *t, const struct vm_client *client,
+                          struct vm_error *err)
+{
+    int read = read_faults(t, client, err);
+
+    if (read == 0) {
+        vm_add(&t->in->stats.spurious, 1);
+    }
+    return read;
 }
 
 /* The clients' userfaultfds follow in the order of in->client. */
 enum { POLL_QUIT, POLL_URGENT, POLL_RETURN, POLL_UFFD, POLL_CLIENTS };
 
+/* 1 when something came, 0 when nothing did, or -1. */
 static int receive_urgent(struct fault_thread *t, struct vm_error *err)
 {
     int rc = vm_receiver_step(t->urgent, err);
@@ -194,7 +225,7 @@ static int receive_urgent(struct fault_thread *t, struct vm_error *err)
     if (rc == VM_RECEIVED_COMPLETE) {
         t->polled[POLL_URGENT].fd = -1; /* the source has sent its last urgent page */
     }
-    return rc < 0 ? -1 : 0;
+    return rc < 0 ? -1 : rc == VM_RECEIVED_MORE;
 }
 
 static int handle_round(struct fault_thread *t, struct vm_error *err)
@@ -207,7 +238,7 @@ static int handle_round(struct fault_thread *t, struct vm_error *err)
     if (p[POLL_RETURN].revents && vm_ask_kept(&t->asking, err) < 0) {
         return -1;
     }
-    if (p[POLL_UFFD].revents && read_faults(t, NULL, err) < 0) {
+    if (p[POLL_UFFD].revents && read_announced(t, NULL, err) < 0) {
         return -1;
     }
     for (uint32_t i = 0; i < t->in->clients; i++) {
@@ -216,9 +247,34 @@ static int handle_round(struct fault_thread *t, struct vm_error *err)
         if (of_client->revents & (POLLERR | POLLHUP | POLLNVAL)) {
             of_client->fd = -1; /* the client has ended */
         } else if (of_client->revents && t->asking.kept < VM_ASK_AT_ONCE &&
-                   read_faults(t, &t->in->client[i], err) < 0) {
+                   read_announced(t, &t->in->client[i], err) < 0) {
             return -1;
         }
+    }
+    return 0;
+}
+
+/*
+ * On one CPU the source and the vCPU that are woken by a request and by a page run at once, before
+ * this thread does: the answer and the next fault are there when it goes on, and a poll would only
+ * say so. On several they are not yet, and looking for them costs nothing that anybody waits for.
+ */
+static int serve_directly(struct fault_thread *t, struct vm_error *err)
+{
+    /* Then poll is asked: who tells this thread to quit, and clients, must not wait for ever. */
+    enum { TURNS = 16 };
+    bool asked = t->polled[POLL_UFFD].revents;
+
+    for (unsigned turn = 0; turn < TURNS && t->asking.kept == 0; turn++) {
+        int rc = asked ? receive_urgent(t, err) : read_faults(t, NULL, err);
+
+        if (rc <= 0) {
+            return rc;
+        }
+        if (t->polled[POLL_URGENT].fd < 0) {
+            return 0;
+        }
+        asked = !asked;
     }
     return 0;
 }
@@ -264,14 +320,21 @@ static int serve_faults(struct fault_thread *t, struct vm_error *err)
         if (handle_round(t, err) < 0) {
             return -1;
         }
+        if (t->polled[POLL_URGENT].fd >= 0 && serve_directly(t, err) < 0) {
+            return -1;
+        }
     }
 }
 
 static int serve_with_urgent(struct fault_thread *t, struct vm_error *err)
 {
     struct vm_receiver receiver;
-    int rc;
+    int rc, flags = fcntl(t->in->urgent_fd, F_GETFL);
 
+    /* It is also read when nothing has announced a page. */
+    if (flags < 0 || fcntl(t->in->urgent_fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+        return vm_fail_errno(err, "O_NONBLOCK on the urgent channel", 0);
+    }
     if (vm_receiver_create(&receiver, t->in, t->in->urgent_fd, "urgent channel", 1,
                            &t->in->placed_urgent, &t->in->stages_urgent, err) < 0) {
         return -1;
@@ -298,6 +361,7 @@ int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err)
         errno = ENOMEM;
         return vm_fail_errno(err, "memory for the fault thread", 0);
     }
+    vm_schedule_urgent();
     rc = index == 0 && in->urgent_fd >= 0 ? serve_with_urgent(&thread, err)
                                           : serve_faults(&thread, err);
     free(thread.polled);

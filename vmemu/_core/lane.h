@@ -19,6 +19,7 @@ struct vm_lane {
     uint64_t duration_ns;  /* from one loop's begin to the next; no time lies further behind */
     const uint16_t *sizes; /* VM_SIZES entries, bytes: of its own trace */
     bool wide;
+    bool mapped; /* the columns are files that are mapped: what was used is let go of */
 };
 
 #endif

@@ -2,15 +2,18 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "replay.h"
 #include "util.h"
 
-enum { SLICE = 4096 };
+enum { SLICE = 4096, LET_GO = 1 << 20 /* accesses at a time */ };
 
 /* How far a lane is. A generator is a copy, so that several may go through the same lanes. */
 struct cursor {
     uint64_t at, loop;
+    uint64_t let_go;  /* the columns before this access were let go of */
     uint64_t next_ns; /* when its next access is due; UINT64_MAX: it has none (by time only) */
     struct vm_synthetic made;
 };
@@ -41,6 +44,33 @@ static bool made_slice(struct order *o, uint32_t index, struct vm_slice *slice)
     return slice->count > 0;
 }
 
+/* The pages that a column fills with its values [from, to), but for the last one if it is used
+ * further. */
+static void let_column_go(const void *column, uint64_t from, uint64_t to, unsigned width)
+{
+    uintptr_t in_page = (uintptr_t)sysconf(_SC_PAGESIZE) - 1, at = (uintptr_t)column;
+    uintptr_t begin = (at + from * width) & ~in_page, end = (at + to * width) & ~in_page;
+
+    if (column && end > begin) {
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
+}
+
+/*
+ * What was looked at of a mapped file counts as memory of this process for as long as it is mapped;
+ * a long trace would fill a control group's limit with it. The page cache keeps what it likes, and
+ * others who use the same columns find it there.
+ */
+static void let_go(const struct vm_lane *lane, struct cursor *c)
+{
+    if (lane->mapped && c->at >= c->let_go + LET_GO) {
+        let_column_go(lane->where, c->let_go, c->at, lane->wide ? 8 : 4);
+        let_column_go(lane->what, c->let_go, c->at, 1);
+        let_column_go(lane->times, c->let_go, c->at, 8);
+        c->let_go = c->at;
+    }
+}
+
 /* Up to most accesses of the columns, none of them beyond the end of a loop. */
 static bool column_slice(struct order *o, uint32_t index, uint64_t most, struct vm_slice *slice)
 {
@@ -51,6 +81,7 @@ static bool column_slice(struct order *o, uint32_t index, uint64_t most, struct 
     if (c->loop == lane->loops || lane->count == 0) {
         return false;
     }
+    let_go(lane, c);
     *slice = (struct vm_slice){
         .where = (const uint8_t *)lane->where + c->at * (lane->wide ? 8 : 4),
         .what = lane->what + c->at,
@@ -63,7 +94,7 @@ static bool column_slice(struct order *o, uint32_t index, uint64_t most, struct 
     };
     c->at += slice->count;
     if (c->at == lane->count) {
-        c->at = 0;
+        c->at = c->let_go = 0;
         c->loop++;
     }
     return true;

@@ -16,6 +16,24 @@ static void set_bits(uint64_t *map, uint64_t first, uint64_t end)
     }
 }
 
+/*
+ * One step of a scan, which ends early when the regions are full: from scan->walk_end on it goes
+ * on. The number of regions, or -1.
+ */
+static int scan_on(int pagemap, struct pm_scan *scan, struct vm_error *err)
+{
+    int found = ioctl(pagemap, PM_SCAN_IOCTL, scan);
+
+    if (found < 0) {
+        return vm_fail_errno(err, "PAGEMAP_SCAN", scan->start);
+    }
+    if (scan->walk_end <= scan->start) {
+        errno = EIO; /* it would go on for ever */
+        return vm_fail_errno(err, "PAGEMAP_SCAN that gets nowhere", scan->start);
+    }
+    return found;
+}
+
 int vm_pagemap_harvest(int pagemap, uint64_t start, uint64_t length, uint64_t *map,
                        struct vm_error *err)
 {
@@ -30,20 +48,43 @@ int vm_pagemap_harvest(int pagemap, uint64_t start, uint64_t length, uint64_t *m
         .return_mask = PM_PAGE_IS_WRITTEN,
     };
 
-    /* A scan ends early when the regions are full; what it had no room for is not protected. */
+    /* What the regions had no room for is not protected. */
     for (scan.start = start; scan.start < scan.end; scan.start = scan.walk_end) {
-        int found = ioctl(pagemap, PM_SCAN_IOCTL, &scan);
+        int found = scan_on(pagemap, &scan, err);
 
         if (found < 0) {
-            return vm_fail_errno(err, "PAGEMAP_SCAN", scan.start);
-        }
-        if (scan.walk_end <= scan.start) {
-            errno = EIO; /* it would go on for ever */
-            return vm_fail_errno(err, "PAGEMAP_SCAN that gets nowhere", scan.start);
+            return -1;
         }
         for (int i = 0; i < found; i++) {
             set_bits(map, (region[i].start - start) >> VM_PAGE_SHIFT,
                      (region[i].end - start) >> VM_PAGE_SHIFT);
+        }
+    }
+    return 0;
+}
+
+int vm_pagemap_huge(int pagemap, uint64_t start, uint64_t length, uint64_t *bytes,
+                    struct vm_error *err)
+{
+    struct pm_region region[REGIONS];
+    struct pm_scan scan = {
+        .size = sizeof(scan),
+        .end = start + length,
+        .vec = (uintptr_t)region,
+        .vec_len = REGIONS,
+        .category_mask = PM_PAGE_IS_HUGE,
+        .return_mask = PM_PAGE_IS_HUGE,
+    };
+
+    *bytes = 0;
+    for (scan.start = start; scan.start < scan.end; scan.start = scan.walk_end) {
+        int found = scan_on(pagemap, &scan, err);
+
+        if (found < 0) {
+            return -1;
+        }
+        for (int i = 0; i < found; i++) {
+            *bytes += region[i].end - region[i].start;
         }
     }
     return 0;

@@ -21,4 +21,8 @@
 int vm_pagemap_harvest(int pagemap, uint64_t start, uint64_t length, uint64_t *map,
                        struct vm_error *err);
 
+/* How many bytes of [start, start + length) are mapped as hugepages, of whatever kind. 0, or -1. */
+int vm_pagemap_huge(int pagemap, uint64_t start, uint64_t length, uint64_t *bytes,
+                    struct vm_error *err);
+
 #endif

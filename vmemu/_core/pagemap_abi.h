@@ -10,6 +10,7 @@
 
 enum {
     PM_PAGE_IS_WRITTEN = 1 << 1, /* since it was write-protected last */
+    PM_PAGE_IS_HUGE = 1 << 6,    /* mapped as part of a hugepage, transparent or not */
 };
 
 enum {

@@ -11,6 +11,7 @@
 #include "access.h"
 #include "incoming.h"
 #include "mapping.h"
+#include "shared_in.h"
 #include "util.h"
 
 /* 1 when all bytes are read, 0 when told to quit, -1 on failure. */
@@ -59,6 +60,11 @@ static int refuse(const struct vm_header *h, const char *why, struct vm_error *e
                             h->block, (unsigned long long)h->offset, h->pages, h->length, why);
 }
 
+static bool bytes_follow(const struct vm_header *h)
+{
+    return h->type == VM_MSG_PRECOPY_PAGES && !(h->flags & VM_FLAG_IN_IMAGE);
+}
+
 static int check_precopy(const struct vm_ram *ram, const struct vm_header *h, struct vm_error *err)
 {
     uint64_t first = h->offset >> VM_PAGE_SHIFT, pages;
@@ -74,7 +80,11 @@ static int check_precopy(const struct vm_ram *ram, const struct vm_header *h, st
     if (h->pages > VM_RUN_BYTES >> VM_PAGE_SHIFT) {
         return refuse(h, "the run is too long", err);
     }
-    if (h->length != (h->type == VM_MSG_PRECOPY_PAGES ? (uint64_t)h->pages << VM_PAGE_SHIFT : 0)) {
+    if (h->type == VM_MSG_PRECOPY_PAGES &&
+        vm_block_shares(&ram->block[h->block]) != !!(h->flags & VM_FLAG_IN_IMAGE)) {
+        return refuse(h, "the bytes of this block come another way", err);
+    }
+    if (h->length != (bytes_follow(h) ? (uint64_t)h->pages << VM_PAGE_SHIFT : 0)) {
         return refuse(h, "the length is not that of the pages", err);
     }
     return 0;
@@ -102,16 +112,19 @@ static void clear_bit(uint64_t *map, uint64_t bit)
 static int take_pages(struct vm_incoming *in, const struct vm_header *h, struct vm_error *err)
 {
     struct vm_block *block = &in->ram->block[h->block];
-    uint64_t first = h->offset >> VM_PAGE_SHIFT;
+    uint64_t first = h->offset >> VM_PAGE_SHIFT, length = (uint64_t)h->pages << VM_PAGE_SHIFT;
     bool zero = h->type == VM_MSG_PRECOPY_ZERO;
 
-    if (zero) {
+    if (!zero && (h->flags & VM_FLAG_IN_IMAGE)) {
+        if (vm_image_take(block, h->offset, length, err) < 0) {
+            return -1;
+        }
+    } else if (zero) {
         /*
          * A page of zeros has to be there as well: registered later, one that was never touched
          * would be missing. Touched here, one that the kernel has no memory for would be a SIGBUS.
          */
-        if (vm_populate_read(block->host + h->offset, (uint64_t)h->pages << VM_PAGE_SHIFT, err) <
-            0) {
+        if (vm_populate_read(block->host + h->offset, length, err) < 0) {
             return -1;
         }
     } else {
@@ -123,14 +136,16 @@ static int take_pages(struct vm_incoming *in, const struct vm_header *h, struct 
     }
     for (uint64_t page = first; page < first + h->pages; page++) {
         vm_bit_test_and_set(block->precopied, page);
-        if (zero) {
+        if (zero && block->in_image) {
+            vm_bit_test_and_set(block->precopied_zero, page); /* the guest at the source has it */
+        } else if (zero) {
             make_zero(block->host + (page << VM_PAGE_SHIFT));
             vm_bit_test_and_set(block->precopied_zero, page);
         } else {
             clear_bit(block->precopied_zero, page);
         }
     }
-    vm_add(&in->bytes_precopied, h->length);
+    vm_add(&in->bytes_precopied, zero ? 0 : length);
     return 1;
 }
 

@@ -60,24 +60,27 @@ static bool claim_dirty(struct vm_image *image, uint64_t page)
 
 static bool target_is_zero(const struct vm_image *image, uint64_t page)
 {
-    return vm_bytes_are_zero(image->data + (page << VM_PAGE_SHIFT), VM_PAGE_SIZE);
+    return vm_range_is_zero(image, page << VM_PAGE_SHIFT, VM_PAGE_SIZE);
 }
 
 static int send_target_pages(struct vm_source *s, uint32_t block, uint64_t first, uint32_t pages,
                              bool zero, struct vm_error *err)
 {
+    const struct vm_image *image = &s->image[block];
+    uint32_t bytes = zero ? 0 : pages << VM_PAGE_SHIFT;
     struct vm_header h = {
         .type = zero ? VM_MSG_PRECOPY_ZERO : VM_MSG_PRECOPY_PAGES,
+        .flags = image->shared && !zero ? VM_FLAG_IN_IMAGE : 0,
         .block = block,
         .offset = first << VM_PAGE_SHIFT,
         .pages = pages,
-        .length = zero ? 0 : pages << VM_PAGE_SHIFT,
+        .length = image->shared ? 0 : bytes,
     };
 
     s->pages_precopied += pages;
-    s->bytes_precopied += h.length;
-    vm_limiter_charge(&s->limiter, vm_now_ns(), h.length);
-    return vm_source_send(s, s->main_fd, &h, s->image[block].data + h.offset, err);
+    s->bytes_precopied += bytes;
+    vm_limiter_charge(&s->limiter, vm_now_ns(), bytes);
+    return vm_source_send(s, s->main_fd, &h, image->data + h.offset, err);
 }
 
 /*
@@ -129,9 +132,8 @@ static int round_of_block(struct vm_source *s, uint32_t block, struct vm_error *
     return 0;
 }
 
-int vm_source_round(struct vm_source *s, struct vm_error *err)
+static int send_round(struct vm_source *s, struct vm_error *err)
 {
-    s->rounds++;
     if (say_round(s, err) < 0) {
         return -1;
     }
@@ -141,6 +143,17 @@ int vm_source_round(struct vm_source *s, struct vm_error *err)
         }
     }
     return 0;
+}
+
+int vm_source_round(struct vm_source *s, struct vm_error *err)
+{
+    int rc;
+
+    s->rounds++;
+    vm_source_stay_close(s, true);
+    rc = send_round(s, err);
+    vm_source_stay_close(s, false);
+    return rc;
 }
 
 uint64_t vm_source_dirty(const struct vm_source *s, uint32_t block)

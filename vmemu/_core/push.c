@@ -4,12 +4,16 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "scheduling.h"
 #include "source_parts.h"
 #include "util.h"
 
 static uint32_t run_limit(const struct vm_image *image)
 {
-    uint32_t pages = VM_RUN_BYTES >> image->page_shift;
+    /* Where nothing is copied, a run is placed in the time that a fraction of it takes elsewhere.
+     */
+    uint32_t bytes = image->in_place ? 4 * VM_RUN_BYTES : VM_RUN_BYTES;
+    uint32_t pages = bytes >> image->page_shift;
 
     return pages ? pages : 1;
 }
@@ -92,14 +96,17 @@ int vm_source_push(struct vm_source *s, struct vm_error *err)
     eventfd_t begin;
     int rc = 1;
 
+    vm_schedule_bulk();
     while (read(s->push_fd, &begin, sizeof(begin)) < 0) {
         if (errno != EINTR) {
             return vm_fail_errno(err, "wait for the push to begin", 0);
         }
     }
+    vm_source_stay_close(s, true);
     while (rc == 1 && !held_back(s)) {
         rc = vm_push_one_run(s, err);
     }
+    vm_source_stay_close(s, false);
     /* Stopped half-way, it is not complete: whoever stopped it says what is to be said. */
     return rc == 0 ? vm_push_complete(s, err) : rc < 0 ? -1 : 0;
 }

@@ -22,6 +22,7 @@ struct vm_arrivals {
 struct vm_ask {
     uint64_t ns; /* CLOCK_MONOTONIC */
     uint32_t tid;
+    uint32_t told; /* the log has the page's arrival */
 };
 
 struct vm_block {
@@ -30,9 +31,16 @@ struct vm_block {
     uint64_t pages;
     uint32_t page_shift;
     bool hugetlb;
-    uint64_t *received;  /* a bit a host page: it is placed */
-    uint64_t *requested; /* a bit a host page: it was asked for */
-    struct vm_ask *ask;  /* a host page each; of the pages that were asked for */
+    /* Channel shm. The block's memory is the source's image itself: placing maps, copies nothing.
+     */
+    bool in_image;
+    bool release_image;    /* free what was copied from the image */
+    int image_fd;          /* of the image, where it is another memory than the block's */
+    uint64_t image;        /* address of its mapping, for reading; 0: pages come with their bytes */
+    uint64_t image_mapped; /* so many bytes from its start are in our page table, holes left out */
+    uint64_t *received;    /* a bit a host page: it is placed */
+    uint64_t *requested;   /* a bit a host page: it was asked for */
+    struct vm_ask *ask;    /* a host page each; of the pages that were asked for */
     /* Pre-copy, a bit a target page: it came before the flip and was not discarded; as zeros. */
     uint64_t *precopied;
     uint64_t *precopied_zero;

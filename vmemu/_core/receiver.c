@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "shared_in.h"
 #include "util.h"
 
 enum { HEADER = sizeof(struct vm_header), BASE_PAGE = 4096 };
@@ -113,6 +114,12 @@ static int check_pages(const struct vm_receiver *r, const struct vm_header *h, s
                                                    : "pages that go another way carry no bytes",
                             err);
     }
+    if (vm_block_shares(block) != !!(h->flags & VM_FLAG_IN_IMAGE)) {
+        return refuse(r, h, "the bytes of this block come another way", err);
+    }
+    if (h->flags & VM_FLAG_IN_IMAGE) {
+        return h->length == 0 ? 0 : refuse(r, h, "what lies in the image carries no bytes", err);
+    }
     if (h->length != (uint64_t)h->pages << block->page_shift) {
         return refuse(r, h, "the length is not that of the pages", err);
     }
@@ -154,6 +161,27 @@ static int place_zeros(struct vm_receiver *r, const struct vm_block *block, uint
         }
     }
     return 0;
+}
+
+/* As vm_uffd_copy. */
+static int place_run(struct vm_receiver *r, const struct vm_header *h, const uint8_t *payload,
+                     struct vm_error *err)
+{
+    const struct vm_block *block = &r->in->ram->block[h->block];
+    uint64_t page_size = UINT64_C(1) << block->page_shift, host = block->host + h->offset;
+    int rc;
+
+    if (block->in_image || (h->type == VM_MSG_PAGES && block->image)) {
+        rc = vm_image_place(r->in->uffd, block, h, r->stats, err);
+    } else if (h->type == VM_MSG_ZERO) {
+        rc = place_zeros(r, block, host, h->pages * page_size, err);
+    } else {
+        rc = vm_uffd_copy(r->in->uffd, host, payload, h->length, page_size, r->stats, err);
+    }
+    if (rc == 0 && h->type == VM_MSG_PAGES) {
+        *(block->in_image ? &r->stats->continued : &r->stats->copied) += h->pages;
+    }
+    return rc;
 }
 
 static void count_arrival(struct vm_block *block, const struct vm_header *h, uint64_t fresh)
@@ -222,24 +250,50 @@ void vm_stages_release(struct vm_stages *stages)
     stages->count = stages->capacity = 0;
 }
 
+/* Whether the log has the arrival of a page; from now on it does. A page may come by both channels,
+ * even at one time. */
+static bool told(const struct vm_block *block, uint64_t page)
+{
+    return __atomic_exchange_n(&block->ask[page].told, 1, __ATOMIC_RELAXED);
+}
+
+static void log_arrival(struct vm_incoming *in, uint32_t index, uint64_t page, uint64_t placed_ns)
+{
+    const struct vm_block *block = &in->ram->block[index];
+
+    if (vm_bit_test(block->requested, page)) {
+        vm_event_at(in->log, placed_ns, VM_EVENT_PAGE_REQ_DEL, index, page << block->page_shift,
+                    vm_add(&in->pending, -1) - 1);
+    }
+}
+
 /* Before the bits: so a page is logged as placed before anybody can say that it is there. */
 static void log_placed(struct vm_incoming *in, const struct vm_header *h, uint64_t placed_ns)
 {
     const struct vm_block *block = &in->ram->block[h->block];
-    uint64_t first = h->offset >> block->page_shift;
+    uint64_t first = h->offset >> block->page_shift, last = first + h->pages, begin, page = first;
+    int name = h->type == VM_MSG_ZERO ? VM_EVENT_PLACE_PAGE_ZERO : VM_EVENT_PLACE_PAGE;
 
     if (VM_LIKELY(!in->log)) {
         return;
     }
-    for (uint64_t page = first; page < first + h->pages; page++) {
-        if (vm_bit_test(block->requested, page) && !vm_bit_test(block->received, page)) {
-            vm_event_at(in->log, placed_ns, VM_EVENT_PAGE_REQ_DEL, h->block,
-                        page << block->page_shift, vm_add(&in->pending, -1) - 1);
+    while (page < last) {
+        for (begin = page; page < last && !told(block, page); page++) {
+            log_arrival(in, h->block, page, placed_ns);
         }
+        if (page > begin) {
+            vm_event_at(in->log, placed_ns, name, h->block, begin << block->page_shift,
+                        page - begin);
+        }
+        page++;
     }
-    vm_event_at(in->log, placed_ns,
-                h->type == VM_MSG_ZERO ? VM_EVENT_PLACE_PAGE_ZERO : VM_EVENT_PLACE_PAGE, h->block,
-                h->offset, h->pages);
+}
+
+/* The push was faster. Who waited was woken when the page was placed, or will be by its fault. */
+static bool overtaken(const struct vm_block *block, const struct vm_header *h)
+{
+    return h->flags & VM_FLAG_URGENT && h->pages == 1 &&
+           vm_bit_test(block->received, h->offset >> block->page_shift);
 }
 
 static int place_pages(struct vm_receiver *r, const struct vm_header *h, const uint8_t *payload,
@@ -252,11 +306,10 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
     uint64_t arrived_ns = vm_now_ns(), placed_ns, fresh;
     int rc;
 
-    if (h->type == VM_MSG_ZERO) {
-        rc = place_zeros(r, block, host, (uint64_t)h->pages * page_size, err);
-    } else {
-        rc = vm_uffd_copy(in->uffd, host, payload, h->length, page_size, r->stats, err);
+    if (overtaken(block, h)) {
+        return 0;
     }
+    rc = place_run(r, h, payload, err);
     if (rc != 0) {
         /* The mapping is gone only when somebody is giving it all back. */
         return rc < 0 ? -1 : vm_fail_errno(err, "placing pages in a mapping that is gone", host);
@@ -266,13 +319,13 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
     count_carried(in, h);
     fresh = vm_ram_mark_received(block, h->offset >> block->page_shift, h->pages);
     count_arrival(block, h, fresh);
-    if (h->flags & VM_FLAG_URGENT) {
+    if (fresh && h->flags & VM_FLAG_URGENT) {
         record_stages(r, h, arrived_ns, placed_ns);
     }
     /* After the bits: a client that looks at them later finds the page by itself. */
     vm_clients_wake(in, h->block, h->offset, (uint64_t)h->pages * page_size);
     vm_deliveries_wake(in, h->block, h->offset >> block->page_shift, h->pages);
-    vm_add(&in->bytes_received, h->length);
+    vm_add(&in->bytes_received, h->type == VM_MSG_ZERO ? 0 : fresh * page_size);
     if (vm_ram_count_received(in->ram, fresh)) {
         eventfd_write(in->bell_fd, 1);
     }
@@ -327,7 +380,7 @@ static uint64_t wanted(const struct vm_receiver *r)
     return HEADER + h.length + HEADER - r->have;
 }
 
-/* An enum vm_received, or -1; nothing to read now is VM_RECEIVED_MORE too. */
+/* An enum vm_received, or -1. */
 static int read_some(struct vm_receiver *r, struct vm_error *err)
 {
     ssize_t got = read(r->fd, r->start + r->have, wanted(r));
@@ -343,7 +396,7 @@ static int read_some(struct vm_receiver *r, struct vm_error *err)
         return vm_fail_gone(err, r->name,
                             "the source closed the channel before all pages were sent");
     }
-    return errno == EINTR || errno == EAGAIN ? VM_RECEIVED_MORE : vm_fail_errno(err, r->name, 0);
+    return errno == EINTR || errno == EAGAIN ? VM_RECEIVED_NOTHING : vm_fail_errno(err, r->name, 0);
 }
 
 int vm_receiver_step(struct vm_receiver *r, struct vm_error *err)

@@ -29,7 +29,7 @@ struct vm_receiver {
     uint64_t zeros_length;
 };
 
-enum vm_received { VM_RECEIVED_MORE = 0, VM_RECEIVED_COMPLETE = 1 };
+enum vm_received { VM_RECEIVED_MORE = 0, VM_RECEIVED_COMPLETE = 1, VM_RECEIVED_NOTHING = 2 };
 
 /* eager: read a whole page with its header in one go (urgent channel), else the header first
  * (bulk). */
@@ -38,8 +38,8 @@ int vm_receiver_create(struct vm_receiver *r, struct vm_incoming *in, int fd, co
                        struct vm_error *err);
 void vm_receiver_destroy(struct vm_receiver *r);
 
-/* Call when fd is readable: one read, and every message that it completes. An enum vm_received, or
- * -1. */
+/* One read, and every message that it completes. An enum vm_received, or -1. Nothing: there was
+ * nothing to read. */
 int vm_receiver_step(struct vm_receiver *r, struct vm_error *err);
 
 #endif

@@ -11,12 +11,17 @@
 #include "pace.h"
 #include "util.h"
 
+/* The inner loop is made once for each case, with what never changes in it left out. */
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+enum { AHEAD = 48 }; /* accesses between asking for a line and its use */
+
 struct replay {
     struct vm_vcpu *v;
     const struct vm_guest *guest;
     struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
     uint64_t dropped[4];      /* accesses of each kind in this slice that lie outside, or in part */
-    uint32_t until;           /* where the slice ends; 0 after an access that waited for its page */
+    bool waited;              /* the last access that was made has waited for its page */
     struct vm_pacer pacer;
 };
 
@@ -41,9 +46,10 @@ static inline uint64_t load_sized(uint64_t host, unsigned size)
     const volatile uint8_t *byte;
     uint64_t value = 0;
 
-    switch (size) {
-    case 8:
+    if (VM_LIKELY(size == 8)) {
         return *(const volatile unaligned_u64 *)(uintptr_t)host;
+    }
+    switch (size) {
     case 4:
         return *(const volatile unaligned_u32 *)(uintptr_t)host;
     case 2:
@@ -63,10 +69,11 @@ static inline void store_sized(uint64_t host, unsigned size, uint64_t value)
 {
     volatile uint8_t *byte;
 
-    switch (size) {
-    case 8:
+    if (VM_LIKELY(size == 8)) {
         *(volatile unaligned_u64 *)(uintptr_t)host = value;
         return;
+    }
+    switch (size) {
     case 4:
         *(volatile unaligned_u32 *)(uintptr_t)host = (uint32_t)value;
         return;
@@ -115,9 +122,15 @@ static uint64_t written_word(const struct piece *p)
     return vm_mix(p->base + VM_CONTENT_WRITTEN + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
 }
 
-static uint64_t piece_mask(const struct piece *p)
+static inline uint64_t piece_mask(const struct piece *p)
 {
     return (p->size == 8 ? ~UINT64_C(0) : (UINT64_C(1) << (p->size * 8)) - 1) << (p->where % 8 * 8);
+}
+
+/* The bits of the piece in the mark of its word. */
+static inline uint8_t piece_marks(const struct piece *p)
+{
+    return (uint8_t)(((1u << p->size) - 1) << (p->where % 8));
 }
 
 /*
@@ -160,27 +173,36 @@ static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, u
     }
 }
 
-static inline void read_piece(struct vm_vcpu *v, const struct piece *p)
+/* Of a piece that was written in part, or of a page from a file. */
+static uint64_t mixed_word(const struct vm_guest *g, const struct piece *p, uint8_t mark)
+{
+    uint64_t mask = vm_mark_mask(mark);
+
+    return (initial_word(g, p) & ~mask) | (written_word(p) & mask);
+}
+
+static ALWAYS_INLINE void read_piece(struct vm_vcpu *v, const struct piece *p, bool check)
 {
     const struct vm_guest *g = v->guest;
     uint64_t found, expected;
-    uint8_t mark;
+    uint8_t mark, bits = piece_marks(p);
 
-    if (!g->check_reads) {
+    if (!check) {
         load_sized(p->host, p->size);
         return;
     }
     /* The mark is read before the value, and set after it is written: a marked byte must have its
      * new value. */
-    mark = vm_get_acquire(&g->marks[p->where >> 3]);
+    mark = vm_get_acquire(&g->marks[p->where >> 3]) & bits;
     found = load_sized(p->host, p->size) << (p->where % 8 * 8);
-    expected = VM_LIKELY(!(p->tags & (VM_REF_ZERO | VM_REF_FILE)))
-                   ? vm_mix(p->base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP)
-                   : initial_word(g, p);
-    if (mark) {
-        uint64_t mask = vm_mark_mask(mark);
+    if (VM_LIKELY((mark == 0 || mark == bits) && !(p->tags & VM_REF_FILE))) {
+        /* Without a branch: whether a word was written before is as good as random. */
+        uint64_t base = p->base + (mark ? VM_CONTENT_WRITTEN : 0);
 
-        expected = (expected & ~mask) | (written_word(p) & mask);
+        expected = vm_mix(base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
+        expected = p->tags & VM_REF_ZERO && !mark ? 0 : expected;
+    } else {
+        expected = mixed_word(g, p, mark);
     }
     if (VM_UNLIKELY((found ^ expected) & piece_mask(p))) {
         judge_read(v, p, mark, found);
@@ -199,15 +221,23 @@ static void note_written(uint64_t *written, uint64_t page)
     }
 }
 
-static inline void write_piece(struct vm_vcpu *v, const struct piece *p)
+static void mark_written(uint8_t *mark, uint8_t bits)
 {
-    uint8_t *marks = v->guest->marks;
-    uint8_t bits = (uint8_t)(((1u << p->size) - 1) << (p->where % 8));
+    if (bits == 0xFF) {
+        vm_set_release(mark, bits); /* whoever else sets some of them loses none */
+    } else {
+        __atomic_fetch_or(mark, bits, __ATOMIC_RELEASE);
+    }
+}
+
+static ALWAYS_INLINE void write_piece(struct vm_vcpu *v, const struct piece *p)
+{
+    uint8_t *marks = v->guest->marks, bits = piece_marks(p);
 
     store_sized(p->host, p->size, written_word(p) >> (p->where % 8 * 8));
     /* Most writes are to where one was before: look before paying for a locked operation. */
     if (marks && (vm_get(&marks[p->where >> 3]) & bits) != bits) {
-        __atomic_fetch_or(&marks[p->where >> 3], bits, __ATOMIC_RELEASE);
+        mark_written(&marks[p->where >> 3], bits);
     }
     /* After the store: whoever takes the bit and sends the page then sends what was stored. */
     if (VM_UNLIKELY(v->guest->written != NULL)) {
@@ -217,9 +247,20 @@ static inline void write_piece(struct vm_vcpu *v, const struct piece *p)
 
 /* ---- accesses ---- */
 
+static ALWAYS_INLINE void access_piece(struct vm_vcpu *v, const struct piece *p, unsigned kind,
+                                       bool check)
+{
+    if (kind != VM_STORE) {
+        read_piece(v, p, check);
+    }
+    if (kind == VM_STORE || kind == VM_MODIFY) {
+        write_piece(v, p);
+    }
+}
+
 /* An access that lies in one page of the dictionary. */
-static inline void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where,
-                               unsigned size, unsigned kind)
+static void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where,
+                        unsigned size, unsigned kind)
 {
     struct piece p = {
         .host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
@@ -232,12 +273,7 @@ static inline void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref,
         unsigned room = 8 - (unsigned)(p.where % 8);
 
         p.size = size < room ? size : room;
-        if (kind != VM_STORE) {
-            read_piece(v, &p);
-        }
-        if (kind == VM_STORE || kind == VM_MODIFY) {
-            write_piece(v, &p);
-        }
+        access_piece(v, &p, kind, v->guest->check_reads);
         p.host += p.size;
         p.where += p.size;
         size -= p.size;
@@ -301,7 +337,7 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
         access_page(v, ref, where, size, kind);
         fault.end_ns = vm_now_ns();
         vm_set_release(&v->waiting->since_ns, 0);
-        vm_set(&r->until, 0); /* time has passed: what is due is to be looked at anew */
+        r->waited = true; /* time has passed: what is due is to be looked at anew */
         if (vm_get(v->seen) != seen) {
             record_fault(v, fault);
         }
@@ -345,28 +381,41 @@ static bool access_straddling(struct replay *r, uint64_t where, unsigned size, u
     return inside;
 }
 
-static inline void access_any(struct replay *r, uint64_t where, unsigned size, unsigned kind)
+/* An access that is not of one word of a page that was touched before. */
+static void access_any(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
-    const struct vm_page_ref *ref = &r->refs[where >> VM_PAGE_SHIFT];
-
-    if (VM_UNLIKELY(where % VM_PAGE_SIZE + size > VM_PAGE_SIZE)) {
+    if (where % VM_PAGE_SIZE + size > VM_PAGE_SIZE) {
         r->dropped[kind] += !access_straddling(r, where, size, kind);
-    } else if (VM_UNLIKELY(ref->host & (VM_REF_FIRST | VM_REF_OUTSIDE | VM_REF_ALIAS))) {
-        r->dropped[kind] += !access_tagged(r, where, size, kind);
     } else {
-        access_page(r->v, ref, where, size, kind);
+        r->dropped[kind] += !access_tagged(r, where, size, kind);
     }
 }
 
 /* Counted a slice at a time, and away from the accesses: the inner loop has no counters to carry.
- */
+ * A byte counts what a vector register holds many of. */
+static void count_kinds(const uint8_t *what, uint32_t count, uint64_t kinds[4])
+{
+    for (uint32_t i = 0; i < count;) {
+        uint32_t end = count - i > UINT8_MAX ? i + UINT8_MAX : count, all = end - i;
+        uint8_t stores = 0, modifies = 0, fetches = 0;
+
+        for (; i < end; i++) {
+            stores += (what[i] & 3) == VM_STORE;
+            modifies += (what[i] & 3) == VM_MODIFY;
+            fetches += (what[i] & 3) == VM_FETCH;
+        }
+        kinds[VM_LOAD] += all - stores - modifies - fetches;
+        kinds[VM_STORE] += stores;
+        kinds[VM_MODIFY] += modifies;
+        kinds[VM_FETCH] += fetches;
+    }
+}
+
 static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
 {
     uint64_t kinds[4] = {0}, reads;
 
-    for (uint32_t i = 0; i < done; i++) {
-        kinds[what[i] & 3]++;
-    }
+    count_kinds(what, done, kinds);
     for (unsigned kind = 0; kind < 4; kind++) {
         kinds[kind] -= r->dropped[kind];
         vm_count(&r->v->dropped, r->dropped[kind]);
@@ -379,26 +428,77 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
     vm_count(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
 }
 
-static inline __attribute__((always_inline)) uint32_t replay_as(struct replay *r,
-                                                                const struct vm_slice *s, bool wide)
+/*
+ * An access says nothing of where the next one lies, but a trace does. A CPU that waits for one
+ * that its caches miss has no room for all the instructions until the next miss, so each line is
+ * asked for some accesses before. Nothing is touched by that: a page that is missing stays so, and
+ * what is no address, of a page that lies nowhere, is passed over.
+ */
+static ALWAYS_INLINE void look_ahead(const struct vm_page_ref *refs, const uint8_t *marks,
+                                     uint64_t where)
+{
+    uint64_t host = refs[where >> VM_PAGE_SHIFT].host & ~(uint64_t)VM_REF_TAGS;
+
+    __builtin_prefetch((const void *)(uintptr_t)(host + where % VM_PAGE_SIZE));
+    if (marks) {
+        __builtin_prefetch(&marks[where >> 3]);
+    }
+}
+
+/*
+ * Only an access that may stop is followed by a look at whether it waited and at v->stop: the
+ * others of a slice take some microseconds together.
+ */
+static ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_slice *s, bool wide,
+                                        bool check)
 {
     const uint16_t *sizes = s->sizes;
     const uint8_t *what = s->what;
-    uint32_t i;
+    const struct vm_page_ref *refs = r->refs;
+    const uint8_t *marks = r->guest->marks;
 
-    vm_set(&r->until, s->count);
-    for (i = 0; i < vm_get(&r->until) && !vm_get(&r->v->stop); i++) {
-        access_any(r, vm_where_of(s, i, wide), sizes[what[i] >> 2], what[i] & 3);
+    for (uint32_t i = 0; i < s->count; i++) {
+        uint64_t where = vm_where_of(s, i, wide);
+        const struct vm_page_ref *ref = &refs[where >> VM_PAGE_SHIFT];
+        uint64_t host = ref->host;
+        unsigned size = sizes[what[i] >> 2], kind = what[i] & 3;
+
+        if (VM_LIKELY(i + AHEAD < s->count)) {
+            look_ahead(refs, marks, vm_where_of(s, i + AHEAD, wide));
+        }
+        if (VM_UNLIKELY((host & (VM_REF_FIRST | VM_REF_OUTSIDE | VM_REF_ALIAS)) ||
+                        where % 8 + size > 8)) {
+            access_any(r, where, size, kind);
+            if (r->waited || vm_get(&r->v->stop)) {
+                return i + 1;
+            }
+        } else {
+            struct piece p = {
+                .host = (host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
+                .base = ref->base,
+                .where = where,
+                .size = size,
+                .tags = host & VM_REF_TAGS,
+            };
+
+            access_piece(r->v, &p, kind, check);
+        }
     }
-    return i;
+    return s->count;
 }
 
 /* Up to the end of the slice, or an access that waited for its page, or a stop: how many were done.
  */
 static uint32_t replay_part(struct replay *r, const struct vm_slice *s)
 {
-    uint32_t done = s->wide ? replay_as(r, s, true) : replay_as(r, s, false);
+    uint32_t done;
 
+    r->waited = false;
+    if (r->guest->check_reads) {
+        done = s->wide ? replay_as(r, s, true, true) : replay_as(r, s, false, true);
+    } else {
+        done = s->wide ? replay_as(r, s, true, false) : replay_as(r, s, false, false);
+    }
     count_slice(r, s->what, done);
     return done;
 }
@@ -436,7 +536,7 @@ static uint32_t replay_paced(void *context, const struct vm_slice *s)
         if (now_done == 0) {
             break; /* stopped */
         }
-        vm_pacer_note(&r->pacer, &part, begin + done, now_done, vm_get(&r->until) == 0);
+        vm_pacer_note(&r->pacer, &part, begin + done, now_done, r->waited);
         done += now_done;
     }
     return done;

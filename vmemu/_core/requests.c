@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "carry.h"
+#include "scheduling.h"
 #include "source_parts.h"
 #include "util.h"
 
@@ -23,10 +24,21 @@ struct requests {
     uint8_t buffer[4096];
 };
 
-static int64_t find_name(const struct vm_source *s, const uint8_t *name, uint32_t length)
+static bool has_name(const struct vm_image *image, const uint8_t *name, uint32_t length)
 {
+    return image->name_length == length && memcmp(image->name, name, length) == 0;
+}
+
+/* The name counts. Whoever asks knows our table too, and says where in it the name stands: so a
+ * request costs the same however many blocks there are. */
+static int64_t find_name(const struct vm_source *s, uint32_t hint, const uint8_t *name,
+                         uint32_t length)
+{
+    if (hint < s->count && has_name(&s->image[hint], name, length)) {
+        return hint;
+    }
     for (uint32_t i = 0; i < s->count; i++) {
-        if (s->image[i].name_length == length && memcmp(s->image[i].name, name, length) == 0) {
+        if (has_name(&s->image[i], name, length)) {
             return i;
         }
     }
@@ -81,6 +93,18 @@ static int tell_elsewhere(struct requests *q, uint32_t block, uint64_t page, str
     return vm_source_send(q->s, q->page_fd, &h, NULL, err);
 }
 
+/*
+ * The push has sent the page, but whoever asks did not have it when it asked: it may lie in the
+ * main channel behind a MiB of others. By the urgent channel it comes at once, and the destination
+ * leaves it at the first that comes. Not so when what was sent is freed; and what fills the channel
+ * by itself is better waited for.
+ */
+static bool may_overtake(const struct vm_source *s, const struct vm_image *image)
+{
+    return s->urgent_fd >= 0 && !s->release_ram && !s->withholds &&
+           UINT64_C(1) << image->page_shift < VM_RUN_BYTES;
+}
+
 /* Answer a request: one message a page, so that the first page asked for is not held up by the
  * others. */
 static int answer(struct requests *q, const struct vm_header *h, struct vm_error *err)
@@ -98,11 +122,12 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
     vm_event_at(s->log, queued_ns, VM_EVENT_QUEUE_PAGES, block, h->offset,
                 pages << image->page_shift);
     for (uint64_t page = first; page < first + pages; page++) {
+        bool asked = vm_bit_test_and_set(image->asked, page);
         bool fresh = !vm_bit_test_and_set(image->sent, page);
 
         vm_event(s->log, fresh ? VM_EVENT_QUEUED_PAGE : VM_EVENT_QUEUED_PAGE_NOT_DIRTY, block,
                  page << image->page_shift, 0);
-        if (fresh) {
+        if (fresh || (!asked && may_overtake(s, image))) {
             struct vm_run run = {.block = block,
                                  .first = page,
                                  .pages = 1,
@@ -113,8 +138,7 @@ static int answer(struct requests *q, const struct vm_header *h, struct vm_error
             if (vm_source_send_run(s, q->page_fd, &run, err) < 0) {
                 return -1;
             }
-        }
-        if (!fresh && q->of_vcpu && tell_elsewhere(q, block, page, err) < 0) {
+        } else if (q->of_vcpu && tell_elsewhere(q, block, page, err) < 0) {
             return -1;
         }
     }
@@ -131,7 +155,7 @@ static int handle_request(struct requests *q, const struct vm_header *h, const u
     }
     switch (h->type) {
     case VM_MSG_REQ_PAGES_ID:
-        q->named = find_name(q->s, name, h->length);
+        q->named = find_name(q->s, h->block, name, h->length);
         return q->named < 0 ? refuse(h, "a block that does not exist", err) : answer(q, h, err);
     case VM_MSG_REQ_PAGES:
         return q->named < 0 ? refuse(h, "no block was named before", err) : answer(q, h, err);
@@ -206,6 +230,7 @@ static int serve(struct requests *q, struct vm_error *err)
 {
     int rc = 0;
 
+    vm_schedule_urgent();
     while (rc == 0 && !q->ended && !vm_get_acquire(&q->s->stop)) {
         rc = q->carry.count && !asked(q) ? vm_carry_some(&q->carry, q->s, q->page_fd, err)
                                          : read_requests(q, err);
@@ -246,7 +271,7 @@ static const struct timespec *patience(const struct requests *q, bool pushing,
     return pushing || q->carry.count ? wait : NULL;
 }
 
-int vm_source_both(struct vm_source *s, struct vm_error *err)
+static int serve_and_push(struct vm_source *s, struct vm_error *err)
 {
     struct requests q = {.s = s, .return_fd = s->return_fd, .page_fd = s->main_fd, .named = -1};
     struct pollfd p = {.fd = s->return_fd, .events = POLLIN};
@@ -275,4 +300,14 @@ int vm_source_both(struct vm_source *s, struct vm_error *err)
         }
     }
     return rc < 0 ? -1 : 0;
+}
+
+int vm_source_both(struct vm_source *s, struct vm_error *err)
+{
+    int rc;
+
+    vm_source_stay_close(s, true);
+    rc = serve_and_push(s, err);
+    vm_source_stay_close(s, false);
+    return rc;
 }

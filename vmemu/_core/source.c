@@ -29,7 +29,9 @@ void vm_source_destroy(struct vm_source *s)
             munmap(s->image[i].data, s->image[i].size);
         }
         free(s->image[i].sent);
+        free(s->image[i].asked);
         free(s->image[i].dirty);
+        free(s->image[i].zeros);
     }
     free(s->recorded);
     free(s);
@@ -53,8 +55,9 @@ int vm_source_set(struct vm_source *s, uint32_t index, const char *name, uint64_
     image->name_length = (uint32_t)length;
     memcpy(image->name, name, length);
     image->sent = calloc((image->pages + 63) / 64, sizeof(uint64_t));
+    image->asked = calloc((image->pages + 63) / 64, sizeof(uint64_t));
     image->dirty = calloc((size / VM_PAGE_SIZE + 63) / 64, sizeof(uint64_t));
-    if (!image->sent || !image->dirty) {
+    if (!image->sent || !image->asked || !image->dirty) {
         return vm_fail_errno(err, "memory for the bitmaps of a block", 0);
     }
     for (uint64_t page = 0; page < size / VM_PAGE_SIZE; page++) {
@@ -78,10 +81,10 @@ bool vm_bytes_are_zero(const uint8_t *bytes, uint64_t length)
     return true;
 }
 
-int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const void *payload,
-                   struct vm_error *err)
+/* rc of a write: the peer may be done, or gone. */
+static int judge_sent(struct vm_source *s, int rc, struct vm_error *err)
 {
-    if (vm_wire_send(fd, h, payload) == 0) {
+    if (rc == 0) {
         return 0;
     }
     if (errno == EPIPE || errno == ECONNRESET) {
@@ -89,6 +92,12 @@ int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const
         return 0;
     }
     return vm_fail_errno(err, "write to the destination", 0);
+}
+
+int vm_source_send(struct vm_source *s, int fd, const struct vm_header *h, const void *payload,
+                   struct vm_error *err)
+{
+    return judge_sent(s, vm_wire_send(fd, h, payload), err);
 }
 
 /* Refused (of locked memory), the pages stay: freeing them is a courtesy to the host. */
@@ -108,21 +117,22 @@ int vm_source_send_run(struct vm_source *s, int fd, const struct vm_run *run, st
     bool urgent = run->flags & VM_FLAG_URGENT;
     struct vm_header h = {
         .type = run->zero ? VM_MSG_ZERO : VM_MSG_PAGES,
-        .flags = run->flags,
+        .flags = run->flags | (image->shared && !run->zero ? VM_FLAG_IN_IMAGE : 0),
         .block = run->block,
         .offset = run->first << image->page_shift,
         .pages = run->pages,
-        .length = run->zero ? 0 : run->pages << image->page_shift,
+        .length = run->zero || image->shared ? 0 : run->pages << image->page_shift,
         .queued_ns = run->queued_ns,
         .sent_ns = urgent ? vm_now_ns() : 0,
     };
 
     vm_add(run->zero ? &s->pages_zero : urgent ? &s->pages_urgent : &s->pages_pushed, run->pages);
-    if (vm_source_send(s, fd, &h, image->data + h.offset, err) < 0) {
+    /* The guest runs elsewhere: nobody writes to the image any more. */
+    if (judge_sent(s, vm_wire_lend(fd, &h, image->data + h.offset), err) < 0) {
         return -1;
     }
-    /* All of it is in the channel, which has its own copy; unless the other end is closed. */
-    if (s->release_ram && !vm_get(&s->stop)) {
+    /* All of it is in the channel, which holds what it needs; unless the other end is closed. */
+    if (s->release_ram && !image->shared && !vm_get(&s->stop)) {
         release(s, image, run->first, run->pages);
     }
     return 0;
@@ -133,7 +143,8 @@ void vm_source_release_sent(struct vm_source *s)
     for (uint32_t block = 0; s->release_ram && block < s->count; block++) {
         const struct vm_image *image = &s->image[block];
 
-        for (uint64_t page = 0, end; page < image->pages; page = end) {
+        /* A shared image is read there when it is placed, and freed there. */
+        for (uint64_t page = 0, end; !image->shared && page < image->pages; page = end) {
             bool sent = vm_bit_test(image->sent, page);
 
             for (end = page + 1; end < image->pages && vm_bit_test(image->sent, end) == sent;

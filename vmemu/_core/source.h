@@ -1,6 +1,7 @@
 /*
  * The source: rounds of pre-copy, then post-copy, where it answers requests and pushes the rest and
- * each page is sent at most once, whoever claims its bit first.
+ * each page is sent once, whoever claims its bit first; and a second time, by the urgent channel,
+ * when somebody waits for one that the push has put into the main channel.
  *
  *   vm_source_round  pre-copy: sends every dirty target page once, while the guest runs here;
  *   vm_source_serve  preempt: answers requests on the urgent channel while
@@ -24,9 +25,13 @@ struct vm_image {
     uint8_t *data; /* owned; ordinary memory whatever backs the block */
     uint64_t size;
     uint64_t pages;
-    uint64_t *sent; /* a bit a host page: claimed by whoever sends it in post-copy */
+    uint64_t *sent;  /* a bit a host page: claimed by whoever sends it in post-copy */
+    uint64_t *asked; /* a bit a host page: a request has named it */
     uint64_t
         *dirty; /* a bit a target page (4 KiB): what the destination does not have in pre-copy */
+    uint64_t *zeros; /* a bit a target page: nothing but zeros; NULL: who wants to know reads it */
+    bool shared;     /* the destination has mapped it too: pages carry no bytes */
+    bool in_place;   /* it is the destination's memory of the block itself */
     uint32_t page_shift;
     uint32_t name_length;
     char name[VM_NAME_MAX + 1];
@@ -39,6 +44,7 @@ struct vm_source {
     int return_fd;             /* read end */
     int push_fd;               /* eventfd: the background push may begin */
     uint32_t stop;             /* the destination needs nothing more, or is gone */
+    bool shares;               /* some images are shared */
     bool release_ram;          /* free what was sent in post-copy, or before the flip */
     bool withholds;            /* for tests: some pages are never sent, and that never said */
     uint32_t flip;             /* end the round of pre-copy: time is up, or the flip has come */
@@ -66,6 +72,15 @@ void vm_source_destroy(struct vm_source *s);
 /* Map the image of block index, zeros; 0, or -1. */
 int vm_source_set(struct vm_source *s, uint32_t index, const char *name, uint64_t size,
                   uint32_t page_shift, struct vm_error *err);
+/*
+ * Channel shm, after vm_source_set: the image lies in a file from now on, which the destination has
+ * mapped. in_place: it is the memory of the block there. The descriptor stays the caller's.
+ */
+int vm_source_share(struct vm_source *s, uint32_t index, int fd, bool in_place,
+                    struct vm_error *err);
+/* Of a shared image that is made, and never written again: note what is zeros, because reading a
+ * hole of a file would fill it. */
+int vm_source_note_zeros(struct vm_source *s, uint32_t index, int fd, struct vm_error *err);
 
 /*
  * Send every dirty target page once, claiming its bit before it is read: what is written later is

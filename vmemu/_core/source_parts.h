@@ -8,11 +8,22 @@
 /* length is a multiple of 64 */
 bool vm_bytes_are_zero(const uint8_t *bytes, uint64_t length);
 
+/* Whole target pages of an image whose zeros are noted. */
+bool vm_zeros_are_noted(const struct vm_image *image, uint64_t offset, uint64_t length);
+
+static inline bool vm_range_is_zero(const struct vm_image *image, uint64_t offset, uint64_t length)
+{
+    return image->zeros ? vm_zeros_are_noted(image, offset, length)
+                        : vm_bytes_are_zero(image->data + offset, length);
+}
+
 static inline bool vm_page_is_zero(const struct vm_image *image, uint64_t page)
 {
-    return vm_bytes_are_zero(image->data + (page << image->page_shift), UINT64_C(1)
-                                                                            << image->page_shift);
+    return vm_range_is_zero(image, page << image->page_shift, UINT64_C(1) << image->page_shift);
 }
+
+/* Before and after everything that is sent on the main channel without waiting for an answer. */
+void vm_source_stay_close(const struct vm_source *s, bool close);
 
 /* The peer closing its end is how a destination that is done, or dies, looks from here: it sets
  * s->stop and is no failure. */

@@ -119,6 +119,7 @@ struct placing {
     uint64_t left;
     uint64_t page_size;
     struct vm_place_stats *stats;
+    bool fill_holes; /* UFFDIO_CONTINUE where the page cache has the page, else UFFDIO_ZEROPAGE */
 };
 
 /*
@@ -165,6 +166,24 @@ static void advance(struct placing *run, uint64_t bytes)
     }
 }
 
+/*
+ * Whether the other of the two would do: CONTINUE says EFAULT of a hole, and ZEROPAGE EEXIST of a
+ * page that the page cache has. Of one that is mapped already CONTINUE says EEXIST too, so that the
+ * two never go on for ever.
+ */
+static bool other_request(struct placing *run, int64_t done)
+{
+    if (run->fill_holes && done == -EFAULT && run->request == UFFDIO_CONTINUE) {
+        run->request = UFFDIO_ZEROPAGE;
+        return true;
+    }
+    if (run->fill_holes && done == -EEXIST && run->request == UFFDIO_ZEROPAGE) {
+        run->request = UFFDIO_CONTINUE;
+        return true;
+    }
+    return false;
+}
+
 static int place(struct placing run, const char *name, struct vm_error *err)
 {
     while (run.left > 0) {
@@ -173,6 +192,8 @@ static int place(struct placing run, const char *name, struct vm_error *err)
         if (done > 0) {
             run.stats->partial += (uint64_t)done < run.left;
             advance(&run, (uint64_t)done);
+        } else if (other_request(&run, done)) {
+            continue;
         } else if (done == -EEXIST) {
             /* Somebody else placed it; a waiter that queued in between must still be woken. */
             run.stats->exists++;
@@ -196,7 +217,7 @@ static int place(struct placing run, const char *name, struct vm_error *err)
 int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t length,
                  uint64_t page_size, struct vm_place_stats *stats, struct vm_error *err)
 {
-    struct placing run = {fd, UFFDIO_COPY, destination, source, length, page_size, stats};
+    struct placing run = {fd, UFFDIO_COPY, destination, source, length, page_size, stats, false};
 
     return place(run, "UFFDIO_COPY", err);
 }
@@ -204,7 +225,7 @@ int vm_uffd_copy(int fd, uint64_t destination, const void *source, uint64_t leng
 int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
                      struct vm_place_stats *stats, struct vm_error *err)
 {
-    struct placing run = {fd, UFFDIO_ZEROPAGE, destination, NULL, length, page_size, stats};
+    struct placing run = {fd, UFFDIO_ZEROPAGE, destination, NULL, length, page_size, stats, false};
 
     return place(run, "UFFDIO_ZEROPAGE", err);
 }
@@ -212,7 +233,15 @@ int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t pag
 int vm_uffd_continue(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
                      struct vm_place_stats *stats, struct vm_error *err)
 {
-    struct placing run = {fd, UFFDIO_CONTINUE, destination, NULL, length, page_size, stats};
+    struct placing run = {fd, UFFDIO_CONTINUE, destination, NULL, length, page_size, stats, false};
+
+    return place(run, "UFFDIO_CONTINUE", err);
+}
+
+int vm_uffd_map_there(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
+                      struct vm_place_stats *stats, struct vm_error *err)
+{
+    struct placing run = {fd, UFFDIO_CONTINUE, destination, NULL, length, page_size, stats, true};
 
     return place(run, "UFFDIO_CONTINUE", err);
 }

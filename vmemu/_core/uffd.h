@@ -20,6 +20,8 @@ struct vm_place_stats {
     uint64_t exists;  /* EEXIST: the page was there already; its waiters were woken */
     uint64_t again;   /* EAGAIN: the mappings were changing; tried again */
     uint64_t partial; /* the kernel stopped in the middle of a run; gone on from there */
+    /* Pages, by what brought them; zeros are not counted. */
+    uint64_t copied, continued;
 };
 
 /* Returns the descriptor (close-on-exec, non-blocking), or -1. */
@@ -53,6 +55,13 @@ int vm_uffd_zeropage(int fd, uint64_t destination, uint64_t length, uint64_t pag
 /* Map pages that the page cache has already, after a minor fault; otherwise as the two above. */
 int vm_uffd_continue(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
                      struct vm_place_stats *stats, struct vm_error *err);
+
+/*
+ * Map pages of shared memory that the page cache has already; what it lacks becomes zeros. As the
+ * others.
+ */
+int vm_uffd_map_there(int fd, uint64_t destination, uint64_t length, uint64_t page_size,
+                      struct vm_place_stats *stats, struct vm_error *err);
 
 /* Write-protect whole pages, or allow writes again and wake who waits to write. */
 int vm_uffd_protect(int fd, uint64_t start, uint64_t length, bool protect, struct vm_error *err);

@@ -47,6 +47,7 @@ enum {
     VM_FLAG_AROUND = 2,
     /* or from where a vCPU is going. In a request: somebody waits for the first page alone. */
     VM_FLAG_AHEAD = 4,
+    VM_FLAG_IN_IMAGE = 8, /* the bytes lie in the image that both ends have mapped: none follow */
 };
 
 struct vm_header {
@@ -73,5 +74,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 
 /* Write all of header and payload, waiting when the descriptor is full; 0, or -1 with errno. */
 int vm_wire_send(int fd, const struct vm_header *header, const void *payload);
+/*
+ * The same for memory that is never written again: a pipe then holds its pages and no copy of
+ * them, until they are read. They may be unmapped meanwhile.
+ */
+int vm_wire_lend(int fd, const struct vm_header *header, const void *payload);
 
 #endif

@@ -53,6 +53,7 @@ class Code(enum.StrEnum):
     USER_MODE_ONLY = "user_mode_only"
     FEATURE = "feature"
     DIRTY_TRACKING = "dirty_tracking"
+    COLLAPSE = "collapse"
 
     # Proofs by doing.
     PROOF = "proof"

@@ -74,6 +74,21 @@ def _features(case: Case, features: frozenset[str]) -> Iterator[Finding]:
                 yield case.of_block(
                     block.number, "backing", Code.FEATURE, what, _another_backing(block)
                 )
+    yield from _in_place(case, features)
+
+
+def _in_place(case: Case, features: frozenset[str]) -> Iterator[Finding]:
+    """Channel shm, where shared memory needs no copy."""
+    if case.scenario.channel.kind != "shm" or "MINOR_SHMEM" in features:
+        return
+    for of in case.blocks:
+        if of.block.backing == "shared":
+            message = (
+                f"userfaultfd of {case.destination.called} lacks UFFD_FEATURE_MINOR_SHMEM: channel"
+                " shm copies the pages of this block"
+            )
+            degraded = Verdict.DEGRADED
+            yield case.of_block(of.number, "backing", Code.FEATURE, message, verdict=degraded)
 
 
 def _lacks(end: End, feature: Feature) -> str:

@@ -12,6 +12,7 @@ from vmemu._config.types import parse_region
 from vmemu.check import (
     block_files,
     both_ends,
+    collapse,
     cpus,
     features,
     memory,
@@ -38,6 +39,7 @@ _RULES = (
     time_limits.rules,
     cpus.rules,
     features.rules,
+    collapse.rules,
     both_ends.rules,
 )
 

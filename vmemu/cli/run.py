@@ -106,7 +106,7 @@ def _run_and_keep(
     events: str | None,
     show_progress: bool,
 ) -> dict[str, Any]:
-    source = _source_ahead(scenario) if events is None else None
+    source = _source_ahead(scenario)
     # numpy starts a thread a CPU for linear algebra, of which a run has none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from vmemu.migration import Migration

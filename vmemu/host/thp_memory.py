@@ -106,18 +106,19 @@ def chosen(setting: Path) -> str:
 
 
 def _setting(block: RAMBlock) -> str:
-    if _switched_off():
+    if switched_off():
         return "this process has them switched off (PR_SET_THP_DISABLE)"
     file = _file_of(block)
     return f"{file} is {chosen(file) or 'not known'}"
 
 
-def _switched_off() -> bool:
+def switched_off() -> bool:
+    """Whether this process has them switched off (``PR_SET_THP_DISABLE``)."""
     return "\nTHP_enabled:\t0\n" in Path("/proc/self/status").read_text(errors="replace")
 
 
 def _remedy(block: RAMBlock) -> str:
     file = _file_of(block)
-    if _switched_off() or chosen(file) not in ("never", "deny"):
+    if switched_off() or chosen(file) not in ("never", "deny"):
         return ""
     return as_root(f"echo {'madvise' if file.name == 'enabled' else 'advise'} > {file}")

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -86,6 +86,7 @@ def build(run: Run) -> Document:
             "total_ns": sum(vcpu["blocktime_ns"] for vcpu in vcpus),
         },
         "throughput": _throughput(run),
+        "channel": _channel(run),
         "precopy": _precopy(run),
         "discards": _discards(run),
         "downtime_ns": _downtime_ns(run),
@@ -195,9 +196,25 @@ def _blocks(run: Run) -> list[Document]:
                     "pushed": int(arrived.pushed) if arrived else 0,
                     "zero": int(arrived.zero) if arrived else 0,
                 },
+                "collapse": _collapse(run, index),
             }
         )
     return blocks
+
+
+def _collapse(run: Run, index: int) -> Document | None:
+    figures = run.incoming.collapse.figures(index) if run.incoming else None
+    if figures is None:
+        return None
+    return {
+        "possible": figures.possible,
+        "collapsed": figures.collapsed,
+        "mapped": figures.mapped,
+        "failed": dict(figures.failed),
+        "why": figures.why,
+        "time_ns": figures.time_ns,
+        "longest_ns": figures.longest_ns,
+    }
 
 
 def _precopy(run: Run) -> Document:
@@ -365,11 +382,8 @@ def _worst(run: Run, faults: list[NDArray[Any]]) -> list[Document]:
 
 def _placing(run: Run) -> Document:
     """What placing pages met on the way, on both channels."""
-    figures = run.incoming.figures if run.incoming else None
-    parts = (figures.placed_main, figures.placed_urgent) if figures else ()
-    parts = (*parts, *(run.incoming.deliveries.placed if run.incoming else ()))
     names = ("exists", "again", "partial")
-    return {name: sum(int(getattr(part, name)) for part in parts) for name in names}
+    return {name: sum(int(getattr(part, name)) for part in _placed(run)) for name in names}
 
 
 def _carried(run: Run) -> Document:
@@ -377,6 +391,21 @@ def _carried(run: Run) -> Document:
     carried = run.incoming.figures.carried if run.incoming else None
     names = ("around", "ahead", "overtaken")
     return {name: int(getattr(carried, name)) if carried else 0 for name in names}
+
+
+def _channel(run: Run) -> Document:
+    """How pages came after the flip, but for those of zeros."""
+    names = ("copied", "continued")
+    placed = {name: sum(int(getattr(part, name)) for part in _placed(run)) for name in names}
+    return {"kind": run.scenario.channel.kind, "pages": placed}
+
+
+def _placed(run: Run) -> Sequence[Any]:
+    """What was placed, by each who places: a ``struct vm_place_stats`` each."""
+    if run.incoming is None:
+        return ()
+    figures = run.incoming.figures
+    return (figures.placed_main, figures.placed_urgent, *run.incoming.deliveries.placed)
 
 
 def _throughput(run: Run) -> Document:

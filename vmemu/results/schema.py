@@ -89,6 +89,24 @@ class Pages(Model):
             raise _inconsistent(f"{self.arrived} pages arrived, of {self.total}")
 
 
+class Collapse(Model):
+    """What of a block was made transparent hugepages; ``failed`` are regions of 2 MiB that were
+    not, by reason."""
+
+    possible: Bytes
+    collapsed: Bytes
+    mapped: Bytes | None
+    failed: dict[Literal["again", "memory", "busy", "refused"], Count]
+    why: str
+    time_ns: Nanoseconds
+    longest_ns: Nanoseconds
+
+    @model_validator
+    def _parts(self, info: ValidationInfo) -> None:
+        if self.collapsed > self.possible:
+            raise _inconsistent("more was made hugepages than could be")
+
+
 class Block(Model):
     """A RAM block."""
 
@@ -97,6 +115,7 @@ class Block(Model):
     page_size: Annotated[int, Field(gt=0)]
     size: Annotated[int, Field(gt=0)]
     pages: Pages
+    collapse: Collapse | None
 
     @model_validator
     def _whole_pages(self, info: ValidationInfo) -> None:
@@ -303,6 +322,20 @@ class Throughput(Model):
     bytes_per_second: Bytes
 
 
+class Placed(Model):
+    """Host pages by what placed them: a copy, or the kernel's mapping of what is there."""
+
+    copied: Count
+    continued: Count
+
+
+class Channel(Model):
+    """What pages came through after the flip; those of zeros are not counted."""
+
+    kind: Literal["pipe", "shm"]
+    pages: Placed
+
+
 class Discards(Model):
     """What the source told the destination to forget of pre-copy."""
 
@@ -385,6 +418,7 @@ class Result(Model):
     faults: Faults
     blocktime: Blocktime
     throughput: Throughput
+    channel: Channel
     precopy: Precopy
     discards: Discards
     downtime_ns: Nanoseconds

@@ -221,8 +221,27 @@ def _figures(document: Document) -> Table:
         rows.insert(1, ("downtime", _time(document["downtime_ns"])))
     if document["pace"]["kind"] != "asap":
         rows.insert(0, ("pace", _pace(document["pace"])))
+    rows += _collapse(document["blocks"])
     rows[:0] = _map_notes(document)
     return Table(("", ""), rows, left=2)
+
+
+def _collapse(blocks: list[Document]) -> list[tuple[str, str]]:
+    """What was made hugepages, of all blocks that were to be."""
+    of = {block["name"]: block["collapse"] for block in blocks if block.get("collapse")}
+    told = list(of.values())
+    if not told:
+        return []
+    done, possible, time_ns = (
+        sum(one[name] for one in told) for name in ("collapsed", "possible", "time_ns")
+    )
+    longest_ns = max(one["longest_ns"] for one in told)
+    took = f" in {_time(time_ns)}, {_time(longest_ns)} at most for one" if done else ""
+    what = (
+        f"{format_size(done, digits=4)} of {format_size(possible, digits=4)} made hugepages{took}"
+    )
+    small = [("small pages", f"{name}: {one['why']}") for name, one in of.items() if one["why"]]
+    return [("collapse", what), *small]
 
 
 def _map_notes(document: Document) -> list[tuple[str, str]]:

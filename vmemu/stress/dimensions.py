@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmemu._config import dump
+from vmemu._config.models import COLLAPSE_REGION
 from vmemu.config import (
     Block,
     Phases,
@@ -61,7 +62,8 @@ class Choice:
 
 
 def blocks(choice: Choice) -> Overrides:
-    """Backing, page size, size and share of zeros; of several blocks some at a time."""
+    """Backing, page size, size, share of zeros, and whether small pages are collapsed; of several
+    blocks some at a time."""
     base = choice.base
     shared = {client.block for client in base.clients}
     for index, block in enumerate(base.blocks):
@@ -83,6 +85,9 @@ def _block(choice: Choice, path: str, block: Block, shared: bool) -> Overrides:
     if isinstance(block.content, SeededContent) and draw.chance(0.5):
         share = draw.pick([0.0, 1.0, draw.between(1, 99) / 100])
         changed["content"] = {"kind": "seeded", "zero_share": share}
+    collapse = _collapse(draw, backing, size)
+    if collapse != block.collapse:
+        changed["collapse"] = collapse
     if block.path is not None and "backing" in changed:
         # A key can't be taken away by itself, and the file system of the path has other pages.
         whole = dump.plain(block) | changed
@@ -92,6 +97,11 @@ def _block(choice: Choice, path: str, block: Block, shared: bool) -> Overrides:
     for key, value in changed.items():
         text = dump.in_one_line(value) if isinstance(value, dict) else value
         yield f"{path}.{key}", text
+
+
+def _collapse(draw: Draw, backing: str, size: int) -> str:
+    possible = backing != "hugetlbfs" and size >= COLLAPSE_REGION
+    return "on_complete" if possible and draw.chance(0.4) else "never"
 
 
 def _size(draw: Draw, size: int, page_size: int) -> int:
@@ -156,6 +166,11 @@ def recorded_pace(choice: Choice) -> Overrides:
 
 
 # ---- the migration ----
+
+
+def channel(choice: Choice) -> Overrides:
+    """Pages in pipes, or in memory that both sides have mapped."""
+    yield "channel.kind", choice.draw.pick(["pipe", "shm"])
 
 
 def preempt(choice: Choice) -> Overrides:
@@ -261,5 +276,6 @@ DIMENSIONS: tuple[tuple[Callable[[Choice], Overrides], float], ...] = (
     (dirty_tracking, 0.4),
     (flip_at, 0.5),
     (placement, 0.5),
+    (channel, 0.5),
 )
 """Each dimension, and in what share of the variations it is drawn."""

@@ -73,6 +73,7 @@ def modes(scenario: Scenario) -> Iterator[str]:
     found = {
         "preempt": postcopy.preempt,
         "one channel": not postcopy.preempt,
+        "shared memory": scenario.channel.kind == "shm",
         "several fault threads": postcopy.fault_threads > 1,
         "vCPUs that serve themselves": postcopy.delivery == "sigbus",
         "push": postcopy.push,
@@ -93,6 +94,7 @@ def modes(scenario: Scenario) -> Iterator[str]:
         "clients": bool(scenario.clients),
         "balloon": guest.balloon is not None,
         "locked memory": scenario.memory.lock,
+        "collapsed to hugepages": any(block.collapse == "on_complete" for block in scenario.blocks),
         "mixed page sizes": len({block.page_size for block in scenario.blocks}) > 1,
     }
     return (name for name, holds in found.items() if holds)
@@ -102,6 +104,7 @@ PARTS = {
     "channels": (
         "preempt",
         "one channel",
+        "shared memory",
         "several fault threads",
         "vCPUs that serve themselves",
     ),
@@ -121,7 +124,7 @@ PARTS = {
         "clients",
         "balloon",
     ),
-    "memory": ("locked memory", "mixed page sizes"),
+    "memory": ("locked memory", "collapsed to hugepages", "mixed page sizes"),
 }
 """The words of ``modes``, each under the part of a scenario that it is about."""
 

@@ -66,13 +66,23 @@ def forget(column: Column) -> None:
 
     What was looked at would else count as memory of this process for as long as it is mapped.
     """
+    mapping = _mapping(column)
+    if mapping is not None:
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def is_mapped(column: Column) -> bool:
+    """Whether a column is mapped from its file, so that memory which it lets go of comes back."""
+    return _mapping(column) is not None
+
+
+def _mapping(column: Column) -> mmap.mmap | None:
     base: Any = column
     while isinstance(base, np.ndarray):
         base = base.base
     if isinstance(base, memoryview):
         base = base.obj
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def parse_column(name: str, raw: mmap.mmap | memoryview | bytes, dtypes: tuple[str, ...]) -> Column:

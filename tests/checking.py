@@ -124,5 +124,8 @@ def check_refused(path: Path, code: str, *words: str) -> Document:
 def check_runs(path: Path, verdict: str = "ok") -> Document:
     """It has that verdict, and a run completes."""
     found = outcome(path)
-    assert (found["verdict"], found["ran"]) == (verdict, "completed"), reasons(found)
+    assert (found["verdict"], found["ran"]) == (verdict, "completed"), (
+        found["ran"],
+        reasons(found),
+    )
     return found

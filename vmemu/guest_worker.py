@@ -23,7 +23,6 @@ from vmemu.delivery import Slots
 from vmemu.ramblock import RAMList
 from vmemu.status import of_one_wait
 from vmemu.synthetic import SyntheticShare
-from vmemu.traces.native import npy
 from vmemu.units import format_seconds
 from vmemu.workload import Lane, Pace, StreamSlice, Workload
 
@@ -311,4 +310,6 @@ def _columns(entry: Any, stream: StreamSlice) -> list[Any]:
 
 def _is_mapped(column: NDArray[Any]) -> bool:
     """Whether C walks the file itself, and no copy that would be lost."""
+    from vmemu.traces.native import npy  # who has columns has imported it
+
     return column.flags.c_contiguous and npy.is_mapped(column)

@@ -82,13 +82,13 @@ class Images:
         what was made."""
         for block in self._blocks:
             try:
-                fd = block.share() if block.in_image else _create(block)
+                fd = _share(block) if block.in_image else _create(block)
                 self._shared.append(SharedImage(fd, block.in_image))
                 self._mapped.append((0 if block.in_image else _map(fd, block.size), block.size))
             except (OSError, CoreError) as error:
                 why = os.strerror(error.errno or 0)
                 what = f"block {block.name}: its image can't be shared: {why}"
-                raise HostError(what).about(block.name, "size") from error
+                raise HostError(what).about(block.name, "path" if block.path else "size") from error
 
     def handed_over(self) -> tuple[SharedImage, ...]:
         """What the source needs of them, in the order of the blocks."""
@@ -112,6 +112,19 @@ class Images:
                 *(image.close for image in shared),
             ]
         )
+
+
+def _share(block: RAMBlock) -> int:
+    """A tmpfs may be full, and then the source would end by SIGBUS as it makes its image: what lies
+    on one gets its pages now, all of which the destination needs in the end."""
+    fd = block.share()
+    if block.path is not None:
+        try:
+            os.posix_fallocate(fd, 0, block.size)
+        except OSError:
+            os.close(fd)
+            raise
+    return fd
 
 
 def _create(block: RAMBlock) -> int:

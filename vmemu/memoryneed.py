@@ -37,6 +37,9 @@ _OWN = 32 << 20
 _BUFFERS = 176 << 20
 """Address space of what is as large as the blocks, but no larger than this."""
 
+_RUN = 256 << 10
+"""Bytes that a message may carry, if no page is larger."""
+
 _NO_STACK_LIMIT = 2 << 20
 """A thread's stack where nothing limits it, as glibc has it."""
 
@@ -95,12 +98,14 @@ class MemoryShortage:
 LESS = Advice("use smaller blocks, or free memory")
 
 
-def memory_needed(scenario: Scenario) -> Need:
+def memory_needed(scenario: Scenario, *, in_place: bool | None = None) -> Need:
     """What the scenario takes. Reads no trace, and of files of content only how long they are.
+    ``in_place``: whether shared memory can be the source's image; None: as it is on this host.
 
-    Raises InputError for one that is gone.
+    Raises InputError for a file that is gone.
     """
     blocks = scenario.blocks
+    once = _counted_once(scenario, in_place)
     source = sum(map(_image, blocks)) + PROCESS + sum(_references_at_source(scenario))
     destination = sum(map(_placed, blocks)) + sum(map(_reference, blocks))
     destination += sum(_client(scenario, client) for client in scenario.clients)
@@ -109,10 +114,10 @@ def memory_needed(scenario: Scenario) -> Need:
     return Need(
         source=source,
         destination=destination,
-        together=_together(scenario, source, destination),
-        extra=_extra(scenario),
+        together=_together(scenario, source, destination, once),
+        extra=_extra(scenario, once),
         source_mapped=whole,
-        destination_mapped=whole + _mapped_images(scenario) + _stacks(scenario),
+        destination_mapped=whole + _mapped_images(scenario, once) + _stacks(scenario),
         committed=whole + ordinary,
         planned=whole // PLANNED_SHARE if _any_synthetic(scenario) else 0,
         tables=_tables(scenario),
@@ -247,29 +252,32 @@ def _any_synthetic(scenario: Scenario) -> bool:
     return any(isinstance(trace, SyntheticTrace) for trace in every)
 
 
-def _together(scenario: Scenario, source: int, destination: int) -> int:
+def _together(scenario: Scenario, source: int, destination: int, once: list[Block]) -> int:
     """A source that frees what it has sent gives it to the destination; not what it sent before
     the flip. An image that is the destination's memory is there once."""
     migration = scenario.migration
-    shared = sum(map(_image, _in_place(scenario)))
     if migration.postcopy.release_ram and not migration.precopy.rounds:
         return max(source, destination)
-    return source + destination - shared
+    return source + destination - sum(map(_image, once))
 
 
-def _in_place(scenario: Scenario) -> list[Block]:
+def _counted_once(scenario: Scenario, in_place: bool | None) -> list[Block]:
     """The blocks whose memory is the source's image."""
-    from vmemu.plan import in_place
+    shared = [block for block in scenario.blocks if block.backing == "shared"]
+    if scenario.channel.kind != "shm" or not shared:
+        return []
+    if in_place is None:
+        from vmemu.images import in_place_works
 
-    return [block for block in scenario.blocks if in_place(scenario, block)]
+        in_place = in_place_works()
+    return shared if in_place else []
 
 
-def _mapped_images(scenario: Scenario) -> int:
+def _mapped_images(scenario: Scenario, once: list[Block]) -> int:
     """Bytes of images that the destination has mapped beside the blocks."""
     if scenario.channel.kind != "shm":
         return 0
-    sizes = sum(block.size for block in scenario.blocks)
-    return sizes - sum(block.size for block in _in_place(scenario))
+    return sum(block.size for block in scenario.blocks) - sum(block.size for block in once)
 
 
 def _stacks(scenario: Scenario) -> int:
@@ -287,19 +295,28 @@ def _tables(scenario: Scenario) -> int:
     marks = sum(sizes) // MARK_SHARE if verify.reads or verify.final else 0
     marks += max(sizes) // MARK_SHARE if verify.final else 0
     marks += sum(sizes) // MARK_SHARE if not scenario.migration.flip_at.at_once else 0
-    return _OWN + marks + min(sum(sizes), _BUFFERS) + 2 * (sum(sizes) // PLANNED_SHARE)
+    planned = 2 * (sum(sizes) // PLANNED_SHARE)
+    return _OWN + marks + min(sum(sizes), _BUFFERS) + planned + 2 * _staging(scenario)
+
+
+def _staging(scenario: Scenario) -> int:
+    """Where vCPUs that serve themselves read their pages to; zeros of the same size lie beside it,
+    which take address space alone."""
+    own = scenario.guest.vcpus if scenario.migration.postcopy.delivery == "sigbus" else 0
+    return own * max(_RUN, *(block.page_size for block in scenario.blocks))
 
 
 # ---- what may come on top ----
 
 
-def _extra(scenario: Scenario) -> int:
+def _extra(scenario: Scenario, once: list[Block]) -> int:
     verify, blocks = scenario.verify, scenario.blocks
     sizes = [block.size for block in blocks]
     extra = sum(b.size - _filled(b) for b in blocks if not (b.hugetlb or _takes_zeros(b)))
+    extra += _staging(scenario)
     at_source = not scenario.migration.flip_at.at_once
     if at_source or _in_huge_images():
-        once = _in_place(scenario)  # counted in full at the destination
+        # Of those that count once all is counted at the destination.
         extra += sum(block.size - _image(block) for block in blocks if block not in once)
     if verify.reads or verify.final:
         extra += sum(sizes) // MARK_SHARE

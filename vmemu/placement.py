@@ -34,7 +34,7 @@ ACCESS_NS = 2
 """What an access on a page that is there takes."""
 COPIED_BYTES_PER_US = 2700
 """Of a page that is written, read and placed by one CPU."""
-ROUNDS = 7
+ROUNDS = 5
 """How often a waking is timed at the start of a run: a few ms in all."""
 
 _AT_SOURCE = {"vcpus": "source_vcpus", "push": "precopy_out", "listen": "precopy_in"}

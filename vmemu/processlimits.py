@@ -24,9 +24,9 @@ from vmemu.units import counted, format_size
 
 STANDARD = 3
 """Descriptors that every process has open: its standard streams."""
-_OF_EVERY_RUN = 14
-"""The bell, the status, userfaultfd and the pipes to the source, and what starting a process takes
-while all these are there."""
+_OF_EVERY_RUN = 16
+"""The bell, the status, userfaultfd and the pipes to the source, what it is told through, and what
+starting a process takes while all these are there."""
 _OF_A_SECOND_CHANNEL = 2
 _OF_A_VCPU_BY_ITSELF = 4
 """Both ends of its two pipes, until the source has its own."""

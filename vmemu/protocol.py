@@ -32,9 +32,9 @@ from vmemu.units import counted
 VERSION = 2
 HEADER = struct.Struct("<HHIQIIQQ")
 FLAG_URGENT = 1
-FLAG_AROUND = 2
-FLAG_AHEAD = 4
-FLAG_IN_IMAGE = 8
+FLAG_IN_IMAGE = 2
+FLAG_AROUND = 4
+FLAG_AHEAD = 8
 MAX_CONTROL_PAYLOAD = 1 << 20
 """The longest JSON that an end accepts, in bytes."""
 MAX_DISCARDS_PER_COMMAND = 12

@@ -52,14 +52,16 @@ class Qmp:
                 raise Failed(f"{self._name}: {name}: {answer['error']['desc']}")
             self._events.append(answer)
 
-    def wait_for(self, name: str, wanted: Callable[[Event], bool] = lambda _: True) -> float:
-        """When the first such event came that nobody has waited for yet: seconds, as QEMU tells."""
+    def wait_for(self, name: str, wanted: Callable[[Event], bool]) -> tuple[Event, float]:
+        """The data of the first such event that nobody has waited for yet, and when it was, in
+        seconds, as QEMU tells."""
         deadline = time.monotonic() + _LIMIT_S
         while True:
             for at, event in enumerate(self._events):
-                if event.get("event") == name and wanted(event.get("data", {})):
+                if event.get("event") == name and wanted(event["data"]):
                     del self._events[at]
-                    return event["timestamp"]["seconds"] + event["timestamp"]["microseconds"] / 1e6
+                    when = event["timestamp"]
+                    return event["data"], when["seconds"] + when["microseconds"] / 1e6
             if time.monotonic() > deadline:
                 raise Failed(f"{self._name}: no {name} after {_LIMIT_S:.0f} s")
             self._events.append(self._next())

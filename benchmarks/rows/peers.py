@@ -55,7 +55,7 @@ def rows(context: Context) -> Iterable[Row]:
 
 
 def _demand(context: Context, place: str, cpus: Collection[int], target: float) -> Iterable[Row]:
-    pages = 2048 if context.quick else 8192
+    pages = qemu.DEMAND_PAGES
     migration = qemu.Migration(Guest(pages), preempt=True, demand_only=True)
     rounds = Rounds(
         qemu=lambda: _latencies(context, migration, cpus),
@@ -101,8 +101,9 @@ def _placed(context: Context) -> Iterable[Row]:
     rounds = _logged_rounds(context, preempt, ours)
     beside = "beside the push, QEMU with preempt"
     yield _placed_row(context, "qemu-preempt-placed-p50", beside, preempt, rounds)
-    alone = qemu.Migration(Guest(8192), preempt=True, demand_only=True, traced=True)
-    rounds = _logged_rounds(context, alone, demand(block(8192 * 4 * KIB)))
+    pages = qemu.DEMAND_PAGES
+    alone = qemu.Migration(Guest(pages), preempt=True, demand_only=True, traced=True)
+    rounds = _logged_rounds(context, alone, demand(block(pages * 4 * KIB)))
     yield _placed_row(context, "qemu-demand-placed-p50", "on demand alone", alone, rounds)
 
 
@@ -189,8 +190,6 @@ def _push(context: Context) -> Iterable[Row]:
 def _latencies(
     context: Context, migration: qemu.Migration, cpus: Collection[int]
 ) -> Mapping[str, float]:
-    if migration.demand_only:
-        qemu.demand_needed()
     _pool_needed(migration)
     with tempfile.TemporaryDirectory(dir=context.directory) as directory:
         return qemu.latencies(migration, cpus, Path(directory))

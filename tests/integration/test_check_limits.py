@@ -178,13 +178,22 @@ def test_a_limit_on_address_space(tmp_path: Path) -> None:
     agrees(elsewhere(path, *shell(low, reason["remedy"])), "ok")
 
 
-@pytest.mark.parametrize(("clients", "delivery"), [(0, "thread"), (0, "sigbus"), (3, "thread")])
-def test_a_limit_on_open_files(clients: int, delivery: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("clients", "kind", "delivery"),
+    [
+        (0, "pipe", "thread"),
+        (0, "pipe", "sigbus"),
+        (3, "pipe", "thread"),
+        (0, "shm", "sigbus"),
+        (3, "shm", "thread"),
+    ],
+)
+def test_a_limit_on_open_files(clients: int, kind: str, delivery: str, tmp_path: Path) -> None:
     blocks = [shared(name=f"s{number}") for number in range(8)]
     trace = guest()["trace"]
     sections = [{"name": f"c{n}", "block": "s0", "trace": trace} for n in range(clients)]
     more = {"clients": sections} if clients else {}
-    more |= {"migration": {"postcopy": {"delivery": delivery}}}
+    more |= {"channel": {"kind": kind}, "migration": {"postcopy": {"delivery": delivery}}}
     path = scenario(tmp_path, *blocks, **more)
     low = "ulimit -S -n 20"
     found = elsewhere(path, *shell(low))

@@ -495,6 +495,38 @@ def test_urgent_pages_are_placed_while_requests_wait_for_room(memory: MemoryMana
     assert threads.error is None
 
 
+def test_an_answer_that_is_there_at_once_is_placed_and_who_tells_to_quit_is_heard(
+    memory: MemoryManager,
+) -> None:
+    """The thread looks for answers and for faults that nothing has announced; here there is always
+    one of the two."""
+    threads = Real(memory, Feature.THREAD_ID)
+    threads.c.urgent_fd, urgent = os.pipe()
+    fcntl.fcntl(urgent, fcntl.F_SETPIPE_SZ, 1 << 20)
+    zero = Header(Message.ZERO, FLAG_URGENT, offset=BASE_PAGE, pages=1, queued_ns=1).pack()
+    other = Header(Message.ZERO, 0, pages=1).pack()
+    full = threading.Event()
+
+    def flood() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            while True:
+                os.write(urgent, other * 1000)
+                full.set()
+
+    writer = threading.Thread(target=flood)
+    with threads:
+        toucher = Toucher(threads.block, 1)
+        os.write(urgent, zero)
+        assert toucher.result() == bytes(1)
+        writer.start()
+        assert full.wait(LONG_S)
+    os.close(threads.c.urgent_fd)
+    writer.join(LONG_S)
+    os.close(urgent)
+    core.lib.vm_stages_release(core.ffi.addressof(threads.c.stages_urgent))
+    assert threads.error is None
+
+
 @pytest.mark.usefixtures("userfault")
 @pytest.mark.parametrize("preempt", [True, False], ids=["preempt", "one-channel"])
 @pytest.mark.parametrize("threads", [2, 5])

@@ -18,6 +18,7 @@ from vmemu import hugepages, refusedpage
 from vmemu.errors import CoreError, HostError, PageRefused
 from vmemu.host import room
 from vmemu.host.cgroups import GroupLimit
+from vmemu.images import Images
 from vmemu.manager import MemoryManager
 from vmemu.migration import Migration
 from vmemu.postcopy import IncomingPostcopy
@@ -97,6 +98,30 @@ def test_a_tmpfs_that_others_fill_is_named_with_the_page_and_what_makes_room(
     subprocess.run(remedy, shell=True, check=True)
     again = Migration(made).run()
     assert again.status == "completed", again.error
+
+
+SHM = {"kind": "shm"}
+
+
+@pytest.mark.usefixtures("userfault")
+def test_an_image_on_a_tmpfs_that_others_fill_has_its_pages_by_then(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before(monkeypatch, IncomingPostcopy, "run", lambda: fill(tmpfs))
+    run = Migration(on(tmpfs, 0.5, channel=SHM, migration={"precopy": {"rounds": 1}})).run()
+    assert run.status == "completed", run.error
+
+
+@pytest.mark.usefixtures("userfault")
+def test_an_image_on_a_tmpfs_that_is_full_is_refused_before_the_source_makes_it(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before(monkeypatch, Images, "make", lambda: fill(tmpfs))
+    resource_tracker.ensure_running()
+    footprint = Footprint.now()
+    with pytest.raises(HostError, match="block vram: its image can't be shared: No space left"):
+        Migration(on(tmpfs, 0.0, channel=SHM)).run()
+    assert footprint.left_by(Footprint.now()) == {}
 
 
 @pytest.mark.usefixtures("userfault")

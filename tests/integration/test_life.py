@@ -117,12 +117,14 @@ def drawn_flip(dice: random.Random, scattering: bool) -> int | str:
 def drawn_postcopy(dice: random.Random) -> dict[str, Any]:
     by_itself = dice.random() < 0.3
     threads = {"preempt": dice.random() < 0.5, "fault_threads": dice.randrange(1, 4)}
-    return {
-        **({"delivery": "sigbus"} if by_itself else threads),
-        "push": dice.random() < 0.7,
-        "release_ram": dice.random() < 0.3,
+    carried = {
         "fault_around": dice.choice((0, 3, 16, 256)),
         "prefetch": dice.choice(("none", "adaptive")),
+    }
+    return {
+        **({"delivery": "sigbus"} if by_itself else threads | carried),
+        "push": dice.random() < 0.7,
+        "release_ram": dice.random() < 0.3,
         "push_order": dice.choice(("sequential", "around_faults", "recorded")),
         "bandwidth": dice.choice(("0B/s", "0B/s", "512MiB/s")),
     }
@@ -173,7 +175,11 @@ def check_faults(result: dict[str, Any]) -> None:
     """Every fault that was read is a request, or one for a page that was asked for or there."""
     faults = result["faults"]
     assert faults["requests_sent"] + faults["shared"] + faults["late"] == faults["messages"]
-    assert (faults["foreign"], faults["of_clients"], faults["placing"]["exists"]) == (0, 0, 0)
+    assert (faults["foreign"], faults["of_clients"]) == (0, 0)
+    postcopy = result["scenario"]["migration"]["postcopy"]
+    # With an urgent channel, a page that the push has on its way comes by that as well.
+    twice = postcopy["preempt"] and postcopy["push"] and not postcopy["release_ram"]
+    assert twice or faults["placing"]["exists"] == 0
     assert faults["count"] <= faults["messages"]
     assert result["precopy"]["rounds"] <= result["scenario"]["migration"]["precopy"]["rounds"]
 

@@ -60,6 +60,20 @@ def test_zeros_cost_nothing_in_anonymous_memory_and_a_page_each_in_shared():
     assert anonymous.extra >= 6 * MIB  # they may be written
 
 
+def test_an_image_that_is_the_blocks_memory_counts_once():
+    content = {"kind": "seeded", "zero_share": 0.75}
+    anonymous = {"name": "a", "backing": "anonymous", "size": "4MiB"}
+    made = [*blocks(8, content=content, backing="shared"), anonymous]
+    pipe, shm = scenario(made), scenario(made, channel={"kind": "shm"})
+    once, twice = (memory_needed(shm, in_place=known) for known in (True, False))
+    assert memory_needed(pipe, in_place=True) == memory_needed(pipe)
+    assert twice.together == once.together + 2 * MIB == 18 * MIB + PROCESS
+    assert once.source == twice.source == 6 * MIB + PROCESS
+    # What is copied from is mapped beside the blocks.
+    assert once.destination_mapped == memory_needed(pipe).destination_mapped + 4 * MIB
+    assert twice.destination_mapped == once.destination_mapped + 8 * MIB
+
+
 def test_a_file_is_in_the_image_and_in_what_it_is_compared_with(tmp_path: Path):
     file = tmp_path / "dump"
     with file.open("wb") as dump:

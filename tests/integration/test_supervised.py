@@ -20,9 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from supervised import (
-    PATIENCE_S,
     STALL,
-    await_true,
     gone,
     pid_of,
     scenario_file,
@@ -30,7 +28,7 @@ from supervised import (
     stalling,
     waits,
 )
-from support import HUGE
+from support import HUGE, PATIENCE_S, await_true
 
 from vmemu import hugepages, unfinished
 from vmemu.jobs import supervised

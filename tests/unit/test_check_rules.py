@@ -20,7 +20,7 @@ from vmemu.check.codes import Code
 from vmemu.check.judge import judge
 from vmemu.check.verdict import ScenarioReport
 from vmemu.errors import ConfigError
-from vmemu.host.document import Cpus, HostDocument, Kernel, Mount, Proof, Userfault, Way
+from vmemu.host.document import Cpus, HostDocument, Kernel, Mount, Proof, Thp, Userfault, Way
 from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
 from vmemu.ramblock import Backing
 from vmemu.userfault import Feature
@@ -394,6 +394,19 @@ def test_each_feature_that_a_run_needs_is_judged(
     assert words in the(Code.FEATURE, report.document())["message"]
 
 
+def test_shared_memory_that_can_not_be_the_image_is_copied(judged: Judging) -> None:
+    channel = {"kind": "shm"}
+    report = judged(ram(), shared(), on=host(), channel=channel)
+    assert only(Code.FEATURE, report)["message"] == (
+        "userfaultfd of the destination node7 lacks UFFD_FEATURE_MINOR_SHMEM: channel shm copies"
+        " the pages of this block"
+    )
+    assert [block.verdict for block in report.blocks] == ["ok", "degraded"]
+    able = host(features=(*FEATURES, "MINOR_SHMEM"))
+    assert judged(ram(), shared(), on=able, channel=channel).verdict == "ok"
+    assert judged(ram(), on=host(), channel=channel).verdict == "ok"
+
+
 @pytest.mark.parametrize("feature", OF_EVERY_BLOCK)
 def test_what_every_block_needs_is_of_the_whole(judged: Judging, feature: Feature) -> None:
     there = tuple(name for name in FEATURES if name != feature.name)
@@ -456,6 +469,33 @@ def test_tracking_that_nobody_has_tried_is_unknown_where_there_is_nothing_else(
             reason = only(Code.UNPROVEN, report)
             assert ("no memory" if tried else "its document has no proof") in reason["message"]
             assert reason["remedy"] == "migration: {precopy: {dirty_tracking: auto}}"
+
+
+def test_blocks_that_stay_in_small_pages_are_degraded(judged: Judging) -> None:
+    small, huge_pages = (
+        ram("4MiB", collapse="on_complete"),
+        Thp(enabled="madvise", shmem_enabled="never", page_size=2 * MIB),
+    )
+    failed = Proof(
+        backing="anonymous",
+        page_size=2 * MIB,
+        thp=True,
+        fault="write_protect",
+        works=False,
+        why="MADV_COLLAPSE: Invalid argument",
+    )
+    for parts, said in (
+        ({}, "no transparent hugepages"),
+        ({"thp": huge_pages.model_copy(update={"page_size": 512 * MIB})}, "512MiB, not 2MiB"),
+        ({"thp": huge_pages, "proofs": (*host().proofs, failed)}, "Invalid argument"),
+    ):
+        reason = only(Code.COLLAPSE, judged(small, on=host(**parts)))
+        assert said in reason["message"]
+        assert (reason["verdict"], reason["remedy"]) == ("degraded", "collapse: never")
+    assert judged(small, on=host(thp=huge_pages)).verdict == "ok"
+    of_shared = (*host().proofs, failed.model_copy(update={"backing": "shared"}))
+    assert judged(small, on=host(thp=huge_pages, proofs=of_shared)).verdict == "ok"
+    assert judged(ram("4MiB"), on=host()).verdict == "ok"
 
 
 def test_what_a_document_has_no_proof_of_is_unknown(judged: Judging) -> None:

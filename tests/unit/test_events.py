@@ -9,6 +9,7 @@ import os
 import resource
 import tempfile
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmemu import core, events
+from vmemu import core, events, handover
 from vmemu.errors import InputError, TraceError, VmemuError
 from vmemu.eventfile import LOG_EVENT
 from vmemu.events import DESTINATION, SOURCE, EventBlock, EventLog
@@ -224,7 +225,8 @@ def test_threads_never_share_a_slot() -> None:
     assert times == sorted(times)
 
 
-def _in_another_process(log: EventLog) -> None:
+def _in_another_process(way: Connection) -> None:
+    log: EventLog = handover.receive(way)
     log.note("migrate_set_state", new_state="postcopy-active")
     log.note("get_queued_page", block="pc.ram", offset=4096)
     os._exit(9)  # as if it was killed
@@ -232,12 +234,15 @@ def _in_another_process(log: EventLog) -> None:
 
 def test_a_process_that_was_killed_leaves_its_events() -> None:
     with _log(vcpus=2) as destination, _log(SOURCE) as source:
+        here, there = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(
-            target=_in_another_process, args=(source,)
+            target=_in_another_process, args=(there,)
         )
         destination.note("loadvm_postcopy_handle_listen", step="enter")
         process.start()
-        process.join()
+        with here, there:
+            handover.send(here, source)
+            process.join()
         destination.note("loadvm_postcopy_handle_run")
         read = _round_trip([destination, source], ".jsonl")
         text = _round_trip([destination, source], ".log")

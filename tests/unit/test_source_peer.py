@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from source_peer import BIG, NAMES, SMALL, Source, messages, request
 
 from vmemu import core
 from vmemu.errors import ProtocolError
-from vmemu.protocol import FLAG_URGENT, Header, Message
+from vmemu.protocol import FLAG_URGENT, HEADER, Header, Message
 
 LOOPS = pytest.mark.parametrize("loop", ["vm_source_serve", "vm_source_both"])
 OF_VCPU = "vm_source_serve_vcpu"
@@ -74,6 +75,27 @@ def test_a_block_is_found_by_its_name_wherever_it_is_said_to_stand(source, hint)
     named = Header(Message.REQ_PAGES_ID, 0, hint, BIG, 1, 4).pack() + b"huge"
     sent = messages(source.run("vm_source_serve", named))
     assert [(header.block, header.offset) for header in sent] == [(1, BIG)]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_pushed_is_lent_to_a_pipe_and_written_to_anything_else(source, kind):
+    if kind == "socket":
+        source._close("main", "main_fd")
+        ours, theirs = socket.socketpair()
+        source.main, source.c.main_fd = ours.detach(), theirs.detach()
+    random = os.urandom(BIG)
+    for image, size in zip(source.c.image[0:2], (8 * SMALL, 2 * BIG), strict=True):
+        core.ffi.memmove(image.data, random, min(size, BIG))
+    os.eventfd_write(source.c.push_fd, 1)
+    sent = source.run("vm_source_push")
+    assert [(header.type, header.block, header.pages) for header in messages(sent)] == [
+        (Message.PAGES, 0, 8),
+        (Message.PAGES, 1, 1),
+        (Message.ZERO, 1, 1),
+        (Message.COMPLETE, 0, 0),
+    ]
+    assert sent[HEADER.size :][: 8 * SMALL] == random[: 8 * SMALL]
+    assert sent[2 * HEADER.size + 8 * SMALL :][:BIG] == random
 
 
 @LOOPS

@@ -191,6 +191,7 @@ def test_every_dimension_is_seen() -> None:
         "locked memory",
         "mixed page sizes",
         "one channel",
+        "sigbus delivery",
         "pre-copy",
         "preempt",
         "push",

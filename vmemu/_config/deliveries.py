@@ -25,9 +25,4 @@ def across_delivery(data: Any) -> list[Found]:
         what = "with 'delivery: sigbus' each vCPU serves itself: nobody else reads its faults"
         remedy = "leave out fault_threads, or use 'delivery: thread'"
         found.append(((*_POSTCOPY, "fault_threads"), what, remedy))
-    for key, off in (("fault_around", 0), ("prefetch", "none")):
-        if postcopy.get(key, off) != off:
-            what = "with 'delivery: sigbus' a vCPU reads its channel only while it waits for a page"
-            remedy = f"leave out {key}, or use 'delivery: thread'"
-            found.append(((*_POSTCOPY, key), what, remedy))
     return found

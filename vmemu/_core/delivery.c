@@ -28,6 +28,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "shared_in.h"
 #include "sigbus.h"
 #include "util.h"
 
@@ -118,7 +119,7 @@ static int receive(struct vm_delivery *d)
     while (d->receiver.awaits && !is_over(d)) {
         int rc = vm_receiver_step(&d->receiver, &d->error);
 
-        if (rc != VM_RECEIVED_MORE) {
+        if (rc < 0 || rc == VM_RECEIVED_COMPLETE) {
             return rc < 0 ? -1 : 0;
         }
     }
@@ -173,12 +174,29 @@ static bool retry(struct vm_delivery *d, uint64_t address)
     return again;
 }
 
+/* It has come since the touch; or the kernel has taken it out of the page table, as it may with a
+ * page of an image, and a touch alone would not bring it back. */
+static bool touch_again(struct vm_delivery *d, struct vm_request q, uint64_t address)
+{
+    const struct vm_block *block = &d->in->ram->block[q.block];
+
+    vm_add(&d->in->stats.late, 1);
+    if (!block->in_image) {
+        return retry(d, address);
+    }
+    if (vm_image_map_again(d->in, block, q.page << block->page_shift, &d->error) < 0 &&
+        !is_over(d)) {
+        fail_and_wait(d);
+    }
+    return true;
+}
+
 static bool serve(void *context, uint64_t address)
 {
     struct vm_delivery *d = context;
     int64_t found = vm_ram_find(d->in->ram, address);
     const struct vm_block *block;
-    struct vm_request q;
+    struct vm_request q = {0};
 
     if (found < 0) {
         return false;
@@ -191,8 +209,7 @@ static bool serve(void *context, uint64_t address)
     }
     note_fault(d, q);
     if (is_here(d, q)) {
-        vm_add(&d->in->stats.late, 1);
-        return retry(d, address);
+        return touch_again(d, q, address);
     }
     bring(d, q);
     return true;

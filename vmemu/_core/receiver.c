@@ -169,19 +169,21 @@ static int place_run(struct vm_receiver *r, const struct vm_header *h, const uin
 {
     const struct vm_block *block = &r->in->ram->block[h->block];
     uint64_t page_size = UINT64_C(1) << block->page_shift, host = block->host + h->offset;
-    int rc;
 
     if (block->in_image || (h->type == VM_MSG_PAGES && block->image)) {
-        rc = vm_image_place(r->in->uffd, block, h, r->stats, err);
-    } else if (h->type == VM_MSG_ZERO) {
-        rc = place_zeros(r, block, host, h->pages * page_size, err);
-    } else {
-        rc = vm_uffd_copy(r->in->uffd, host, payload, h->length, page_size, r->stats, err);
+        return vm_image_place(r->in->uffd, block, h, r->stats, err);
     }
-    if (rc == 0 && h->type == VM_MSG_PAGES) {
-        *(block->in_image ? &r->stats->continued : &r->stats->copied) += h->pages;
+    if (h->type == VM_MSG_ZERO) {
+        return place_zeros(r, block, host, h->pages * page_size, err);
     }
-    return rc;
+    return vm_uffd_copy(r->in->uffd, host, payload, h->length, page_size, r->stats, err);
+}
+
+static void count_placed(struct vm_receiver *r, const struct vm_header *h, uint64_t fresh)
+{
+    if (h->type == VM_MSG_PAGES) {
+        *(r->in->ram->block[h->block].in_image ? &r->stats->continued : &r->stats->copied) += fresh;
+    }
 }
 
 static void count_arrival(struct vm_block *block, const struct vm_header *h, uint64_t fresh)
@@ -319,6 +321,7 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
     count_carried(in, h);
     fresh = vm_ram_mark_received(block, h->offset >> block->page_shift, h->pages);
     count_arrival(block, h, fresh);
+    count_placed(r, h, fresh);
     if (fresh && h->flags & VM_FLAG_URGENT) {
         record_stages(r, h, arrived_ns, placed_ns);
     }

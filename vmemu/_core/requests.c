@@ -101,7 +101,7 @@ static int tell_elsewhere(struct requests *q, uint32_t block, uint64_t page, str
  */
 static bool may_overtake(const struct vm_source *s, const struct vm_image *image)
 {
-    return s->urgent_fd >= 0 && !s->release_ram && !s->withholds &&
+    return s->urgent_fd >= 0 && !s->release_ram && !s->withholds && !image->shared &&
            UINT64_C(1) << image->page_shift < VM_RUN_BYTES;
 }
 

@@ -10,6 +10,9 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
+#include <time.h>
+
+#include "util.h"
 
 /* Initial-exec: the handler reads them in threads that never had them, and other models may
  * allocate at the first look. */
@@ -19,6 +22,9 @@ static _Thread_local __attribute__((tls_model("initial-exec"))) void *own_contex
 static pthread_mutex_t users_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned users;
 static struct sigaction before; /* who handled SIGBUS before the first user */
+static uint32_t reporting;      /* it is told of a crash: who comes to the handler stays there */
+
+enum { LAST_FAULTS_NS = 10000000 }; /* in which threads that miss pages come to the handler */
 
 /* A touch is made again after the handler, without one, and then the kernel ends the process with
  * its address; a signal that somebody sent comes only once. */
@@ -32,16 +38,40 @@ static void die_of_it(int number, const siginfo_t *info)
     }
 }
 
-static void pass_on(int number, siginfo_t *info, void *state)
+static void call_earlier(int number, siginfo_t *info, void *state)
 {
-    bool sent = info->si_code <= 0;
-
     if (before.sa_flags & SA_SIGINFO) {
         before.sa_sigaction(number, info, state);
-    } else if (before.sa_handler == SIG_DFL || (before.sa_handler == SIG_IGN && !sent)) {
-        die_of_it(number, info);
-    } else if (before.sa_handler != SIG_IGN) {
+    } else {
         before.sa_handler(number);
+    }
+}
+
+static void pass_on(int number, siginfo_t *info, void *state)
+{
+    bool sent = info->si_code <= 0, called = before.sa_flags & SA_SIGINFO;
+
+    if (!called && before.sa_handler == SIG_IGN && sent) {
+        return;
+    }
+    if (!called && (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN)) {
+        die_of_it(number, info);
+        return;
+    }
+    /* One that reports a crash gives SIGBUS back to the kernel first, and a thread that misses a
+     * page then would end the process in the middle of the report. */
+    if (!sent) {
+        vm_set_release(&reporting, 1);
+        nanosleep(&(struct timespec){.tv_nsec = LAST_FAULTS_NS}, NULL);
+    }
+    call_earlier(number, info, state);
+    vm_set_release(&reporting, 0);
+}
+
+static void let_report(void)
+{
+    while (vm_get_acquire(&reporting)) {
+        nanosleep(&(struct timespec){.tv_nsec = LAST_FAULTS_NS}, NULL);
     }
 }
 
@@ -53,6 +83,8 @@ static void handle(int number, siginfo_t *info, void *state)
     if (info->si_code != BUS_ADRERR || !own_server ||
         !own_server(own_context, (uint64_t)(uintptr_t)info->si_addr)) {
         pass_on(number, info, state);
+    } else {
+        let_report();
     }
     errno = saved;
 }

@@ -42,12 +42,12 @@ enum vm_message {
 };
 
 enum {
-    VM_FLAG_URGENT = 1, /* this answers a request */
+    VM_FLAG_URGENT = 1,   /* this answers a request */
+    VM_FLAG_IN_IMAGE = 2, /* the bytes lie in the image that both ends have mapped: none follow */
     /* Nobody has asked for this: it came along with an answer, from around the page, */
-    VM_FLAG_AROUND = 2,
+    VM_FLAG_AROUND = 4,
     /* or from where a vCPU is going. In a request: somebody waits for the first page alone. */
-    VM_FLAG_AHEAD = 4,
-    VM_FLAG_IN_IMAGE = 8, /* the bytes lie in the image that both ends have mapped: none follow */
+    VM_FLAG_AHEAD = 8,
 };
 
 struct vm_header {

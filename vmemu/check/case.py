@@ -89,6 +89,12 @@ class Case:
         return self.source.host is self.destination.host
 
     @property
+    def in_place(self) -> bool:
+        """Whether shared memory can be the source's image there, with channel shm."""
+        userfault = self.destination.host.userfault
+        return "MINOR_SHMEM" in set(userfault.features) - set(userfault.refused)
+
+    @property
     def ends(self) -> tuple[End, ...]:
         """The hosts, the destination first; one if it is the same."""
         return (self.destination,) if self.same_host else (self.destination, self.source)

@@ -63,9 +63,9 @@ def _features(case: Case, features: frozenset[str]) -> Iterator[Finding]:
             yield case.of_all("", Code.FEATURE, _lacks(case.destination, wanted))
     for wanted in OF_DELIVERY[case.scenario.migration.postcopy.delivery]:
         if wanted.name not in features:
-            remedy = Setting("migration: {postcopy: {delivery: thread}}")
+            thread = Setting("migration: {postcopy: {delivery: thread}}")
             lacks = f"{_lacks(case.destination, wanted)}, which 'delivery: sigbus' needs"
-            yield case.of_all("migration.postcopy.delivery", Code.FEATURE, lacks, remedy)
+            yield case.of_all("migration.postcopy.delivery", Code.FEATURE, lacks, thread)
     for block in case.blocks:
         backing = Backing(block.block.backing)
         for wanted in OF_BACKING[backing]:
@@ -74,12 +74,12 @@ def _features(case: Case, features: frozenset[str]) -> Iterator[Finding]:
                 yield case.of_block(
                     block.number, "backing", Code.FEATURE, what, _another_backing(block)
                 )
-    yield from _in_place(case, features)
+    yield from _in_place(case)
 
 
-def _in_place(case: Case, features: frozenset[str]) -> Iterator[Finding]:
+def _in_place(case: Case) -> Iterator[Finding]:
     """Channel shm, where shared memory needs no copy."""
-    if case.scenario.channel.kind != "shm" or "MINOR_SHMEM" in features:
+    if case.scenario.channel.kind != "shm" or case.in_place:
         return
     for of in case.blocks:
         if of.block.backing == "shared":

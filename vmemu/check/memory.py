@@ -30,7 +30,7 @@ def rules(case: Case) -> Iterator[Finding]:
 
 
 def _room(case: Case) -> Iterator[Finding]:
-    need = memory_needed(case.scenario)
+    need = memory_needed(case.scenario, in_place=case.in_place)
     if case.same_host:
         yield from _of_one(case, case.destination, need, need.together)
     else:

@@ -116,7 +116,7 @@ def _growth(case: Case, pool: Pool, wanted: int) -> Growth:
 
 def _beside(case: Case, pool: Pool) -> Beside:
     """What else the run takes of the destination's memory, and that other pools have to grow by."""
-    need = memory_needed(case.scenario)
+    need = memory_needed(case.scenario, in_place=case.in_place)
     beside = need.beside_hugepages() if case.same_host else Beside(need.destination)
     others = sum(
         max(pages - other.free + other.reserved, 0) * size

@@ -29,7 +29,7 @@ def rules(case: Case) -> Iterator[Finding]:
         what = f"source and clients have {format_duration(startup)} to come up"
         yield _short(case, "source.startup_timeout", what, SHORTEST_NS)
         return
-    image = memory_needed(scenario).source
+    image = memory_needed(scenario, in_place=case.in_place).source
     memory = case.source.host.memory
     if image > memory.total + memory.swap_free:
         return  # which is said already, and no time helps

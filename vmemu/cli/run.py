@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vmemu.testing.faultpoints import Injected
 
 EXIT_CODES = {"completed": 0, "skipped": 0, "failed": 1, "interrupted": 130}
+_FILES_FOR_EVERYTHING = 1024
 _DESCRIPTOR = click.IntRange(0, (1 << 31) - 1)
 
 
@@ -129,7 +131,9 @@ def _run_and_keep(
 
 def _source_ahead(scenario: Scenario) -> SourceProcess | None:
     """Its interpreter comes up while this one imports what a run takes. None where it can't be
-    started: the run says why, in its turn."""
+    started: the run says why, in its turn; nor where the run will count what it may have open."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _FILES_FOR_EVERYTHING:
+        return None
     from vmemu.channel import channels_of
     from vmemu.errors import HostError
     from vmemu.source_loader import SourceProcess

@@ -201,9 +201,19 @@ def fault_threads(choice: Choice) -> Overrides:
 
 
 def delivery(choice: Choice) -> Overrides:
-    """Each vCPU fetches its pages itself, or a fault thread for all; what else was drawn has to go
-    with it. Every kernel that tells threads of faults (4.14) can do both."""
-    yield "migration.postcopy.delivery", choice.draw.pick(["sigbus", "thread"])
+    """Each vCPU fetches its pages itself, in the place of what goes together with a fault thread
+    alone. Every kernel that tells threads of faults (4.14) can do both."""
+    if choice.draw.chance(0.5):
+        yield "migration.postcopy.delivery", "thread"
+        return
+    yield "migration.postcopy.delivery", "sigbus"
+    for key, value in (
+        ("preempt", "true"),
+        ("fault_threads", "1"),
+        ("fault_around", "0"),
+        ("prefetch", "none"),
+    ):
+        yield f"migration.postcopy.{key}", value
 
 
 def bandwidth(choice: Choice) -> Overrides:
@@ -267,11 +277,11 @@ DIMENSIONS: tuple[tuple[Callable[[Choice], Overrides], float], ...] = (
     (push, 0.6),
     (release_ram, 0.4),
     (fault_threads, 0.4),
-    (delivery, 0.4),
     (bandwidth, 0.2),
     (fault_around, 0.3),
     (prefetch, 0.3),
     (push_order, 0.4),
+    (delivery, 0.4),  # behind what it is in the place of
     (precopy, 0.5),
     (dirty_tracking, 0.4),
     (flip_at, 0.5),

@@ -15,6 +15,8 @@ from vmemu.units import counted, format_duration, format_size
 
 MOST_REASONS = 5
 WIDTH = 100
+_TOGETHER = "\N{NO-BREAK SPACE}"
+"""Between words that stay in one line."""
 
 
 def summarise(
@@ -122,7 +124,8 @@ def _figures(result: document.StressDocument, width: int) -> Iterator[str]:
     sizes = {format_size(int(size)): count for size, count in seen.page_sizes.items()}
     for name, counts in (("backings", seen.backings), ("pages", sizes), *_modes(seen.modes)):
         if counts:
-            figures.append((name, ", ".join(f"{what} {count}" for what, count in counts.items())))
+            each = (f"{what} {count}".replace(" ", _TOGETHER) for what, count in counts.items())
+            figures.append((name, ", ".join(each)))
     return (line for name, value in figures for line in _in_columns(name, value, width))
 
 
@@ -134,7 +137,7 @@ def _modes(counts: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
 
 def _in_columns(name: str, value: str, width: int) -> list[str]:
     """A figure, in as many lines as it takes."""
-    return textwrap.wrap(
+    lines = textwrap.wrap(
         value,
         width,
         initial_indent=f"{name:<14}",
@@ -142,6 +145,7 @@ def _in_columns(name: str, value: str, width: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(_TOGETHER, " ") for line in lines]
 
 
 def _skips(reasons: dict[str, int]) -> Iterator[tuple[str, str]]:

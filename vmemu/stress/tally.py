@@ -75,7 +75,7 @@ def modes(scenario: Scenario) -> Iterator[str]:
         "one channel": not postcopy.preempt,
         "shared memory": scenario.channel.kind == "shm",
         "several fault threads": postcopy.fault_threads > 1,
-        "vCPUs that serve themselves": postcopy.delivery == "sigbus",
+        "sigbus delivery": postcopy.delivery == "sigbus",
         "push": postcopy.push,
         "limited push": postcopy.push and postcopy.bandwidth > 0,
         "demand faults alone": not postcopy.push,
@@ -106,7 +106,7 @@ PARTS = {
         "one channel",
         "shared memory",
         "several fault threads",
-        "vCPUs that serve themselves",
+        "sigbus delivery",
     ),
     "push": ("push", "limited push", "demand faults alone", "release_ram"),
     "fewer faults": (

@@ -316,7 +316,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
      "to 18446744073709551615"),
     (TRACE_LINE, TRACE_LINE + "seed: 1e3\n", 7, 7, "seed", "a number to some", "1000"),
     (TRACE_LINE, TRACE_LINE + "channel: {kind: carrier}\n", 7, 17, "channel.kind",
-     "'carrier' is not known", "use pipe or shm"),
+     "'carrier' is not known", "use one of pipe, shm"),
     (TRACE_LINE, TRACE_LINE + "channel: pipe\n", 7, 10, "channel", "'pipe' is not a mapping",
      "kind"),
     (TRACE_LINE, TRACE_LINE + "limits: {stall: 30}\n", 7, 17, "limits.stall", "no unit", "ns, us"),

@@ -86,7 +86,7 @@ class Context:
     def vmemu_file(self, file: Path, cpus: Collection[int], *settings: str) -> dict[str, Any]:
         result = self.directory / "result.json"
         sets = [word for setting in settings for word in ("--set", setting)]
-        command = [sys.executable, "-m", "vmemu", "run", file, *sets, "--json", result]
+        command = [sys.executable, "-P", "-m", "vmemu", "run", file, *sets, "--json", result]
         _, peak = self._run(command, cpus)
         document: dict[str, Any] = json.loads(result.read_text())
         return {**document, "peak_bytes": peak}
@@ -151,7 +151,7 @@ def _on(cpus: Collection[int]) -> Iterator[None]:
 def _refused(file: Path, setting: str) -> str:
     """Why; empty: it is taken."""
     done = subprocess.run(
-        [sys.executable, "-m", "vmemu", "config", "show", file, "--set", setting],
+        [sys.executable, "-P", "-m", "vmemu", "config", "show", file, "--set", setting],
         capture_output=True,
         text=True,
         check=False,

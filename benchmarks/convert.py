@@ -71,7 +71,7 @@ def prepare(recording: Path, times: int, directory: Path) -> tuple[Path, Path, i
 def measure(what: str, arguments: list[str], lines: int) -> None:
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "vmemu", "trace", "convert", "--quiet", *arguments]
+        [sys.executable, "-P", "-m", "vmemu", "trace", "convert", "--quiet", *arguments]
     )
     _, status, usage = os.wait4(process.pid, 0)
     elapsed = time.perf_counter() - start

@@ -44,13 +44,21 @@ def main() -> int:
             done.extend(_measured(row, context, arguments.repeats) for row in chosen)
         except KeyboardInterrupt:
             interrupted = True
-    print(report.table(done))
+    # A document on standard output has it for itself.
+    print(report.table(done), file=sys.stderr if arguments.json == Path("-") else sys.stdout)
     if arguments.json:
         said = report.document(done, quick=arguments.quick, version=version("vmemu"))
-        arguments.json.write_text(json.dumps(said, indent=1) + "\n")
+        _write(json.dumps(said, indent=1) + "\n", arguments.json)
     if interrupted:
         return 130
     return 1 if any(one.verdict is Verdict.FAILED for one in done) else 0
+
+
+def _write(text: str, file: Path) -> None:
+    if file == Path("-"):
+        sys.stdout.write(text)
+    else:
+        file.write_text(text)
 
 
 def all_rows(context: Context) -> list[Row]:
@@ -101,7 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows, or patterns of them")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 2 minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures; - for stdout")
     parser.add_argument("--repeats", type=int, help="repetitions of each side")
     parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")
     arguments = parser.parse_args()

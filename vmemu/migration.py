@@ -268,10 +268,7 @@ class Migration:
         )
         self.run_state.incoming = incoming
         self._launch_clients(memory)
-        incoming.advise(unpack_summary(self._receive(Message.HELLO)))
-        assert self._status is not None
-        self._status.show_bitmaps(incoming.ram)
-        self._await_clients()
+        incoming.advise(unpack_summary(self._receive(Message.HELLO)), self._await_clients)
 
     def _open_logs(self) -> None:
         """One log a side; without a file to write them to there are none, and they cost nothing."""
@@ -303,6 +300,8 @@ class Migration:
         run.clients.launch(memory.blocks, self._status, self.scenario.guest.vcpus)
 
     def _await_clients(self) -> None:
+        assert self._status is not None
+        self._status.show_bitmaps(self._incoming.ram)
         clients, timeout_s = self.run_state.clients, self.scenario.source.startup_timeout / 1e9
         deadline = time.monotonic() + timeout_s
         self._wait(lambda: clients.ready or time.monotonic() > deadline)

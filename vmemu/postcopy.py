@@ -170,10 +170,11 @@ class IncomingPostcopy:
 
     # ---- the way there ----
 
-    def advise(self, theirs: Summary) -> None:
-        """Compare the source's blocks with ours, empty all memory, tell the source to go on.
+    def advise(self, theirs: Summary, before: Callable[[], object] | None = None) -> None:
+        """Compare the source's blocks with ours, empty all memory, tell the source to go on, but
+        not ``before`` that is done: what takes long would count as downtime later.
 
-        Raises MigrationError naming all that differ.
+        Raises MigrationError naming all that differ, and what ``before`` raises.
         """
         self._expect("advise", PostcopyState.NONE)
         ours = Summary([BlockEntry(b.name, b.size, b.page_size) for b in self.blocks], BASE_PAGE)
@@ -194,6 +195,8 @@ class IncomingPostcopy:
         if self.memory.images is not None:
             self.memory.images.attach(self.ram)
         self._fill_incoming()
+        if before is not None:
+            before()
         with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
             send(self._ends.return_path, Message.ADVISE, ours.pack())
         self._enter(PostcopyState.ADVISE)

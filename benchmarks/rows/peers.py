@@ -219,7 +219,7 @@ def _resize(pages: int) -> str:
 def _logged(context: Context, scenario: Scenario, cpus: Collection[int]) -> Mapping[str, float]:
     """Of ours: the p50 from request to placed, from the log of its events; blocktime."""
     log, result = context.directory / "events.jsonl", context.directory / "logged.json"
-    command = [sys.executable, "-m", "vmemu", "run", context.scenario(scenario)]
+    command = [sys.executable, "-P", "-m", "vmemu", "run", context.scenario(scenario)]
     context.run([*command, "--events", log, "--json", result], cpus)
     placed = eventcompare.summarize(str(log))["latency_ns"]["p50"] / 1e3
     log.unlink()

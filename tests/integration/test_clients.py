@@ -338,6 +338,22 @@ def test_a_source_that_is_killed_while_clients_wait(block: str) -> None:
     assert figures(run, "accesses") == figures(run, "reads_wrong") == [0]
 
 
+def test_the_start_of_clients_is_no_downtime(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest stops at the source only when everybody is there."""
+    migration = Migration(with_clients(client("one", block)))
+    await_clients, there_ns = migration._await_clients, []
+
+    def await_and_note() -> None:
+        await_clients()
+        there_ns.append(time.monotonic_ns())
+
+    monkeypatch.setattr(migration, "_await_clients", await_and_note)
+    run = migration.run()
+    assert (run.status, run.error) == ("completed", None)
+    assert run.flip is not None
+    assert run.flip.stopped_ns >= there_ns[0]
+
+
 def test_an_interrupted_run_keeps_the_clients_figures(block: str) -> None:
     run = meddled(with_clients(client("one", block, accesses=ENDLESS)), _interrupt)
     assert run.status == "interrupted"

@@ -321,7 +321,8 @@ class Postcopy(Section):
     delivery: Literal["thread", "sigbus"] = Field(
         default="thread",
         description="Who fetches a missing page: a fault thread for all vCPUs, or with `sigbus`"
-        " each vCPU for itself, on channels of its own.",
+        " each vCPU for itself, on channels of its own, with `preempt` and without `fault_around`"
+        " and `prefetch`.",
     )
     release_ram: Flag = Field(
         default=False, description="The source frees the pages that were sent."

@@ -109,6 +109,8 @@ def _mixed(case: Case) -> Iterator[Finding]:
     smallest, largest = sizes[0], sizes[-1]
     message = (
         f"blocks have pages of {', '.join(map(format_size, sizes))}: a fault on the largest brings"
-        f" {largest // smallest:,} times as much as one on the smallest, and both wait in one queue"
+        f" {largest // smallest:,} times as much as one on the smallest"
     )
+    if case.scenario.migration.postcopy.delivery == "thread":
+        message += ", and both wait in one queue"
     yield case.of_all("blocks", Code.MIXED_PAGE_SIZES, message, "", verdict=Verdict.DEGRADED)

@@ -209,7 +209,7 @@ def _collapse(run: Run, index: int) -> Document | None:
     return {
         "possible": figures.possible,
         "collapsed": figures.collapsed,
-        "mapped": figures.mapped,
+        "mapped": figures.mapped if run.status == "completed" else None,
         "failed": dict(figures.failed),
         "why": figures.why,
         "time_ns": figures.time_ns,

@@ -327,8 +327,12 @@ def _placement(placement: Document, clients: bool) -> str:
             places.setdefault(cpus, []).append(role)
     if chosen == "none":
         return f"left to the scheduler: {placement['why']}"
-    told = "; ".join(f"{', '.join(roles)} on CPU {cpus}" for cpus, roles in places.items())
+    told = "; ".join(f"{', '.join(roles)} on {_cpus(cpus)}" for cpus, roles in places.items())
     return f"{told} ({chosen}: {placement['why']})"
+
+
+def _cpus(numbers: str) -> str:
+    return f"CPU {numbers}" if numbers.isdigit() else f"CPUs {numbers}"
 
 
 def _userfault(userfault: Document) -> str:

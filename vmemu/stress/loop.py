@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmemu.cleanup import run_all
-from vmemu.config import Scenario, Wait
+from vmemu.config import CpuLists, Scenario, Wait
 from vmemu.errors import HostError, InputError, VmemuError
 from vmemu.interrupts import Interrupts
 from vmemu.jobs.cpus import deal
@@ -166,7 +166,7 @@ class Loop:
             seed=variation.seed,
             overrides=variation.overrides,
             inject=self._plan.inject,
-            cpus=deal(number, self._plan.jobs),
+            cpus=_cpus_for(variation.scenario, number, self._plan.jobs),
         )
         name = f"variation-{variation.number}"
         run = SupervisedRun(job, self._directory, name, keep=False)
@@ -315,6 +315,11 @@ _STATUS: dict[str, document.Status] = {
     "timeout": "timeout",
     "died": "died",
 }
+
+
+def _cpus_for(scenario: Scenario, number: int, jobs: int) -> frozenset[int]:
+    """Those that a job is dealt; all of them where the scenario itself says which."""
+    return frozenset() if isinstance(scenario.placement, CpuLists) else deal(number, jobs)
 
 
 def waiting_s(scenario: Scenario) -> float:

@@ -48,7 +48,14 @@ def _arrived(index: int) -> int:
 
 
 def send(end: Connection, what: object) -> None:
-    """Send an object over a duplex pipe. Raises OSError when nobody is there any more."""
+    """Send an object over a duplex pipe, and wait until it is taken. Raises OSError when nobody is
+    there any more."""
+    end.send_bytes(begin(end, what))
+
+
+def begin(end: Connection, what: object) -> bytes:
+    """Send what comes before the object, its descriptors too, for which there is always room: they
+    may be closed then. The object as bytes, which are to be sent next. Raises OSError."""
     fds: list[int] = []
     _travelling.fds = fds
     try:
@@ -59,7 +66,7 @@ def send(end: Connection, what: object) -> None:
     with socket.socket(fileno=os.dup(end.fileno())) as way:
         for first in range(0, len(fds), _AT_ONCE):
             socket.send_fds(way, [b"\0"], fds[first : first + _AT_ONCE])
-    end.send_bytes(data)
+    return bytes(data)
 
 
 def receive(end: Connection) -> Any:

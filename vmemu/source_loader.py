@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from vmemu.channel import ChannelEnds, VcpuEnds, receive, send, send_bytes
 from vmemu.childprocess import ChildProcess, live_with
 from vmemu.content import ContentSpec, fill_entry, read_into
 from vmemu.cthread import Bell, CThread
-from vmemu.errors import MigrationError, PeerGone, VmemuError
+from vmemu.errors import HostError, MigrationError, PeerGone, VmemuError
+from vmemu.interrupts import SIGNALS
 from vmemu.protocol import BlockEntry, Message, Summary, unpack_summary
 from vmemu.source_precopy import ALIVE_S, Note, Precopy, PrecopySpec, SourceGuest, SourceGuestSpec
 
@@ -89,6 +91,7 @@ class SourceProcess(ChildProcess):
     ) -> None:
         self.ends, self._theirs = channels
         self._told, self._telling = Pipe(duplex=True)
+        self._teller: threading.Thread | None = None
         arguments = (self._told, self._theirs)
         super().__init__("the source process", "vmemu-source", life or serve, arguments)
 
@@ -105,10 +108,32 @@ class SourceProcess(ChildProcess):
             self._told.close()
 
     def tell(self, spec: SourceSpec) -> None:
-        """What it has to do, once. A process that is gone is found by whoever waits for its first
-        message."""
+        """What it has to do, once. A process that is gone, or takes nothing, is found by whoever
+        waits for its first message: an order of the push is longer than a socket holds, so a thread
+        sends it, which ends with the process."""
+        try:
+            data = handover.begin(self._telling, spec)
+        except (BrokenPipeError, ConnectionResetError):
+            self._telling.close()
+            return
+        thread = threading.Thread(target=self._say, args=(data,), name="tell", daemon=True)
+        try:
+            thread.start()
+            self._teller = thread
+        except RuntimeError as error:  # Python's word for pthread_create's EAGAIN
+            self._telling.close()
+            raise HostError(f"a thread for the source process can't be started: {error}") from None
+
+    def _say(self, data: bytes) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they are for the main thread
         with self._telling, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            handover.send(self._telling, spec)
+            self._telling.send_bytes(data)
+
+    def stop(self, patience_s: float) -> None:
+        """As ``ChildProcess.stop``; nobody is told anything any more."""
+        super().stop(patience_s)
+        if self._teller is not None:
+            self._teller.join(1.0)
 
 
 # ---- in the source ----

@@ -297,6 +297,24 @@ def test_the_kernels_own_figures_agree(incoming: Incoming) -> None:
     assert figures.mapped in (None, mapped)
 
 
+def test_a_refusal_is_no_last_word() -> None:
+    """The kernel also says EINVAL of what works a moment later: each region is tried again. Of
+    memory that it never does this for, all are given up in the end."""
+    block = make("anonymous", 2)
+    with Userfaultfd() as uffd, MemoryManager([block]) as memory:
+        memory.map()
+        incoming = Incoming(memory, uffd)
+        try:
+            incoming.place(0, 2 * PAGES)
+            block.set_thp(False)
+            incoming.start()
+            await_true(lambda: incoming.collapse.done)
+            figures = incoming.end()
+        finally:
+            incoming.close()
+    assert (figures.collapsed, figures.failed) == (0, (("refused", 2),))
+
+
 # ---- proof by doing ----
 
 

@@ -14,7 +14,7 @@ from support import anonymous, shared
 
 from vmemu import core
 from vmemu.core import PeerGone
-from vmemu.errors import MigrationError, ProtocolError
+from vmemu.errors import CoreError, MigrationError, ProtocolError
 from vmemu.manager import MemoryManager
 from vmemu.protocol import FLAG_URGENT, HEADER, Header, Message
 from vmemu.userfault import Feature, Userfaultfd
@@ -124,6 +124,22 @@ def test_pages_are_placed_and_counted_by_how_they_came(destination):
     assert [(a.requested, a.pushed, a.zero) for a in arrived] == [(1, 63, 16), (0, 8, 0)]
     assert destination.ram.pages_received == destination.ram.pages_total == 88
     assert os.eventfd_read(destination.c.bell_fd) == 1
+
+
+def test_a_second_copy_that_comes_when_all_is_given_back_is_nothing(destination):
+    """What somebody waited for came by the urgent channel, before the push's run that has it."""
+    destination.listen(EVERYTHING + COMPLETE)
+    destination.memory.unregister()
+    destination.c.main_fd, destination.main = os.pipe()
+    destination.listen(pages(0, 0, 64, b"x") + zeros(0, 64, 16) + COMPLETE)
+    assert destination.memory.blocks[0].read(0, 80 * PAGE) == b"a" * 64 * PAGE + bytes(16 * PAGE)
+    assert destination.ram.pages_received == destination.ram.pages_total
+
+
+def test_a_page_for_memory_that_is_given_back_before_all_is_there_is_an_error(destination):
+    destination.memory.unregister()
+    with pytest.raises(CoreError, match="mapping that is gone"):
+        destination.listen(pages(0, 0, 64))
 
 
 def test_the_urgent_channel_places_pages_too_and_ends_with_the_source(destination):

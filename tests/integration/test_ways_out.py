@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ from vmemu.migration import Migration
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import BlockEntry, Header, Message, Summary
 from vmemu.runstate import StallError, VerificationError
+from vmemu.source_loader import PushSpec, SourceSpec
 
 pytestmark = pytest.mark.usefixtures("userfault")
 TESTS = str(Path(__file__).parents[1])
@@ -116,6 +118,23 @@ def test_what_the_source_can_not_accept_is_told_in_its_own_words(preempt, said, 
     assert "the source gave up: return path: message type" in str(run.error)
     assert words in str(run.error)
     assert "closed the channel" not in str(run.error)
+
+
+def test_a_source_that_does_not_hear_what_it_has_to_do_is_waited_for_no_longer_than_any():
+    """An order of the push may be longer than what the socket to the source holds."""
+    migration = on_demand(True, source={"startup_timeout": "1s"})
+    spec_of = migration._source_spec
+
+    def long(memory: MemoryManager) -> SourceSpec:
+        assert migration._source is not None
+        os.kill(migration._source.process.pid, signal.SIGSTOP)
+        order = PushSpec(order="recorded", recorded=bytes(8 << 20))
+        return dataclasses.replace(spec_of(memory), push=order)
+
+    migration._source_spec = long
+    run = migration.run()
+    assert run.status == "failed"
+    assert "no HELLO came in time" in str(run.error)
 
 
 @MODES

@@ -83,6 +83,13 @@ def test_recorded_is_the_list_and_then_the_rest_in_sequence(source):
     assert push(source) == listed + [place for place in ALL_PAGES if place not in listed]
 
 
+def test_a_long_walk_stays_in_its_order(source):
+    """Longer than what is looked at for one run."""
+    listed = [(1, page) for page in range(10, 70)] + [(0, page) for page in range(1, 300)]
+    choose(source, "recorded", listed)
+    assert push(source) == listed + [place for place in ALL_PAGES if place not in listed]
+
+
 def test_a_list_that_names_pages_that_were_asked_for_passes_over_them(source):
     listed = [(1, 5), (1, 6), (1, 7), (0, 200)]
     choose(source, "recorded", listed)

@@ -42,6 +42,10 @@ int vm_push_order_set(struct vm_source *s, uint32_t order, const uint64_t *list,
     return 0;
 }
 
+/* No run is longer; and all that lies side by side, looked at for each of its runs, would cost the
+ * square of its pages. */
+enum { MOST_SIDE_BY_SIDE = 256 };
+
 /* Of what is listed. Listed pages that lie side by side travel together. */
 static bool next_recorded(struct vm_source *s, uint32_t *block, uint64_t *page, uint64_t *end)
 {
@@ -51,7 +55,7 @@ static bool next_recorded(struct vm_source *s, uint32_t *block, uint64_t *page, 
         if (vm_bit_test(s->image[block_at(place)].sent, page_at(place))) {
             continue;
         }
-        while (s->recorded_at + behind < s->recorded_count &&
+        while (behind < MOST_SIDE_BY_SIDE && s->recorded_at + behind < s->recorded_count &&
                s->recorded[s->recorded_at + behind] == place + behind) {
             behind++;
         }

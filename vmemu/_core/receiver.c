@@ -312,6 +312,9 @@ static int place_pages(struct vm_receiver *r, const struct vm_header *h, const u
         return 0;
     }
     rc = place_run(r, h, payload, err);
+    if (rc > 0 && vm_ram_complete(in->ram)) {
+        return 0; /* a second copy, that is still on its way when all is given back */
+    }
     if (rc != 0) {
         /* The mapping is gone only when somebody is giving it all back. */
         return rc < 0 ? -1 : vm_fail_errno(err, "placing pages in a mapping that is gone", host);

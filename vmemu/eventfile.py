@@ -13,11 +13,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmemu.errors import TraceError
 from vmemu.eventtable import DESTINATION, SOURCE, Args, kinds
-from vmemu.traces.opening import ByteStream, open_stream
+
+if TYPE_CHECKING:
+    from vmemu.traces.opening import ByteStream
 
 LOG_EVENT = "vmemu_event_log"
 """The event at the head of each side of a log of ours: its side, vCPUs, events, events lost."""
@@ -229,6 +231,8 @@ def _json_lines(chunk: str) -> Iterator[Any]:
 
 def open_events(path: str | os.PathLike[str]) -> EventReader:
     """Open an event log of either format; ``-`` is standard input. Raises TraceError."""
+    from vmemu.traces.opening import open_stream  # a run that only writes its log opens none
+
     stream = open_stream(path)
     try:
         return EventReader(stream)

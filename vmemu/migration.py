@@ -541,11 +541,11 @@ class Migration:
         elif self._ends is not None:
             steps.append(self._ends.close)
         steps.append(self._close_clients)
+        steps += [self._unmap, self._lock_again]  # while the source frees its memory, and ends
         if self._source is not None:
             patience_s = PATIENCE_S if run.status == "completed" else 0.2
             steps.append(partial(self._source.stop, patience_s))
-        steps += [self._unmap, self._lock_again, self._close_logs, self._close_bell]
-        steps.append(self._close_status)
+        steps += [self._close_logs, self._close_bell, self._close_status]
         with self._enter("cleanup"):
             try:
                 run_all(steps)

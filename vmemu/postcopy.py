@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -285,6 +286,7 @@ class IncomingPostcopy:
             self._prepare_discard()
         self._settle()
         self._note("loadvm_postcopy_handle_listen", step="after discard")
+        core.lib.vm_image_map_hugepages(self.ram)
         needed = needed_features(list(self.blocks), self.deliveries.kind)
         self.uffd = Userfaultfd(_wanted_features() | Feature(sum(needed)))
         self.uffd.require(needed)
@@ -350,7 +352,10 @@ class IncomingPostcopy:
         """Place what the source sends from now on; the guest may touch its memory."""
         self._expect("run", PostcopyState.LISTENING)
         self._note("loadvm_postcopy_handle_run")
-        self._start("listen", core.lib.vm_listen_loop, cpus=self._places.of("listen"))
+        cpus = self._places.of("listen")
+        self._start("listen", core.lib.vm_listen_loop, cpus=cpus)
+        if self._ends.urgent is not None and _two_listen(self.blocks):
+            self._start("listen2", core.lib.vm_listen_beside, cpus=cpus)
         collapsing = self.collapse.start(self._incoming, self._bell)
         if collapsing is not None:
             self._threads.append(collapsing)
@@ -557,6 +562,11 @@ class IncomingPostcopy:
 def _release(incoming: Any) -> None:
     for stages in (incoming.stages_main, incoming.stages_urgent):
         core.lib.vm_stages_release(core.ffi.addressof(stages))
+
+
+def _two_listen(blocks: RAMList) -> bool:
+    """To map pages that are there is all the work with them, and each CPU does as much of it."""
+    return any(block.in_image for block in blocks) and len(os.sched_getaffinity(0)) > 1
 
 
 def _wanted_features() -> Feature:

@@ -274,6 +274,8 @@ class RAMBlock:
         address, self.address = self.address, 0
         try:
             if address:
+                if not self.hugetlb:
+                    core.lib.vm_empty(address, self.size)
                 core.call(core.lib.vm_unmap, address, self.size)
         finally:
             self._close()

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.protocol import BlockEntry
 from vmemu.synthetic import Phase, access_sizes, identity_map, shares_of
-from vmemu.traces import native
-from vmemu.traces.mapping import Layout
-from vmemu.traces.native.trace import Stream, Trace
 from vmemu.workload import (
     Lane,
     Pace,
@@ -29,6 +27,10 @@ from vmemu.workload import (
     size_table,
     together,
 )
+
+if TYPE_CHECKING:
+    from vmemu.traces.mapping import Layout
+    from vmemu.traces.native.trace import Stream, Trace
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class RecordedRecipe:
 
     def make(self, blocks: Sequence[BlockEntry]) -> Workload:
         """The workload. Raises TraceError."""
+        from vmemu.traces import native  # a guest that was made up has no use for it
+
         trace = native.open(self.file)
         return self.lay_out(trace, blocks)
 

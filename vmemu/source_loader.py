@@ -155,6 +155,8 @@ def serve(told: Connection, ends: ChannelEnds) -> None:
     except MemoryError:
         _say_failed(ends.main, "no memory for the image", MigrationError.exit_code)
         sys.exit(1)
+    # The destination waits for this process, and nothing of its interpreter needs an orderly end.
+    os._exit(0)
 
 
 def hear(told: Connection) -> SourceSpec:

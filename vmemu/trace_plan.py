@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vmemu.config import (
     AutoMap,
@@ -27,10 +28,12 @@ from vmemu.errors import TraceError
 from vmemu.protocol import BlockEntry
 from vmemu.recipe import Recipe, RecordedRecipe, SyntheticRecipe
 from vmemu.synthetic_plan import synthetic_recipe
-from vmemu.traces import mapping, native
-from vmemu.traces.native.trace import Trace
 from vmemu.units import counted, format_duration
 from vmemu.workload import ASAP, Pace, Workload, together
+
+if TYPE_CHECKING:
+    from vmemu.traces import mapping
+    from vmemu.traces.native.trace import Trace
 
 LONGEST_NS = 1 << 62
 """Of a guest's clock: what the C core can count with room to spare."""
@@ -101,6 +104,8 @@ class _Replay:
 
     def opened(self, scenario: Scenario, config: RecordedTrace) -> tuple[Trace, RecordedRecipe]:
         """The trace, and how it is replayed. Raises ConfigError."""
+        from vmemu.traces import native  # guests that are made up have no use for it
+
         try:
             trace = native.open(config.file)
         except TraceError as error:
@@ -160,6 +165,8 @@ class LaidTrace:
     @property
     def kind(self) -> str:
         """The kind of its map, as a scenario names it; of ``auto`` the one that it chose."""
+        from vmemu.traces import mapping
+
         layout = self.recipe.layout
         return (layout.of(self.trace) if isinstance(layout, mapping.Auto) else layout).kind
 
@@ -192,6 +199,8 @@ def _pace(pace: PaceConfig) -> Pace:
 
 
 def _layout(config: RecordedTrace) -> mapping.Layout:
+    from vmemu.traces import mapping
+
     match config.map:
         case RegionMap() as by:
             regions = tuple((r.start, r.end, r.block, r.offset) for r in by.regions)

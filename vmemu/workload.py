@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu.synthetic import SyntheticShare
-from vmemu.traces.mapping.pagemap import count_merged, same_memory
+from vmemu.traces.samememory import count_merged, same_memory
 
 SIZES = 64
 """Entries of the table of access sizes."""

@@ -93,6 +93,8 @@ static _Noreturn void source(int go, int out, uint8_t *image, size_t total, cons
     } else {
         send_doorbells(out, total);
     }
+    /* Until the destination is done: to free all this meanwhile would be in its way. */
+    read_all(go, &byte, 1);
     _exit(0);
 }
 
@@ -137,6 +139,7 @@ void run_bulk(const struct options *o)
         map_runs(data[0], uffd, ram, total);
     }
     took = now_ns() - begin;
+    close(go[1]);
     check((const uint64_t *)ram, total);
     wait_for(child);
     printf("{\"bytes\": %zu, \"total_ns\": %llu, \"bytes_per_second\": %.0f}\n", total,

@@ -12,7 +12,7 @@ _BOOT = HERE.parent / "configs" / "quickstart.yaml"
 _THROTTLED = "migration.postcopy.bandwidth=20MiB/s"
 _NONE = "migration.postcopy.push_order=sequential"
 _FEWER = (
-    "migration.postcopy.fault_around=16",
+    "migration.postcopy.fault_around=64",
     "migration.postcopy.prefetch=adaptive",
     "migration.postcopy.push_order=recorded",
 )

@@ -17,7 +17,7 @@ from test_receiver import PAGE, Destination, pages, zeros
 
 from vmemu import core, images
 from vmemu.channel import create_pipes
-from vmemu.errors import PeerGone, ProtocolError
+from vmemu.errors import CoreError, PeerGone, ProtocolError, VmemuError
 from vmemu.images import Images
 from vmemu.manager import MemoryManager
 from vmemu.protocol import FLAG_IN_IMAGE, FLAG_URGENT, HEADER, Header, Message
@@ -41,8 +41,8 @@ def in_place(userfault: None) -> None:
 class SharedDestination(Destination):
     """As its parent, with images: that of ``vram`` is its memory. Page n of them is full of n."""
 
-    def __init__(self, release: bool = False) -> None:
-        blocks = [anonymous("ram", pages=80), shared("vram", pages=8)]
+    def __init__(self, release: bool = False, pages: int = 8) -> None:
+        blocks = [anonymous("ram", pages=80), shared("vram", pages=pages)]
         blocks[1].in_image = True
         self.memory = MemoryManager(blocks, images=Images(blocks, release=release))
         self.memory.map()
@@ -187,6 +187,89 @@ def test_a_hole_in_an_image_is_an_ordinary_page_of_zeros(destination):
     with pytest.raises(PeerGone):
         destination.listen(there(0, 0, 64) + there(0, 64, 1))
     assert destination.memory.blocks[0].read(0, 65 * PAGE) == bytes(65 * PAGE)
+
+
+# ---- two who listen in turn ----
+
+LOOPS = ("vm_listen_loop", "vm_listen_beside")
+
+
+class Listeners:
+    """Both, on what ``feed`` writes; ``join`` gives what ended each of them."""
+
+    def __init__(self, destination: SharedDestination) -> None:
+        self.destination = destination
+        self.ends: list[CoreError | VmemuError | None] = []
+        self._threads = [threading.Thread(target=self._run, args=(name,)) for name in LOOPS]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, loop: str) -> None:
+        try:
+            core.call(getattr(core.lib, loop), self.destination.c)
+        except (CoreError, VmemuError) as error:
+            self.ends.append(error)
+        else:
+            self.ends.append(None)
+
+    def feed(self, data: bytes, piece: int = 1 << 20) -> None:
+        for at in range(0, len(data), piece):
+            os.write(self.destination.main, data[at : at + piece])
+
+    def join(self) -> list[CoreError | VmemuError | None]:
+        for thread in self._threads:
+            thread.join()
+        return self.ends
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([7, HEADER.size, 100, 1 << 20]))
+@settings(MANY, max_examples=25)
+def test_two_threads_place_each_page_once(random, piece):
+    """Whatever they read in one go, and with pages that are copied and zeros in between."""
+    destination = SharedDestination(pages=200)
+    try:
+        messages = [there(0, n) for n in range(70)] + [zeros(0, n, 1) for n in range(70, 80)]
+        messages += [there(1, n, 4) for n in range(0, 200, 4)]
+        random.shuffle(messages)
+        listeners = Listeners(destination)
+        listeners.feed(b"".join(messages) + COMPLETE, piece)
+        assert listeners.join() == [None, None]
+        c, vram = destination.c, destination.memory.blocks[1]
+        assert destination.ram.pages_received == 280
+        assert c.placed_main.continued + c.placed_beside.continued == 200
+        assert c.placed_main.copied + c.placed_beside.copied == 70
+        assert c.placed_main.exists + c.placed_beside.exists == 0
+        assert c.bytes_received == 270 * PAGE
+        assert [vram.read(n * PAGE, 1)[0] for n in range(200)] == list(range(1, 201))
+    finally:
+        destination.close()
+
+
+def test_the_last_pages_may_be_placed_by_another_when_the_channel_ends(destination):
+    listeners = Listeners(destination)
+    listeners.feed(zeros(0, 0, 80) + b"".join(there(1, n) for n in range(8)))
+    os.close(destination.main)
+    destination.main = -1
+    assert listeners.join() == [None, None]
+    assert destination.ram.pages_received == 88
+
+
+@pytest.mark.parametrize("ending", ["lie", "quit", "gone"])
+def test_what_ends_one_of_two_ends_the_other(destination, ending):
+    listeners = Listeners(destination)
+    listeners.feed(there(1, 0) + there(1, 1))
+    await_true(lambda: destination.ram.pages_received == 2)
+    if ending == "lie":
+        listeners.feed(there(1, 7, 2))
+    elif ending == "quit":
+        os.eventfd_write(destination.c.quit_fd, 1)
+    else:
+        os.close(destination.main)
+        destination.main = -1
+    expected = {"lie": ProtocolError, "quit": type(None), "gone": PeerGone}[ending]
+    assert sorted(str(type(end)) for end in listeners.join()) == sorted(
+        str(kind) for kind in (expected, type(None))
+    )
 
 
 # ---- lies ----

@@ -17,7 +17,7 @@ from vmemu.protocol import FLAG_AHEAD, FLAG_AROUND, FLAG_URGENT, HEADER, Header,
 
 PAGES = 100
 ONE = {"ram": (PAGES * SMALL, SMALL)}
-LONGEST = 16
+LONGEST = 32
 """Pages of 4 KiB in one message that nobody waits for."""
 LOOPS = pytest.mark.parametrize("loop", ["vm_source_serve", "vm_source_both"])
 
@@ -103,7 +103,7 @@ def test_the_last_window_ends_with_the_block(source):
     ]
 
 
-def test_no_message_is_longer_than_64_kib(source):
+def test_no_message_is_longer_than_128_kib(source):
     source.c.fault_around = 100
     found = answers(source, "vm_source_serve", request(b"ram", 0), PAGES)
     assert max(header.length for header in found) == LONGEST * SMALL
@@ -117,7 +117,7 @@ def test_what_was_sent_is_left_out(source):
     assert sorted(found[2:]) == [(FLAG_AROUND, 9, 2), (FLAG_AROUND, 12, 4)]
 
 
-def test_zeros_and_others_travel_apart():
+def test_many_zeros_and_others_travel_apart():
     source = Source(ONE)
     source.c.image[0].data[5 * SMALL] = 1
     source.c.fault_around = 8
@@ -130,6 +130,37 @@ def test_zeros_and_others_travel_apart():
         (Message.PAGES, 5, 1),
         (Message.ZERO, 6, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("shared", "told"),
+    [
+        (False, [(Message.PAGES, 0, 1), (Message.PAGES, 1, 5), (Message.ZERO, 6, 2)]),
+        (
+            True,
+            [
+                (Message.PAGES, 0, 1),
+                (Message.PAGES, 1, 1),
+                (Message.ZERO, 2, 3),
+                (Message.PAGES, 5, 1),
+                (Message.ZERO, 6, 2),
+            ],
+        ),
+    ],
+)
+def test_few_zeros_between_others_travel_with_them_where_bytes_travel(shared, told):
+    source = Source(ONE)
+    if shared:
+        fd = os.memfd_create("image")
+        os.truncate(fd, PAGES * SMALL)
+        core.call(core.lib.vm_source_share, source.c, 0, fd, False)
+        os.close(fd)
+    for page in (0, 1, 5):
+        source.c.image[0].data[page * SMALL] = 1
+    source.c.fault_around = 8
+    found = answers(source, "vm_source_serve", request(b"ram", 0), 8)
+    source.close()
+    assert [(h.type, h.offset // SMALL, h.pages) for h in found] == told
 
 
 def test_a_window_holds_a_mebibyte_at_most_so_large_pages_come_alone():
@@ -220,5 +251,10 @@ def test_each_page_of_all_windows_comes_once_and_no_other(loop, asked, around, z
     assert all(header.pages <= LONGEST for header in found)
     for header in found:
         pages = range(header.offset // SMALL, header.offset // SMALL + header.pages)
-        assert {page in zeros for page in pages} == {header.type == Message.ZERO}
+        kinds = "".join("0" if page in zeros else "1" for page in pages)
+        if header.type == Message.ZERO:
+            assert "1" not in kinds
+        else:  # zeros only in between, and few
+            assert kinds == kinds.strip("0")
+            assert "0000" not in kinds
         assert header.pages == 1 or not header.flags & FLAG_URGENT

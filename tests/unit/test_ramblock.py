@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import HUGE, MIB, anonymous, huge, mapped_at, shared
 
-from vmemu import hugepages
+from vmemu import core, hugepages
 from vmemu.errors import HostError, InputError
 from vmemu.ramblock import BASE_PAGE, Backing, RAMBlock, RAMList
 
@@ -302,3 +302,44 @@ def test_no_descriptor_left_is_a_host_error():
             shared().map()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def resident(block: RAMBlock) -> int:
+    """Pages that are in the page table of this process."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        data = os.pread(pagemap.fileno(), block.pages * 8, block.address // BASE_PAGE * 8)
+    return sum(entry >> 63 for entry in memoryview(data).cast("Q"))
+
+
+@BOTH
+@pytest.mark.parametrize("mebibytes", [0, 16, 64, 200])
+def test_memory_is_emptied_to_its_end(make, mebibytes):
+    """By one thread and by several, with a last piece that is no whole one."""
+    block = make("ram", mebibytes * MIB // BASE_PAGE + 3)
+    block.map()
+    try:
+        block.set_thp(False)
+        touched = {0, block.size // 2, block.size - 1}
+        for offset in touched:
+            block.write(offset, b"x")
+        assert resident(block) >= len({offset // BASE_PAGE for offset in touched})
+        core.lib.vm_empty(block.address, block.size)
+        assert resident(block) == 0
+        kept = b"x" if block.backing is Backing.SHARED else bytes(1)
+        assert {block.read(offset, 1) for offset in touched} == {kept}
+    finally:
+        block.unmap()
+
+
+@given(st.lists(st.tuples(st.integers(0, 299), st.integers(0, 300)), max_size=6))
+def test_runs_that_are_received_agree_with_marking_each_page(runs):
+    block = anonymous("ram", 300)
+    block.address = BASE_PAGE
+    ram, expected = RAMList([block]).table(), set()
+    for first, count in runs:
+        pages = set(range(first, min(first + count, 300)))
+        fresh = core.lib.vm_ram_mark_received(ram.block, first, len(pages))
+        assert fresh == len(pages - expected)
+        expected |= pages
+    words = ram.block[0].received[0:5]
+    assert {page for page in range(320) if words[page // 64] >> page % 64 & 1} == expected

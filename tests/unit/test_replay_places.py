@@ -37,11 +37,13 @@ class Case:
 
     places: list[tuple[int, int]]
     accesses: list[Access]
+    wide: bool = False
 
     def workload(self) -> Workload:
         block = np.array([block for block, _ in self.places], np.int32)
         offset = np.array([page * PAGE for _, page in self.places], np.uint64)
-        where = np.array([where for where, _, _ in self.accesses], np.uint32)
+        width = np.uint64 if self.wide else np.uint32
+        where = np.array([where for where, _, _ in self.accesses], width)
         codes = [kind | SIZES.index(size) << 2 for _, kind, size in self.accesses]
         lane = Lane(StreamSlice(where, np.array(codes, np.uint8)), size_table(SIZES))
         return Workload(block, offset, [[lane]], same=same_memory(block, offset))
@@ -142,6 +144,66 @@ def test_every_byte_is_touched_where_its_page_lies(case: Case) -> None:
     assert rig.wrong_bytes(written) == 0
     for index in range(len(BLOCKS)):
         assert (rig.guest.block_marks(index) == written[index]).all()
+
+
+def _alike(random: np.random.Generator, size: int, count: int, pages: list[int]) -> list[Access]:
+    """Aligned accesses of one size to a few words of these pages, so that many meet."""
+    index = random.choice(pages, count)
+    place = random.integers(6 * 8 // size, size=count) * size
+    kind = random.choice([LOAD, STORE, MODIFY, FETCH], count, p=[0.6, 0.25, 0.05, 0.1])
+    return [
+        (int(i) * PAGE + int(p), int(k), size) for i, p, k in zip(index, place, kind, strict=True)
+    ]
+
+
+ALIKE = given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 2, 4, 8]),
+    wide=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@ALIKE
+def test_many_accesses_that_are_alike_touch_what_they_say(seed: int, size: int, wide: bool) -> None:
+    """Some on a page outside, some on two pages with the same memory, some not alike."""
+    random = np.random.default_rng(seed)
+    accesses = _alike(random, size, 700, [0, 1])
+    accesses += _alike(random, size, 300, [0, 1, 2, 3, 4])
+    accesses += [*_alike(random, 8 if size == 4 else 4, 1, [0]), (PAGE - 4, MODIFY, 48)]
+    accesses += _alike(random, size, 300, [0, 1])
+    case = Case([(0, 0), (0, 1), (-1, 0), (1, 0), (0, 0)], accesses, wide)
+    rig = Rig(case.workload())
+    figures = rig.run().figures
+    inside = [access for access in accesses if case.inside(access)]
+    assert figures.accesses == len(inside)
+    assert figures.writes == sum(kind in (STORE, MODIFY) for _, kind, _ in inside)
+    assert figures.reads_checked == figures.reads == sum(kind != STORE for _, kind, _ in inside)
+    assert figures.reads_wrong == 0
+    written = case.written()
+    assert rig.wrong_bytes(written) == 0
+    for index in range(len(BLOCKS)):
+        assert (rig.guest.block_marks(index) == written[index]).all()
+
+
+@settings(deadline=None, max_examples=60)
+@ALIKE
+def test_each_read_of_a_lost_write_is_counted(seed: int, size: int, wide: bool) -> None:
+    """All writes are lost at once; a read is wrong until its place is written again."""
+    random = np.random.default_rng(seed)
+    before, after = (_alike(random, size, count, [0, 1]) for count in (40, 600))
+    rig = Rig(Case([(0, 0), (1, 1)], before + after, wide).workload())
+    assert rig.run(end=len(before)).figures.reads_wrong == 0
+    rig.restore()
+    lost = {where for where, kind, _ in before if kind in (STORE, MODIFY)}
+    wrong = 0
+    for where, kind, _ in after:
+        wrong += kind != STORE and where in lost
+        if kind in (STORE, MODIFY):
+            lost.discard(where)
+    worker = rig.run(begin=len(before))
+    assert worker.figures.reads_wrong == wrong
+    assert len(worker.mismatches()) == min(wrong, 8)
 
 
 def test_a_vcpu_that_has_ended_keeps_no_thread_id() -> None:

@@ -333,7 +333,7 @@ class Postcopy(Section):
         le=MOST_AROUND,
         description="Pages of the aligned window around one that a vCPU waits for: those of them"
         " that are still missing follow it. At most 1MiB, so 2MiB pages bring none; 0: off.",
-        examples=[16],
+        examples=[64],
     )
     prefetch: Literal["none", "adaptive"] = Field(
         default="none",

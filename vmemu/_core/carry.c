@@ -3,6 +3,8 @@
 #include "source_parts.h"
 #include "util.h"
 
+enum { BRIDGED = 3 }; /* pages */
+
 void vm_carry_plan(struct vm_carry *c, struct vm_window window)
 {
     if (window.left > 0 && c->count < VM_WINDOWS) {
@@ -35,6 +37,30 @@ static uint64_t take(struct vm_window *w)
     return page;
 }
 
+static bool is_free_zero(const struct vm_image *image, uint64_t page)
+{
+    /* Looked at before it is read: what was sent may have been released. */
+    return !vm_bit_test(image->sent, page) && vm_page_is_zero(image, page);
+}
+
+/*
+ * Whether the next page goes into a run of pages with bytes: it has bytes, or it is one of few
+ * zeros with bytes behind them. A message of their own, and one more for what is behind them, takes
+ * longer than the copying of so many. What is in an image carries no bytes, and a hole of it stays
+ * one.
+ */
+static bool joins(const struct vm_window *w, const struct vm_image *image, uint32_t room)
+{
+    uint64_t page = w->next, zeros = 0;
+
+    while (zeros < w->left && zeros <= BRIDGED && is_free_zero(image, page)) {
+        zeros++;
+        page += (uint64_t)w->stride;
+    }
+    return zeros == 0 || (zeros <= BRIDGED && zeros < w->left && zeros < room && !image->shared &&
+                          !vm_bit_test(image->sent, page));
+}
+
 /* Claim the next pages that are free, side by side and alike, zeros or not; how many. */
 static uint32_t claim(struct vm_window *w, const struct vm_image *image, uint64_t *first,
                       bool *zero)
@@ -53,9 +79,9 @@ static uint32_t claim(struct vm_window *w, const struct vm_image *image, uint64_
     vm_bit_test_and_set(image->asked, page);
     *first = page;
     *zero = vm_page_is_zero(image, page);
-    /* Looked at before it is read: what was sent may have been released. */
     while (side_by_side && w->left > 0 && pages < limit && !vm_bit_test(image->sent, w->next) &&
-           vm_page_is_zero(image, w->next) == *zero && !vm_bit_test_and_set(image->sent, w->next)) {
+           (*zero ? vm_page_is_zero(image, w->next) : joins(w, image, limit - pages)) &&
+           !vm_bit_test_and_set(image->sent, w->next)) {
         page = take(w);
         vm_bit_test_and_set(image->asked, page);
         *first = page < *first ? page : *first;

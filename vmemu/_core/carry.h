@@ -15,7 +15,7 @@
 #include "source.h"
 
 /* The longest message of pages that nobody waits for, unless one page is longer. */
-#define VM_CARRY_BYTES (UINT32_C(64) << 10)
+#define VM_CARRY_BYTES (UINT32_C(128) << 10)
 /* The longest window of fault-around. */
 #define VM_AROUND_BYTES (UINT64_C(1) << 20)
 

@@ -118,8 +118,8 @@ static void note_failure(struct vm_collapse_block *b, uint64_t region, int errnu
     enum vm_collapse_reason reason = reason_of(errnum);
 
     b->state[region]++;
-    /* Refusals too: it is proven to work here, and the kernel says EINVAL of an image that both ends
-     * have mapped when somebody faults on it meanwhile. */
+    /* Refusals too: it is proven to work here, and the kernel says EINVAL of an image that both
+     * ends have mapped when somebody faults on it meanwhile. */
     if (b->state[region] == MOST_TRIES) {
         b->state[region] = GIVEN_UP;
         vm_count(&b->failed[reason], 1);

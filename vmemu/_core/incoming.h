@@ -14,6 +14,7 @@
 #ifndef VM_INCOMING_H
 #define VM_INCOMING_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include "error.h"
@@ -74,6 +75,24 @@ struct vm_client {
 
 struct vm_delivery;
 
+/* How far images are mapped ahead of what is copied from them. */
+struct vm_image_ahead {
+    uint32_t block;
+    uint64_t offset;
+};
+
+/*
+ * Two threads may listen to the main channel in turn: who has the turn reads, and passes it on
+ * before it has pages mapped that carry no bytes, which is all the work there is with them.
+ */
+struct vm_listening {
+    pthread_mutex_t turn;
+    struct vm_image_ahead ahead; /* of who has the turn, as is the next */
+    bool mapped_ahead;           /* nothing is left to be mapped */
+    uint32_t over;               /* nothing is to be read any more */
+    uint32_t placing; /* threads that have passed it on and have not placed their pages yet */
+};
+
 struct vm_incoming {
     struct vm_ram *ram;
     struct vm_event_log *log; /* NULL: no events are logged */
@@ -99,7 +118,8 @@ struct vm_incoming {
     struct vm_delivery *delivery; /* one a vCPU */
     struct vm_fault_stats stats;
     struct vm_carried carried;
-    struct vm_place_stats placed_main, placed_urgent;
+    struct vm_listening listening;
+    struct vm_place_stats placed_main, placed_beside, placed_urgent;
     struct vm_stages stages_main, stages_urgent;
     uint64_t bytes_received;  /* payload in post-copy, on both channels */
     uint64_t bytes_precopied; /* payload before it */
@@ -112,6 +132,8 @@ struct vm_incoming {
 int vm_fault_loop(struct vm_incoming *in, uint32_t index, struct vm_error *err);
 /* 0 when the source said that all is sent or when told to quit, -1 on failure. */
 int vm_listen_loop(struct vm_incoming *in, struct vm_error *err);
+/* The same beside it, by one thread more; only where there is a channel for urgent pages. */
+int vm_listen_beside(struct vm_incoming *in, struct vm_error *err);
 
 /* Pages of a block were placed: wake who waits for them in client processes. */
 void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, uint64_t length);

@@ -106,10 +106,16 @@ int64_t vm_ram_find(const struct vm_ram *ram, uint64_t address)
 
 uint64_t vm_ram_mark_received(struct vm_block *block, uint64_t first, uint64_t count)
 {
-    uint64_t fresh = 0;
+    uint64_t fresh = 0, page = first, end = first + count;
 
-    for (uint64_t page = first; page < first + count; page++) {
-        fresh += !vm_bit_test_and_set(block->received, page);
+    while (page < end) { /* a word at a time */
+        uint64_t in_word = 64 - (page & 63), most = end - page;
+        uint64_t bits = in_word < most ? in_word : most;
+        uint64_t mask = (bits == 64 ? ~UINT64_C(0) : (UINT64_C(1) << bits) - 1) << (page & 63);
+        uint64_t before = __atomic_fetch_or(&block->received[page >> 6], mask, __ATOMIC_ACQ_REL);
+
+        fresh += (uint64_t)__builtin_popcountll(mask & ~before);
+        page += bits;
     }
     return fresh;
 }

@@ -1,6 +1,7 @@
 #include "receiver.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -347,6 +348,26 @@ static void note_answer(struct vm_receiver *r, const struct vm_header *h)
     }
 }
 
+/* Only where all of the message is read and nothing behind it; stages have no lock of their own. */
+static bool may_pass_turn(const struct vm_receiver *r, const struct vm_header *h)
+{
+    return r->has_turn && r->have == HEADER && h->flags & VM_FLAG_IN_IMAGE &&
+           !(h->flags & VM_FLAG_URGENT) && r->in->ram->block[h->block].in_image;
+}
+
+static int place_in_turn(struct vm_receiver *r, const struct vm_header *h, struct vm_error *err)
+{
+    struct vm_listening *l = &r->in->listening;
+    int rc;
+
+    vm_add(&l->placing, 1);
+    r->has_turn = false;
+    pthread_mutex_unlock(&l->turn);
+    rc = place_pages(r, h, NULL, err);
+    __atomic_sub_fetch(&l->placing, 1, __ATOMIC_RELEASE);
+    return rc;
+}
+
 /* A whole message lies at start. An enum vm_received, or -1. */
 static int handle_message(struct vm_receiver *r, const struct vm_header *h, struct vm_error *err)
 {
@@ -367,7 +388,7 @@ static int handle_message(struct vm_receiver *r, const struct vm_header *h, stru
         return vm_fail_gone(err, r->name, reason);
     }
     note_answer(r, h);
-    return place_pages(r, h, payload, err);
+    return may_pass_turn(r, h) ? place_in_turn(r, h, err) : place_pages(r, h, payload, err);
 }
 
 /*
@@ -386,6 +407,15 @@ static uint64_t wanted(const struct vm_receiver *r)
     return HEADER + h.length + HEADER - r->have;
 }
 
+/* At the end of a channel; another thread may still be placing the last pages. */
+static bool all_came(const struct vm_receiver *r)
+{
+    while (vm_get_acquire(&r->in->listening.placing) > 0) {
+        sched_yield();
+    }
+    return vm_ram_complete(r->in->ram);
+}
+
 /* An enum vm_received, or -1. */
 static int read_some(struct vm_receiver *r, struct vm_error *err)
 {
@@ -395,7 +425,7 @@ static int read_some(struct vm_receiver *r, struct vm_error *err)
         r->have += (uint64_t)got;
         return VM_RECEIVED_MORE;
     }
-    if (got == 0 && vm_ram_complete(r->in->ram)) {
+    if (got == 0 && all_came(r)) {
         return VM_RECEIVED_COMPLETE;
     }
     if (got == 0) {

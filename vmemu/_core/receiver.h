@@ -27,6 +27,7 @@ struct vm_receiver {
     struct vm_request awaited;
     uint8_t *zeros; /* as long as the largest page; never written, so it costs no memory */
     uint64_t zeros_length;
+    bool has_turn; /* of those who listen in turn: nobody else reads */
 };
 
 enum vm_received { VM_RECEIVED_MORE = 0, VM_RECEIVED_COMPLETE = 1, VM_RECEIVED_NOTHING = 2 };

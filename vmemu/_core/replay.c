@@ -9,10 +9,9 @@
 #include "access.h"
 #include "order.h"
 #include "pace.h"
+#include "piece.h"
+#include "plain.h"
 #include "util.h"
-
-/* The inner loop is made once for each case, with what never changes in it left out. */
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 enum { AHEAD = 48 }; /* accesses between asking for a line and its use */
 
@@ -25,176 +24,22 @@ struct replay {
     struct vm_pacer pacer;
 };
 
-/* Where a host address lies; only called for addresses inside a block. */
-static uint32_t block_of(const struct vm_guest *g, uint64_t host, uint64_t *offset)
-{
-    uint32_t block = (uint32_t)vm_ram_find(g->ram, host);
+/* ---- accesses ---- */
 
-    *offset = host - g->ram->block[block].host;
-    return block;
-}
-
-/* ---- one load or store of the recorded size: what really touches guest memory ---- */
-
-/* A recorded access may lie anywhere; the compiler must not think otherwise. */
-typedef uint64_t __attribute__((aligned(1))) unaligned_u64;
-typedef uint32_t __attribute__((aligned(1))) unaligned_u32;
-typedef uint16_t __attribute__((aligned(1))) unaligned_u16;
-
-static inline uint64_t load_sized(uint64_t host, unsigned size)
-{
-    const volatile uint8_t *byte;
-    uint64_t value = 0;
-
-    if (VM_LIKELY(size == 8)) {
-        return *(const volatile unaligned_u64 *)(uintptr_t)host;
-    }
-    switch (size) {
-    case 4:
-        return *(const volatile unaligned_u32 *)(uintptr_t)host;
-    case 2:
-        return *(const volatile unaligned_u16 *)(uintptr_t)host;
-    case 1:
-        return *(const volatile uint8_t *)(uintptr_t)host;
-    default: /* a part of a larger or crooked access */
-        byte = (const volatile uint8_t *)(uintptr_t)host;
-        for (unsigned i = 0; i < size; i++) {
-            value |= (uint64_t)byte[i] << (i * 8);
-        }
-        return value;
-    }
-}
-
-static inline void store_sized(uint64_t host, unsigned size, uint64_t value)
-{
-    volatile uint8_t *byte;
-
-    if (VM_LIKELY(size == 8)) {
-        *(volatile unaligned_u64 *)(uintptr_t)host = value;
-        return;
-    }
-    switch (size) {
-    case 4:
-        *(volatile unaligned_u32 *)(uintptr_t)host = (uint32_t)value;
-        return;
-    case 2:
-        *(volatile unaligned_u16 *)(uintptr_t)host = (uint16_t)value;
-        return;
-    case 1:
-        *(volatile uint8_t *)(uintptr_t)host = (uint8_t)value;
-        return;
-    default:
-        byte = (volatile uint8_t *)(uintptr_t)host;
-        for (unsigned i = 0; i < size; i++) {
-            byte[i] = (uint8_t)(value >> (i * 8));
-        }
-    }
-}
-
-/* ---- checking what was read ---- */
-
-/* A part of an access that lies in one aligned word. */
-struct piece {
-    uint64_t host;  /* address of its first byte */
-    uint64_t base;  /* of the page */
-    uint64_t where; /* in the dictionary, with its offset in the page */
-    unsigned size;  /* 1 to 8; never past the end of the word */
-    unsigned tags;
-};
-
-static uint64_t initial_word(const struct vm_guest *g, const struct piece *p)
-{
-    uint64_t offset;
-
-    if (p->tags & VM_REF_FILE) {
-        uint32_t block = block_of(g, p->host, &offset);
-
-        return vm_content_initial(&g->content[block], offset & ~UINT64_C(7));
-    }
-    if (p->tags & VM_REF_ZERO) {
-        return 0;
-    }
-    return vm_mix(p->base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
-}
-
-static uint64_t written_word(const struct piece *p)
-{
-    return vm_mix(p->base + VM_CONTENT_WRITTEN + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
-}
-
-static inline uint64_t piece_mask(const struct piece *p)
-{
-    return (p->size == 8 ? ~UINT64_C(0) : (UINT64_C(1) << (p->size * 8)) - 1) << (p->where % 8 * 8);
-}
-
-/* The bits of the piece in the mark of its word. */
-static inline uint8_t piece_marks(const struct piece *p)
-{
-    return (uint8_t)(((1u << p->size) - 1) << (p->where % 8));
-}
-
-/*
- * The value is not the one that the marks seen before the load promise. A byte that was marked must
- * be the written one: if it is the initial one, a write was lost. A byte that was not may have been
- * written meanwhile.
- */
-static void judge_read(struct vm_vcpu *v, const struct piece *p, uint8_t mark, uint64_t found)
-{
-    uint64_t written = written_word(p), initial = initial_word(v->guest, p);
-    uint64_t marked = vm_mark_mask(mark);
-    uint64_t wrong = 0, offset;
-
-    for (unsigned byte = 0; byte < 8; byte++) {
-        uint64_t mask = UINT64_C(0xFF) << (byte * 8);
-        bool as_written = !((found ^ written) & mask), as_initial = !((found ^ initial) & mask);
-
-        if (!as_written && (!as_initial || (marked & mask))) {
-            wrong |= mask;
-        }
-    }
-    wrong &= piece_mask(p);
-    /* Who is let go when a run is stopped finds ordinary memory: what is read then is not the
-     * guest's. */
-    if (!wrong || vm_get_acquire(&v->stop)) {
-        return;
-    }
-    vm_count(&v->reads_wrong, 1);
-    if (v->noted < sizeof(v->mismatch) / sizeof(v->mismatch[0])) {
-        unsigned first = (unsigned)__builtin_ctzll(wrong) / 8;
-        uint32_t block = block_of(v->guest, p->host & ~UINT64_C(7), &offset);
-        uint64_t expected = (marked >> (first * 8) & 0xFF) ? written : initial;
-
-        v->mismatch[v->noted++] = (struct vm_mismatch){
-            .offset = offset + first,
-            .block = block,
-            .expected = (uint8_t)(expected >> (first * 8)),
-            .found = (uint8_t)(found >> (first * 8)),
-        };
-    }
-}
-
-/* Of a piece that was written in part, or of a page from a file. */
-static uint64_t mixed_word(const struct vm_guest *g, const struct piece *p, uint8_t mark)
-{
-    uint64_t mask = vm_mark_mask(mark);
-
-    return (initial_word(g, p) & ~mask) | (written_word(p) & mask);
-}
-
-static ALWAYS_INLINE void read_piece(struct vm_vcpu *v, const struct piece *p, bool check)
+static VM_ALWAYS_INLINE void read_piece(struct vm_vcpu *v, const struct vm_piece *p, bool check)
 {
     const struct vm_guest *g = v->guest;
     uint64_t found, expected;
-    uint8_t mark, bits = piece_marks(p);
+    uint8_t mark, bits = vm_piece_marks(p);
 
     if (!check) {
-        load_sized(p->host, p->size);
+        vm_load_sized(p->host, p->size);
         return;
     }
     /* The mark is read before the value, and set after it is written: a marked byte must have its
      * new value. */
     mark = vm_get_acquire(&g->marks[p->where >> 3]) & bits;
-    found = load_sized(p->host, p->size) << (p->where % 8 * 8);
+    found = vm_load_sized(p->host, p->size) << (p->where % 8 * 8);
     if (VM_LIKELY((mark == 0 || mark == bits) && !(p->tags & VM_REF_FILE))) {
         /* Without a branch: whether a word was written before is as good as random. */
         uint64_t base = p->base + (mark ? VM_CONTENT_WRITTEN : 0);
@@ -202,59 +47,21 @@ static ALWAYS_INLINE void read_piece(struct vm_vcpu *v, const struct piece *p, b
         expected = vm_mix(base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
         expected = p->tags & VM_REF_ZERO && !mark ? 0 : expected;
     } else {
-        expected = mixed_word(g, p, mark);
+        expected = vm_mixed_word(g, p, mark);
     }
-    if (VM_UNLIKELY((found ^ expected) & piece_mask(p))) {
-        judge_read(v, p, mark, found);
-    }
-}
-
-static void note_written(uint64_t *written, uint64_t page)
-{
-    /*
-     * The store has to be seen before the bit is looked at. A CPU may keep the store back for a
-     * moment: the bit could still be found set, be taken, and the page be sent without the store.
-     */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (!vm_bit_test(written, page)) {
-        vm_bit_test_and_set(written, page);
+    if (VM_UNLIKELY((found ^ expected) & vm_piece_mask(p))) {
+        vm_judge_read(v, p, mark, found);
     }
 }
 
-static void mark_written(uint8_t *mark, uint8_t bits)
-{
-    if (bits == 0xFF) {
-        vm_set_release(mark, bits); /* whoever else sets some of them loses none */
-    } else {
-        __atomic_fetch_or(mark, bits, __ATOMIC_RELEASE);
-    }
-}
-
-static ALWAYS_INLINE void write_piece(struct vm_vcpu *v, const struct piece *p)
-{
-    uint8_t *marks = v->guest->marks, bits = piece_marks(p);
-
-    store_sized(p->host, p->size, written_word(p) >> (p->where % 8 * 8));
-    /* Most writes are to where one was before: look before paying for a locked operation. */
-    if (marks && (vm_get(&marks[p->where >> 3]) & bits) != bits) {
-        mark_written(&marks[p->where >> 3], bits);
-    }
-    /* After the store: whoever takes the bit and sends the page then sends what was stored. */
-    if (VM_UNLIKELY(v->guest->written != NULL)) {
-        note_written(v->guest->written, p->where >> VM_PAGE_SHIFT);
-    }
-}
-
-/* ---- accesses ---- */
-
-static ALWAYS_INLINE void access_piece(struct vm_vcpu *v, const struct piece *p, unsigned kind,
-                                       bool check)
+static VM_ALWAYS_INLINE void access_piece(struct vm_vcpu *v, const struct vm_piece *p,
+                                          unsigned kind, bool check)
 {
     if (kind != VM_STORE) {
         read_piece(v, p, check);
     }
     if (kind == VM_STORE || kind == VM_MODIFY) {
-        write_piece(v, p);
+        vm_write_piece(v->guest, p, vm_written_value(p));
     }
 }
 
@@ -262,7 +69,7 @@ static ALWAYS_INLINE void access_piece(struct vm_vcpu *v, const struct piece *p,
 static void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where,
                         unsigned size, unsigned kind)
 {
-    struct piece p = {
+    struct vm_piece p = {
         .host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
         .base = ref->base,
         .where = where,
@@ -323,7 +130,7 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
     struct vm_fault_record fault = {.write = kind == VM_STORE || kind == VM_MODIFY};
     const struct vm_block *block;
 
-    fault.block = block_of(v->guest, host, &fault.offset);
+    fault.block = vm_block_of(v->guest, host, &fault.offset);
     block = &v->guest->ram->block[fault.block];
     if (vm_bit_test(block->received, fault.offset >> block->page_shift)) {
         access_page(v, ref, where, size, kind);
@@ -434,8 +241,8 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
  * asked for some accesses before. Nothing is touched by that: a page that is missing stays so, and
  * what is no address, of a page that lies nowhere, is passed over.
  */
-static ALWAYS_INLINE void look_ahead(const struct vm_page_ref *refs, const uint8_t *marks,
-                                     uint64_t where)
+static VM_ALWAYS_INLINE void look_ahead(const struct vm_page_ref *refs, const uint8_t *marks,
+                                        uint64_t where)
 {
     uint64_t host = refs[where >> VM_PAGE_SHIFT].host & ~(uint64_t)VM_REF_TAGS;
 
@@ -446,18 +253,19 @@ static ALWAYS_INLINE void look_ahead(const struct vm_page_ref *refs, const uint8
 }
 
 /*
- * Only an access that may stop is followed by a look at whether it waited and at v->stop: the
- * others of a slice take some microseconds together.
+ * Accesses [i, end) of the slice, whatever they are: the first one that was not made, as the one
+ * before it may have stopped. Only an access that may stop is followed by a look at whether it
+ * waited and at v->stop: the others of a slice take some microseconds together.
  */
-static ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_slice *s, bool wide,
-                                        bool check)
+static VM_ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_slice *s, uint32_t i,
+                                           uint32_t end, bool wide, bool check)
 {
     const uint16_t *sizes = s->sizes;
     const uint8_t *what = s->what;
     const struct vm_page_ref *refs = r->refs;
     const uint8_t *marks = r->guest->marks;
 
-    for (uint32_t i = 0; i < s->count; i++) {
+    for (; i < end; i++) {
         uint64_t where = vm_where_of(s, i, wide);
         const struct vm_page_ref *ref = &refs[where >> VM_PAGE_SHIFT];
         uint64_t host = ref->host;
@@ -473,7 +281,7 @@ static ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_slice 
                 return i + 1;
             }
         } else {
-            struct piece p = {
+            struct vm_piece p = {
                 .host = (host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
                 .base = ref->base,
                 .where = where,
@@ -484,21 +292,33 @@ static ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_slice 
             access_piece(r->v, &p, kind, check);
         }
     }
-    return s->count;
+    return end;
 }
 
-/* Up to the end of the slice, or an access that waited for its page, or a stop: how many were done.
+static uint32_t replay_any(struct replay *r, const struct vm_slice *s, uint32_t i, uint32_t end)
+{
+    if (r->guest->check_reads) {
+        return s->wide ? replay_as(r, s, i, end, true, true) : replay_as(r, s, i, end, false, true);
+    }
+    return s->wide ? replay_as(r, s, i, end, true, false) : replay_as(r, s, i, end, false, false);
+}
+
+/*
+ * Up to the end of the slice, or an access that waited for its page, or a stop: how many were done.
+ * What is not plain is seldom alone, so the rest of its batch is not looked at again.
  */
 static uint32_t replay_part(struct replay *r, const struct vm_slice *s)
 {
-    uint32_t done;
+    uint32_t done = 0, end;
 
     r->waited = false;
-    if (r->guest->check_reads) {
-        done = s->wide ? replay_as(r, s, true, true) : replay_as(r, s, false, true);
-    } else {
-        done = s->wide ? replay_as(r, s, true, false) : replay_as(r, s, false, false);
-    }
+    do {
+        struct vm_slice rest = vm_slice_from(*s, done);
+
+        end = done + (rest.count < VM_BATCH ? rest.count : VM_BATCH);
+        done += vm_replay_plain(r->v, r->refs, &rest);
+        done = replay_any(r, s, done, end);
+    } while (done < s->count && done == end && !r->waited);
     count_slice(r, s->what, done);
     return done;
 }

@@ -100,27 +100,47 @@ int vm_image_take(const struct vm_block *block, uint64_t offset, uint64_t length
                            : read_image(block, offset, length, err);
 }
 
+/* Maps a little more behind *offset of the block's image, whose holes stay holes; false: there is
+ * no more, or it can't be mapped. */
+static bool map_more(struct vm_block *block, uint64_t *offset)
+{
+    off_t data = lseek(block->image_fd, (off_t)*offset, SEEK_DATA), hole;
+    struct vm_error ignored;
+    uint64_t end;
+
+    if (data < 0 || (uint64_t)data >= block->size) {
+        return false;
+    }
+    hole = lseek(block->image_fd, data, SEEK_HOLE);
+    end = (uint64_t)data + VM_RUN_BYTES;
+    end = hole >= 0 && (uint64_t)hole < end ? (uint64_t)hole : end;
+    *offset = end < block->size ? end : block->size;
+    if (vm_populate_read(block->image + (uint64_t)data, *offset - (uint64_t)data, &ignored) < 0) {
+        return false;
+    }
+    vm_set(&block->image_mapped, *offset);
+    return true;
+}
+
+void vm_image_map_hugepages(struct vm_ram *ram)
+{
+    for (uint32_t i = 0; i < ram->count; i++) {
+        struct vm_block *block = &ram->block[i];
+        uint64_t offset = 0;
+
+        while (block->hugetlb && block->image && map_more(block, &offset)) {
+        }
+    }
+}
+
 bool vm_image_map_ahead(struct vm_ram *ram, struct vm_image_ahead *at)
 {
     for (; at->block < ram->count; at->block++, at->offset = 0) {
         struct vm_block *block = &ram->block[at->block];
-        struct vm_error ignored;
-        off_t data = -1, hole;
-        uint64_t end;
 
-        if (block->image && !block->release_image) { /* what was freed would be filled again */
-            data = lseek(block->image_fd, (off_t)at->offset, SEEK_DATA);
-        }
-        if (data < 0 || (uint64_t)data >= block->size) {
-            continue;
-        }
-        hole = lseek(block->image_fd, data, SEEK_HOLE);
-        end = (uint64_t)data + VM_RUN_BYTES;
-        end = hole >= 0 && (uint64_t)hole < end ? (uint64_t)hole : end;
-        at->offset = end < block->size ? end : block->size;
-        if (vm_populate_read(block->image + (uint64_t)data, at->offset - (uint64_t)data,
-                             &ignored) == 0) {
-            vm_set(&block->image_mapped, at->offset);
+        /* What was freed would be filled again. */
+        if (block->image && !block->hugetlb && !block->release_image &&
+            map_more(block, &at->offset)) {
             return true;
         }
     }

@@ -32,13 +32,14 @@ int vm_image_place(int uffd, const struct vm_block *block, const struct vm_heade
 int vm_image_take(const struct vm_block *block, uint64_t offset, uint64_t length,
                   struct vm_error *err);
 
-/* How far images are mapped ahead of what is copied from them. */
-struct vm_image_ahead {
-    uint32_t block;
-    uint64_t offset;
-};
-/* Map a little more, for who has nothing else to do: a page of an image that is mapped is copied
- * sooner. Holes stay holes. False: nothing is left. */
+/*
+ * Map the images of hugepages, before the guest waits for one: 512 small pages of an image take
+ * nearly as long to map as to copy. The source must have made them, and nothing be freed yet.
+ */
+void vm_image_map_hugepages(struct vm_ram *ram);
+
+/* Map a little more of other images, for who has nothing else to do: a page of an image that is
+ * mapped is copied sooner. Holes stay holes. False: nothing is left. */
 bool vm_image_map_ahead(struct vm_ram *ram, struct vm_image_ahead *at);
 
 /* A page that is there has faulted again: map it and wake who waits. 0, or -1. */

@@ -9,22 +9,24 @@
 
 enum { ROUNDS = 4 };
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
-static ALWAYS_INLINE uint64_t next_random(uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t next_random(uint64_t *random)
 {
     *random += VM_CONTENT_STEP;
     return vm_mix(*random);
 }
 
 /* Without a branch: which of the two it is can't be predicted, where this is used. */
-static ALWAYS_INLINE uint64_t choose(bool first, uint64_t one, uint64_t other)
+static VM_ALWAYS_INLINE uint64_t choose(bool first, uint64_t one, uint64_t other)
 {
     return other ^ ((one ^ other) & -(uint64_t)first);
 }
 
-static ALWAYS_INLINE bool chance(uint64_t *random, uint64_t below)
+static VM_ALWAYS_INLINE bool chance(uint64_t *random, uint64_t below)
 {
+    if (below == 0) {
+        *random += VM_CONTENT_STEP; /* what is drawn does not matter, only that it is */
+        return false;
+    }
     return below == UINT64_MAX || next_random(random) < below;
 }
 
@@ -32,7 +34,7 @@ static ALWAYS_INLINE bool chance(uint64_t *random, uint64_t below)
  * A number in [0, n), n > 0: the high half of a product is as even as n is small beside 2^64. The
  * low half is even too, and serves as a random number once more: rest.
  */
-static ALWAYS_INLINE uint64_t scale(uint64_t number, uint64_t n, uint64_t *rest)
+static VM_ALWAYS_INLINE uint64_t scale(uint64_t number, uint64_t n, uint64_t *rest)
 {
     unsigned __int128 product = (unsigned __int128)number * n;
 
@@ -90,13 +92,13 @@ void vm_shuffle_init(struct vm_shuffle *s, uint64_t n, uint64_t seed)
 }
 
 /* Half of vm_mix: the high bits are good, and they are what is used. */
-static ALWAYS_INLINE uint64_t hash(uint64_t x, uint64_t key)
+static VM_ALWAYS_INLINE uint64_t hash(uint64_t x, uint64_t key)
 {
     x = (x + key) * UINT64_C(0xBF58476D1CE4E5B9);
     return (x ^ x >> 32) * UINT64_C(0x94D049BB133111EB);
 }
 
-static ALWAYS_INLINE uint64_t shuffle(const struct vm_shuffle *s, uint64_t i)
+static VM_ALWAYS_INLINE uint64_t shuffle(const struct vm_shuffle *s, uint64_t i)
 {
     unsigned bits = s->column_bits;
     uint64_t mask = (UINT64_C(1) << bits) - 1;
@@ -131,7 +133,7 @@ void vm_shuffle_remember(struct vm_shuffle *s, uint32_t *table, uint64_t count)
 
 /* ---- where the next access of a pattern goes, in bytes of RAM ---- */
 
-static ALWAYS_INLINE uint64_t place_sequential(struct vm_pattern *p, uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t place_sequential(struct vm_pattern *p, uint64_t *random)
 {
     uint64_t last = p->end - p->begin - p->size, at = p->at;
 
@@ -149,21 +151,21 @@ static ALWAYS_INLINE uint64_t place_sequential(struct vm_pattern *p, uint64_t *r
 
 /* An aligned access anywhere in some bytes, which are multiples of its size; number: a random one.
  */
-static ALWAYS_INLINE uint64_t place_within(uint64_t begin, uint64_t length, uint64_t number,
-                                           uint64_t size)
+static VM_ALWAYS_INLINE uint64_t place_within(uint64_t begin, uint64_t length, uint64_t number,
+                                              uint64_t size)
 {
     uint64_t rest;
 
     return begin + (scale(number, length, &rest) & ~(size - 1));
 }
 
-static ALWAYS_INLINE uint64_t place_uniform(struct vm_pattern *p, uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t place_uniform(struct vm_pattern *p, uint64_t *random)
 {
     return place_within(p->begin, p->end - p->begin, next_random(random), p->size);
 }
 
 /* The place whose turn it is in the vCPU's part of the round. */
-static ALWAYS_INLINE uint64_t next_turn(struct vm_pattern *p)
+static VM_ALWAYS_INLINE uint64_t next_turn(struct vm_pattern *p)
 {
     uint64_t at = p->at++;
 
@@ -174,7 +176,7 @@ static ALWAYS_INLINE uint64_t next_turn(struct vm_pattern *p)
     return at;
 }
 
-static ALWAYS_INLINE uint64_t place_permuted(struct vm_pattern *p, uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t place_permuted(struct vm_pattern *p, uint64_t *random)
 {
     uint64_t order = p->order_seed + p->round;
     const uint64_t *begin = &p->place[vm_permute(next_turn(p), p->places, order)];
@@ -183,8 +185,8 @@ static ALWAYS_INLINE uint64_t place_permuted(struct vm_pattern *p, uint64_t *ran
 }
 
 /* Multiplications are what bounds the speed of these: where powers of two will do there is none. */
-static ALWAYS_INLINE uint64_t place_in_unit(const struct vm_pattern *p, uint64_t unit,
-                                            uint64_t number)
+static VM_ALWAYS_INLINE uint64_t place_in_unit(const struct vm_pattern *p, uint64_t unit,
+                                               uint64_t number)
 {
     uint64_t begin, offset;
 
@@ -197,7 +199,7 @@ static ALWAYS_INLINE uint64_t place_in_unit(const struct vm_pattern *p, uint64_t
     return begin + (offset & ~(p->size - 1));
 }
 
-static ALWAYS_INLINE uint64_t place_zipf(struct vm_pattern *p, uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t place_zipf(struct vm_pattern *p, uint64_t *random)
 {
     uint64_t number = next_random(random), rest = number << p->column_bits;
     uint64_t column = number >> (64 - p->column_bits);
@@ -208,7 +210,7 @@ static ALWAYS_INLINE uint64_t place_zipf(struct vm_pattern *p, uint64_t *random)
     return place_in_unit(p, unit, rest);
 }
 
-static ALWAYS_INLINE uint64_t place_hot_cold(struct vm_pattern *p, uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t place_hot_cold(struct vm_pattern *p, uint64_t *random)
 {
     bool hot = chance(random, p->hot_below);
     uint64_t rest;
@@ -224,7 +226,7 @@ static ALWAYS_INLINE uint64_t place_hot_cold(struct vm_pattern *p, uint64_t *ran
     return place_in_unit(p, unit, rest);
 }
 
-static ALWAYS_INLINE uint64_t place_chased(struct vm_pattern *p, uint64_t *random)
+static VM_ALWAYS_INLINE uint64_t place_chased(struct vm_pattern *p, uint64_t *random)
 {
     (void)random;
     return p->begin + (vm_shuffle(p->shuffle, next_turn(p)) << p->unit_shift);
@@ -236,9 +238,9 @@ static ALWAYS_INLINE uint64_t place_chased(struct vm_pattern *p, uint64_t *rando
  * A loop for each kind. It has a pattern of its own in registers: `what` may point anywhere, so the
  * compiler would have to store and load the real one with each access.
  */
-static ALWAYS_INLINE void make(struct vm_pattern *pattern, uint64_t *random, uint64_t *where,
-                               uint8_t *what, uint32_t count,
-                               uint64_t (*place)(struct vm_pattern *p, uint64_t *random))
+static VM_ALWAYS_INLINE void make(struct vm_pattern *pattern, uint64_t *random, uint64_t *where,
+                                  uint8_t *what, uint32_t count,
+                                  uint64_t (*place)(struct vm_pattern *p, uint64_t *random))
 {
     struct vm_pattern p = *pattern;
     uint64_t state = *random;

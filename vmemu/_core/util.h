@@ -9,6 +9,9 @@
 #define VM_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define VM_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* For loops that are made once for each case, with what never changes in it left out. */
+#define VM_ALWAYS_INLINE inline __attribute__((always_inline))
+
 /*
  * Counters and flags that another thread reads are plain integers for cffi's sake and are touched
  * only through these. Relaxed is enough for figures; the pairs that order memory say so by name.

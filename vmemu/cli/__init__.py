@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -29,6 +30,7 @@ def main() -> None:
     """Run a verb and end with its exit code: 0 done, 1 failed, 2 wrong input, 3 not on this host,
     130 interrupted. No traceback reaches a user, unless VMEMU_DEBUG is set."""
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    atexit.register(gc.freeze)  # nor is there any need to look when all of it goes
     with ending_at_once():
         code = _guarded()
     sys.exit(code)

@@ -43,9 +43,9 @@ class LazyGroup(click.Group):
 def _root(version: bool) -> None:
     context = click.get_current_context()
     if version:
-        from importlib.metadata import version as installed
+        from vmemu.version import installed
 
-        click.echo(f"vmemu {installed('vmemu')}")
+        click.echo(f"vmemu {installed()}")
     elif context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -14,6 +14,7 @@ from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity, identify
 from vmemu.host.problems import problems
 from vmemu.userfault import How
+from vmemu.version import installed
 
 
 def survey(*, proofs: bool = False, wakeups: bool = False, version: bool = True) -> HostDocument:
@@ -41,7 +42,7 @@ class Survey:
     ) -> HostDocument:
         """All of them, as ``survey`` gives them."""
         found = HostDocument(
-            vmemu=_version() if version else "",
+            vmemu=installed() if version else "",
             recorded_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             hostname=os.uname().nodename,
             kernel=kernel(),
@@ -109,12 +110,3 @@ def kernel() -> Kernel:
     """The kernel that runs."""
     names = os.uname()
     return Kernel(release=names.release, machine=names.machine, base_page_size=mmap.PAGESIZE)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("vmemu")
-    except PackageNotFoundError:
-        return "unknown"

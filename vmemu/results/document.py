@@ -26,6 +26,7 @@ from vmemu.errors import (
     PageRefused,
     VmemuError,
 )
+from vmemu.version import installed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def build(run: Run) -> Document:
     vcpus = _vcpus(run, faults)
     return {
         "schema": SCHEMA,
-        "vmemu": version(),
+        "vmemu": installed(),
         "host": _host(run),
         "scenario": run.scenario.effective(),
         "seed": run.scenario.seed,
@@ -95,16 +96,6 @@ def build(run: Run) -> Document:
         "balloon": _balloon(run),
         "warnings": [*run.warnings, *(run.incoming.warnings if run.incoming else [])],
     }
-
-
-def version() -> str:
-    """Of vmemu, as it is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("vmemu")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _host(run: Run) -> Document:
@@ -405,7 +396,8 @@ def _placed(run: Run) -> Sequence[Any]:
     if run.incoming is None:
         return ()
     figures = run.incoming.figures
-    return (figures.placed_main, figures.placed_urgent, *run.incoming.deliveries.placed)
+    listening = (figures.placed_main, figures.placed_beside)
+    return (*listening, figures.placed_urgent, *run.incoming.deliveries.placed)
 
 
 def _throughput(run: Run) -> Document:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from vmemu.results.document import version
 from vmemu.stress import document
 from vmemu.stress.kinds import HostKinds
 from vmemu.stress.loop import Plan, Status
 from vmemu.stress.tally import PARTS, Tally
 from vmemu.stress.variations import Variations
 from vmemu.units import counted, format_duration, format_size
+from vmemu.version import installed
 
 MOST_REASONS = 5
 WIDTH = 100
@@ -24,7 +24,7 @@ def summarise(
 ) -> document.StressDocument:
     """The document of a stress run that has ended."""
     return document.StressDocument(
-        vmemu=version(),
+        vmemu=installed(),
         scenario=str(variations.file),
         given=variations.given,
         seed=variations.seed,

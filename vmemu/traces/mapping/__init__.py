@@ -20,9 +20,10 @@ from vmemu.traces.mapping.blocks import ByBlock
 from vmemu.traces.mapping.compact import Compact
 from vmemu.traces.mapping.first_touch import FirstTouch
 from vmemu.traces.mapping.modulo import Modulo
-from vmemu.traces.mapping.pagemap import PAGE, PAGE_SHIFT, Block, PageMap, same_memory
+from vmemu.traces.mapping.pagemap import PAGE, PAGE_SHIFT, Block, PageMap
 from vmemu.traces.mapping.regions import Region, Regions
 from vmemu.traces.mapping.touched import Touched, count_accesses_on, touched
+from vmemu.traces.samememory import same_memory
 
 __all__ = [
     "PAGE",

@@ -18,10 +18,10 @@ from vmemu.traces.mapping.pagemap import (
     check_name,
     check_outside,
     rounded,
-    same_memory,
 )
 from vmemu.traces.mapping.touched import count_accesses_on
 from vmemu.traces.native.trace import Trace
+from vmemu.traces.samememory import same_memory
 from vmemu.units import counted, format_size, printable
 
 _SHOWN = 8

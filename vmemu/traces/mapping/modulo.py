@@ -15,9 +15,9 @@ from vmemu.traces.mapping.pagemap import (
     check_room,
     chosen_blocks,
     fill,
-    same_memory,
 )
 from vmemu.traces.native.trace import Trace
+from vmemu.traces.samememory import same_memory
 from vmemu.units import counted
 
 

@@ -19,11 +19,11 @@ from vmemu.traces.mapping.pagemap import (
     check_name,
     check_outside,
     rounded,
-    same_memory,
 )
 from vmemu.traces.mapping.recorded import told
 from vmemu.traces.mapping.touched import count_accesses_on
 from vmemu.traces.native.trace import Trace
+from vmemu.traces.samememory import same_memory
 from vmemu.units import counted, format_size
 
 _ADDRESS_END = 1 << 64

@@ -11,13 +11,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
 from control_group import small_control_group
 from plugin_project import SCENARIO, write
 from private_mounts import private_mounts
-from support import HUGE, missing
+from support import HUGE, Footprint, missing
 
 from vmemu import hugepages
 from vmemu.errors import HostError
@@ -52,6 +53,15 @@ def hugetlb(userfault: None, pool_lock: None) -> None:
         missing("hugetlb", str(error))
     if total == 0:
         missing("hugetlb", "the pool of 2 MiB hugepages is empty: sysctl vm.nr_hugepages=64")
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """After the test no process, descriptor, thread or mapping of a migration is left."""
+    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
+    before = Footprint.now()
+    yield
+    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture

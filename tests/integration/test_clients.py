@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MIB, Footprint, accesses_of, await_true, scenario, shared, synthetic
+from support import MIB, accesses_of, await_true, scenario, shared, synthetic
 
 from vmemu.config import Scenario, load
 from vmemu.errors import ConfigError
@@ -26,7 +25,7 @@ from vmemu.results import document, schema
 from vmemu.runstate import Run
 from vmemu.userfault import Feature, Userfaultfd
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOCAL = {"name": "local", "backing": "anonymous", "size": "128KiB"}
@@ -39,15 +38,6 @@ SHARED = {
 HUGEPAGES = {"name": "huge", "backing": "hugetlbfs", "page_size": "2MiB", "size": "4MiB"}
 ENDLESS = 1 << 40
 """Accesses that no run finishes."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture(params=["vram", "huge"])

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import Footprint, scenario, synthetic
+from support import scenario, synthetic
 
 from vmemu import eventcompare, events
 from vmemu.config import Scenario
@@ -27,7 +25,7 @@ from vmemu.results import document, schema
 from vmemu.runstate import Run, StallError
 from vmemu.userfault import NO_FEATURES, Feature, Userfaultfd
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 
 RAM = {"name": "ram", "backing": "anonymous", "size": "256KiB"}
 SHARED = {
@@ -40,15 +38,6 @@ HUGEPAGES = {"name": "huge", "backing": "hugetlbfs", "page_size": "2MiB", "size"
 LAYOUTS = {"anonymous": [RAM], "shared": [SHARED], "hugetlbfs": [HUGEPAGES]}
 LAYOUTS["mixed"] = [RAM, SHARED, HUGEPAGES]
 TESTS = str(Path(__file__).parents[1])
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture(params=LAYOUTS)

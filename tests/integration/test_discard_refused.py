@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
-from multiprocessing import resource_tracker
 from typing import Any
 
 import hostile_source
 import pytest
 from hostile_source import Lies
-from support import HUGE, Footprint, scenario, synthetic
+from support import HUGE, scenario, synthetic
 
 from vmemu.channel import pack
 from vmemu.errors import HostError, ProtocolError
 from vmemu.migration import Migration, Run
 from vmemu.protocol import Header, Message, pack_discard
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 
 PAGE = 4096
 RAM = {"name": "ram", "backing": "anonymous", "size": "64KiB"}
 VRAM = {"name": "vram", "backing": "shared", "size": "32KiB"}
 HUGEPAGES = {"name": "huge", "backing": "hugetlbfs", "page_size": "2MiB", "size": "4MiB"}
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture

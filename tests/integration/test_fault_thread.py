@@ -19,12 +19,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
-from support import Footprint, anonymous, scenario, shared, synthetic
+from support import anonymous, scenario, shared, synthetic
 
 from vmemu import core
 from vmemu.cthread import Bell, CThread
@@ -34,6 +33,8 @@ from vmemu.migration import Migration
 from vmemu.protocol import FLAG_URGENT, HEADER, Header, Message
 from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
 from vmemu.userfault import Feature, Userfaultfd
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 MESSAGE = struct.Struct("<B7xQQI4x")
@@ -193,15 +194,6 @@ class Fed(FaultThreads):
         os.close(self._uffd)
         if self.pipe >= 0:
             os.close(self.pipe)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No descriptor, thread or mapping is left by any of this."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 # ---- what is no fault of the guest's ----

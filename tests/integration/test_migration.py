@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import HUGE, Footprint, scenario, synthetic
+from support import HUGE, scenario, synthetic
 
 from vmemu import hugepages
 from vmemu.config import Scenario
@@ -29,7 +27,7 @@ from vmemu.results import document
 from vmemu.runstate import StallError, VerificationError
 from vmemu.workload import ASAP, Lane, StreamSlice, Workload
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 
 ANONYMOUS = {"name": "ram", "backing": "anonymous", "size": "256KiB"}
 SHARED = {"name": "vram", "backing": "shared", "size": "192KiB"}
@@ -38,15 +36,6 @@ BLOCKS = {"anonymous": [ANONYMOUS], "shared": [SHARED], "hugetlbfs": [HUGEPAGES]
 BLOCKS["mixed"] = [ANONYMOUS, SHARED, HUGEPAGES]
 ENDLESS = 1 << 40
 """Accesses that no run finishes."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture(params=BLOCKS)

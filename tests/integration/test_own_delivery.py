@@ -11,12 +11,11 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Footprint, anonymous, await_true, workload_of
+from support import anonymous, await_true, workload_of
 
 from vmemu.channel import create_pipes, receive
 from vmemu.content import ContentSpec, ExpectedContent
@@ -28,17 +27,9 @@ from vmemu.postcopy import IncomingPostcopy
 from vmemu.protocol import FLAG_URGENT, HEADER, BlockEntry, Header, Message, Summary
 from vmemu.ramblock import RAMBlock
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 PAGE = 4096
 SEED = 5
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 class Destination:

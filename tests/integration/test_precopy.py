@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import HUGE, Footprint, scenario, synthetic
+from support import HUGE, scenario, synthetic
 
 from vmemu.config import Scenario
 from vmemu.migration import Migration, Run
 from vmemu.results.document import build
 from vmemu.userfault import Feature, Userfaultfd
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 
 PAGE = 4096
 RUN_BYTES = 256 << 10
@@ -27,15 +26,6 @@ HUGEPAGES = {"name": "huge", "backing": "hugetlbfs", "page_size": "2MiB", "size"
 LAYOUTS = {"anonymous": [ANONYMOUS], "shared": [SHARED], "hugetlbfs": [HUGEPAGES]}
 LAYOUTS["mixed"] = [ANONYMOUS, SHARED, HUGEPAGES]
 FLIPS: list[Any] = ["0%", "30%", "100%", 777, "5ms"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture(params=LAYOUTS)

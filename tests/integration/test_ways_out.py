@@ -11,12 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Footprint, anonymous, scenario, synthetic
+from support import anonymous, scenario, synthetic
 
 from vmemu.channel import ChannelEnds, create_pipes, receive
 from vmemu.cthread import Bell
@@ -29,19 +28,10 @@ from vmemu.protocol import BlockEntry, Header, Message, Summary
 from vmemu.runstate import StallError, VerificationError
 from vmemu.source_loader import PushSpec, SourceSpec
 
-pytestmark = pytest.mark.usefixtures("userfault")
+pytestmark = pytest.mark.usefixtures("userfault", "nothing_left")
 TESTS = str(Path(__file__).parents[1])
 MODES = pytest.mark.parametrize("preempt", [True, False], ids=["preempt", "one-channel"])
 SHARED = {"name": "vram", "backing": "shared", "size": "64KiB"}
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 def on_demand(preempt: bool, **more: Any) -> Migration:

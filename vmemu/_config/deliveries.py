@@ -25,4 +25,16 @@ def across_delivery(data: Any) -> list[Found]:
         what = "with 'delivery: sigbus' each vCPU serves itself: nobody else reads its faults"
         remedy = "leave out fault_threads, or use 'delivery: thread'"
         found.append(((*_POSTCOPY, "fault_threads"), what, remedy))
+    around = postcopy.get("fault_around", 0)
+    carried = {
+        "fault_around": isinstance(around, int) and around > 1,
+        "prefetch": postcopy.get("prefetch") == "adaptive",
+    }
+    # A vCPU that serves itself reads the page that it waits for, and then goes on.
+    what = "with 'delivery: sigbus' nobody reads what comes behind the page that a vCPU waits for"
+    found += [
+        ((*_POSTCOPY, name), what, f"leave out {name}, or use 'delivery: thread'")
+        for name, given in carried.items()
+        if given
+    ]
     return found

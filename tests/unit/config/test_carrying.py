@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vmemu._config.carrying import across_carrying
+from vmemu._config.deliveries import across_delivery
 
 
 def data(**postcopy: Any) -> dict[str, Any]:
@@ -15,9 +15,9 @@ def data(**postcopy: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("fields", [{"fault_around": 2}, {"prefetch": "adaptive"}])
 def test_a_vcpu_that_serves_itself_is_sent_nothing_else(fields):
-    assert across_carrying(data(**fields)) == []
-    assert across_carrying(data(delivery="thread", **fields)) == []
-    ((where, what, remedy),) = across_carrying(data(delivery="sigbus", **fields))
+    assert across_delivery(data(**fields)) == []
+    assert across_delivery(data(delivery="thread", **fields)) == []
+    ((where, what, remedy),) = across_delivery(data(delivery="sigbus", **fields))
     (name,) = fields
     assert where == ("migration", "postcopy", name)
     assert "delivery: sigbus" in what
@@ -29,9 +29,9 @@ def test_a_vcpu_that_serves_itself_is_sent_nothing_else(fields):
     [{}, {"fault_around": 1}, {"prefetch": "none"}, {"fault_around": "x"}, {"prefetch": []}],
 )
 def test_what_is_off_or_wrong_by_itself_is_not_told_here(fields):
-    assert across_carrying(data(delivery="sigbus", **fields)) == []
+    assert across_delivery(data(delivery="sigbus", **fields)) == []
 
 
 @pytest.mark.parametrize("whole", [None, {}, {"migration": 3}, {"migration": {"postcopy": []}}])
 def test_what_can_not_be_read_is_passed_over(whole):
-    assert across_carrying(whole) == []
+    assert across_delivery(whole) == []

@@ -46,6 +46,18 @@ static int send_request(struct vm_asking *a, struct vm_request q, struct vm_erro
     return 1;
 }
 
+void vm_ask_note(struct vm_incoming *in, struct vm_request q, uint32_t tid)
+{
+    struct vm_block *block = &in->ram->block[q.block];
+
+    block->ask[q.page].ns = vm_now_ns();
+    block->ask[q.page].tid = tid;
+    if (VM_UNLIKELY(in->log)) {
+        vm_event(in->log, VM_EVENT_PAGE_REQ_ADD, q.block, q.page << block->page_shift,
+                 vm_add(&in->pending, 1) + 1);
+    }
+}
+
 int vm_ask(struct vm_asking *a, struct vm_request q, struct vm_error *err)
 {
     int sent = a->kept ? 0 : send_request(a, q, err);

@@ -26,6 +26,9 @@ struct vm_asking {
     struct vm_request keep[VM_ASK_AT_ONCE];
 };
 
+/* Note, and log, who asks for a page and when: before the request leaves, so that whoever brings
+ * the page finds it. */
+void vm_ask_note(struct vm_incoming *in, struct vm_request q, uint32_t tid);
 /* Send a request, or keep it when there is no room now; at most VM_ASK_AT_ONCE may be kept. 0, or
  * -1. */
 int vm_ask(struct vm_asking *a, struct vm_request q, struct vm_error *err);

@@ -128,15 +128,7 @@ static int receive(struct vm_delivery *d)
 
 static int fetch(struct vm_delivery *d, struct vm_request q)
 {
-    struct vm_incoming *in = d->in;
-    struct vm_block *block = &in->ram->block[q.block];
-
-    block->ask[q.page].ns = vm_now_ns();
-    block->ask[q.page].tid = vm_get(d->tid);
-    if (VM_UNLIKELY(in->log)) {
-        vm_event(in->log, VM_EVENT_PAGE_REQ_ADD, q.block, q.page << block->page_shift,
-                 vm_add(&in->pending, 1) + 1);
-    }
+    vm_ask_note(d->in, q, vm_get(d->tid));
     d->receiver.awaited = q;
     d->receiver.awaits = true;
     return vm_ask(&d->asking, q, &d->error) < 0 ? -1 : receive(d);

@@ -167,12 +167,7 @@ static int handle_fault(struct fault_thread *t, const struct vm_client *client,
          */
         return client && vm_bit_test(block->received, q.page) ? wake(in, client, q, err) : 0;
     }
-    block->ask[q.page].ns = vm_now_ns();
-    block->ask[q.page].tid = m->arg.pagefault.ptid;
-    if (VM_UNLIKELY(in->log)) {
-        vm_event(in->log, VM_EVENT_PAGE_REQ_ADD, q.block, q.page << block->page_shift,
-                 vm_add(&in->pending, 1) + 1);
-    }
+    vm_ask_note(in, q, m->arg.pagefault.ptid);
     if (walker) {
         q.ahead = vm_walker_ahead(walker, block, q.block, q.page, &q.stride);
     }

@@ -108,9 +108,9 @@ def _run_and_keep(
     events: str | None,
     show_progress: bool,
 ) -> dict[str, Any]:
-    source = _source_ahead(scenario)
-    # numpy starts a thread a CPU for linear algebra, of which a run has none.
+    # numpy starts a thread a CPU for linear algebra, of which neither end of a run has any.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    source = _source_ahead(scenario)
     from vmemu.migration import Migration
     from vmemu.results import document
 

@@ -263,16 +263,19 @@ def _send_pages(source: Any, ends: ChannelEnds, bell: Bell, places: Places) -> N
         return
     run = partial(core.call, core.lib.vm_source_push, source)
     push = CThread("push", run, bell, places.of("push"))
-    threads = [push, *_vcpu_servers(source, ends, bell, places)]
-    for thread in threads:
-        thread.start()
+    # The push last: it is there to be joined only if somebody will end it.
+    threads = [*_vcpu_servers(source, ends, bell, places), push]
     try:
+        for thread in threads:
+            thread.start()
         settle(places.of("urgent"))  # not before: a thread begins where its starter is
         core.call(core.lib.vm_source_serve, source)
     finally:
-        for thread in threads:
-            thread.join()  # the push writes to the main channel, on which a failure is told next
+        # It writes to the main channel, on which a failure is told next. Those that serve a vCPU go
+        # on until the destination, which has to hear of it first, lets the vCPUs go.
+        push.join()
     for thread in threads:
+        thread.join()
         if thread.error is not None:
             raise thread.error
 

@@ -6,8 +6,11 @@ import contextlib
 import fcntl
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -143,6 +146,26 @@ def test_only_the_return_path_never_stops_its_writer(ends):
 def test_pipes_that_carry_pages_are_larger_than_the_default(ends):
     for end in (ends[1].main, ends[1].urgent):
         assert fcntl.fcntl(end.fileno(), fcntl.F_GETPIPE_SZ) > 65536
+
+
+REFUSED_PIPES = """
+import ctypes, fcntl
+from vmemu import channel
+version_3_of_this_process = (ctypes.c_uint32 * 2)(0x20080522, 0)  # linux/capability.h
+assert ctypes.CDLL(None).capset(version_3_of_this_process, (ctypes.c_uint32 * 6)()) == 0
+for sizes in ({beyond}, {below}), ({beyond},):
+    channel.PIPE_SIZES = sizes
+    _, source = channel.create_pipes(False)
+    print(fcntl.fcntl(source.main.fileno(), fcntl.F_GETPIPE_SZ))
+"""
+
+
+def test_a_pipe_that_may_not_be_that_large_is_smaller():
+    """Without CAP_SYS_RESOURCE, F_SETPIPE_SZ above pipe-max-size is EPERM."""
+    most = int(Path("/proc/sys/fs/pipe-max-size").read_text())
+    program = REFUSED_PIPES.format(beyond=2 * most, below=most // 2)
+    told = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert told.split() == [str(most // 2), str(min(most, 65536))]
 
 
 def test_closing_twice_is_safe_and_leaves_no_descriptor():

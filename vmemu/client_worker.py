@@ -52,8 +52,8 @@ from vmemu.guest_worker import (
     Waiting,
     gather_marks,
 )
+from vmemu.incoming_threads import Client
 from vmemu.needed import needed_features, register_mode
-from vmemu.postcopy import Client
 from vmemu.protocol import BlockEntry, load_object
 from vmemu.ramblock import Backing, RAMBlock, RAMList
 from vmemu.recipe import Recipe

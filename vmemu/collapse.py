@@ -23,9 +23,7 @@ from vmemu.ramblock import BASE_PAGE, THP_SIZE, Backing, RAMBlock
 from vmemu.units import counted
 from vmemu.userfault import Userfaultfd
 
-_MADV_COLLAPSE = 25
 _PAGEMAP = "/proc/self/pagemap"
-_TRIES = 5  # EAGAIN: somebody else has one of the pages just now
 _FOR_NOW = (errno.EAGAIN, errno.ENOMEM, errno.EBUSY)
 """What says nothing of the kernel: a page in use, no free hugepage, a control group's limit."""
 
@@ -230,14 +228,5 @@ def _try_region(uffd: Userfaultfd, region: RAMBlock) -> str:
 
 def _collapse(region: RAMBlock) -> int:
     """0, or why not as an errno."""
-    refused = 0
-    for _ in range(_TRIES):
-        try:
-            core.call(core.lib.vm_advise, region.address, region.size, _MADV_COLLAPSE)
-        except CoreError as error:
-            refused = error.errno
-            if refused != errno.EAGAIN:
-                return refused
-        else:
-            return 0
-    return refused
+    refused = thp_memory.collapse(region)
+    return 0 if refused is None else refused.errno

@@ -95,9 +95,6 @@ class MemoryShortage:
     never: bool = False
 
 
-LESS = Advice("use smaller blocks, or free memory")
-
-
 def memory_needed(scenario: Scenario, *, in_place: bool | None = None) -> Need:
     """What the scenario takes. Reads no trace, and of files of content only how long they are.
     ``in_place``: whether shared memory can be the source's image; None: as it is on this host.
@@ -166,7 +163,7 @@ def planning(scenario: Scenario) -> Iterator[None]:
     except MemoryError:
         size = format_size(sum(block.size for block in scenario.blocks))
         what = f"{HERE} has too little memory to plan a run on {size}"
-        raise HostError(what, LESS) from None
+        raise HostError(what, room.LESS) from None
 
 
 def maps_of(need: Need) -> str:
@@ -188,7 +185,7 @@ def too_little(wants: str, wanted: int, given: room.Room) -> MemoryShortage | No
         return None
     limit = f", limited by {given.limited_by}" if given.limited_by else ""
     what = f"{wants}, and {_shown(given.size)} are free{limit}"
-    return MemoryShortage(what, given.remedy or LESS)
+    return MemoryShortage(what, given.remedy or room.LESS)
 
 
 def _shown(size: int) -> str:

@@ -19,19 +19,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 from vmemu import placement, processlimits
 from vmemu.balloon import Balloon, BalloonInhibitor, BalloonWorker
 from vmemu.channel import NothingCame, channels_of, receive_one_of, receive_payload
-from vmemu.cleanup import run_all
 from vmemu.client_worker import Clients, ClientSpec
 from vmemu.config import Scenario, Wait
 from vmemu.content import ExpectedContent
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import HostError, HugepageShortage, MigrationError, PeerGone, VmemuError
-from vmemu.events import DESTINATION, SOURCE, EventBlock, EventLog, pointer
-from vmemu.events import write as write_events
+from vmemu.events import DESTINATION, SOURCE, pointer
 from vmemu.flip import unpack_flip
 from vmemu.guest_worker import Guest, GuestWorker
 from vmemu.hostcheck import require_postcopy
@@ -45,19 +42,15 @@ from vmemu.protocol import Message, unpack_discard, unpack_summary
 from vmemu.ramblock import RAMBlock
 from vmemu.recipe import Recipe
 from vmemu.refusedpage import explained
-from vmemu.runstate import Phase, Progress, Run
+from vmemu.resources import PATIENCE_S, Resources
+from vmemu.runstate import Progress, Run
 from vmemu.source_loader import SourceProcess, SourceSpec
 from vmemu.source_plan import longer_startup, source_spec, spoiled
 from vmemu.status import RunStatus, StatusClient
 from vmemu.verification import Verification
+from vmemu.watch import TICK_S, Watch
 from vmemu.workload import Workload
 
-TICK_S = 0.2
-"""How often the owner looks at the threads when no bell rings: for progress and stalls only."""
-CLIENT_PATIENCE_S = 1.0
-"""How long a client gets to tell its figures when a run ends before its time."""
-PATIENCE_S = 5.0
-"""How long threads and the source get to end once nothing holds them any more."""
 _HOW_TO_WAIT = "'on_unavailable: {wait: 30s}' in the scenario waits for that"
 
 
@@ -83,23 +76,15 @@ class Migration:
     ) -> None:
         self.run_state = Run(scenario)
         self.scenario = scenario
-        self._progress = progress
         self._flips = flips
         self._stalls = stalls
-        self._event_file = events
-        self._logs: list[EventLog] = []
-        self._status: RunStatus | None = None
-        self._phase = "prepare"
-        self._bell: Bell | None = None
-        self._source = source
-        self._ends = source.ends if source is not None else None
+        self._resources = Resources(self.run_state, source, events)
         self._guest: Guest | None = None
         self._recipe: Recipe | None = None
         self._client_plans: list[tuple[ClientSpec, Workload]] = []
-        self._memlock: MemoryLock | None = None
         self._inhibitor = BalloonInhibitor()
-        self._balloon_worker: BalloonWorker | None = None
         self._interrupts = Interrupts()
+        self._watch = Watch(self._resources, self._interrupts, progress)
 
     # ---- the whole ----
 
@@ -152,39 +137,27 @@ class Migration:
             run.error.add_note(f"cleaning up failed as well: {error}")
 
     def _migrate(self) -> None:
-        with self._enter("prepare"), self._interrupts.allowed(), planning(self.scenario):
+        with self._watch.enter("prepare"), self._interrupts.allowed(), planning(self.scenario):
             self._prepare()
-        with self._enter("map"), planning(self.scenario):
+        with self._watch.enter("map"), planning(self.scenario):
             self._map()
-        with self._enter("source"):
+        with self._watch.enter("source"):
             self._start_source()
-        with self._enter("precopy"):
+        with self._watch.enter("precopy"):
             self._precopy()
-        with self._enter("listen"):
+        with self._watch.enter("listen"):
             self._listen()
-        with self._enter("guest"):
+        with self._watch.enter("guest"):
             self._run_guest()
-        with self._enter("drain"):
+        with self._watch.enter("drain"):
             self._drain()
-        with self._enter("verify"):
+        with self._watch.enter("verify"):
             self._verify()
-
-    @contextmanager
-    def _enter(self, name: str) -> Iterator[None]:
-        start = time.monotonic_ns()
-        self._phase = name
-        if self._status is not None:
-            self._status.enter(name)
-        try:
-            yield
-        finally:
-            phase = Phase(name, start - self.run_state.started_ns, time.monotonic_ns() - start)
-            self.run_state.phases.append(phase)
 
     # ---- the phases ----
 
     def _prepare(self) -> None:
-        processlimits.require(self.scenario, events=self._event_file is not None)
+        processlimits.require(self.scenario, events=self._resources.event_file is not None)
         placement.require(self.scenario)
         blocks = blocks_of(self.scenario)
         images = images_of(self.scenario, blocks)
@@ -197,17 +170,17 @@ class Migration:
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0
         beside = need.beside_hugepages()
-        self.run_state.memory = MemoryManager(blocks, wait_s, self._pause, beside, images)
+        self.run_state.memory = MemoryManager(blocks, wait_s, self._watch.pause, beside, images)
 
     def _map(self) -> None:
         """Check by doing that this host can, then take the memory."""
         memory = self.run_state.memory
         assert memory is not None
         blocks = list(memory.blocks)
-        self._memlock = MemoryLock(blocks)
-        self._memlock.unlock()  # a process that locks all its memory locks what it maps as well
+        memlock = self._resources.memlock = MemoryLock(blocks)
+        memlock.unlock()  # a process that locks all its memory locks what it maps as well
         if self.scenario.guest.balloon is not None:
-            self._memlock.require_balloon()
+            memlock.require_balloon()
         status = self._open_status(blocks)
         with self._located():
             memory.map(lambda: self._require_host(blocks))
@@ -215,15 +188,15 @@ class Migration:
         contents = contents_of(self.scenario)
         self.run_state.expected = ExpectedContent(self.scenario.seed, blocks, contents)
         if self.scenario.memory.lock:
-            self._memlock.lock()
+            memlock.lock()
 
     def _open_status(self, blocks: list[RAMBlock]) -> RunStatus:
         """From here on another process can see where this one stands."""
         specs = [spec for spec, _ in self._client_plans]
         clients = [StatusClient(spec.name, spec.index, spec.vcpus) for spec in specs]
-        self._status = RunStatus(blocks, clients, self.scenario.guest.vcpus)
-        self._status.enter(self._phase)
-        return self._status
+        status = self._resources.status = RunStatus(blocks, clients, self.scenario.guest.vcpus)
+        status.enter(self._watch.phase)
+        return status
 
     def _require_host(self, blocks: Sequence[RAMBlock]) -> None:
         """Raise PostcopyUnsupported with all that keeps this host from it."""
@@ -247,64 +220,42 @@ class Migration:
     def _start_source(self) -> None:
         memory = self.run_state.memory
         assert memory is not None
-        self._bell = Bell()
-        self._open_logs()
-        if self._source is None:
-            self._source = SourceProcess(channels_of(self.scenario))
-            self._ends = self._source.ends
+        bell = self._resources.bell = Bell()
+        self._resources.open_logs(memory.blocks, self.scenario.guest.vcpus)
+        if self._resources.source is None:
+            self._resources.source = SourceProcess(channels_of(self.scenario))
             self._source.start()
         self._source.tell(self._source_spec(memory))
         incoming = IncomingPostcopy(
             memory,
             self._source.ends,
             self.scenario.guest.vcpus,
-            self._bell,
+            bell,
             fault_threads=self.scenario.migration.postcopy.fault_threads,
             prefetch=self.scenario.migration.postcopy.prefetch == "adaptive",
-            memlock=self._memlock,
+            memlock=self._resources.memlock,
             inhibitor=self._inhibitor,
-            events=self._log(DESTINATION),
+            events=self._resources.log(DESTINATION),
             places=self.run_state.places,
         )
         self.run_state.incoming = incoming
         self._launch_clients(memory)
         incoming.advise(unpack_summary(self._receive(Message.HELLO)), self._await_clients)
 
-    def _open_logs(self) -> None:
-        """One log a side; without a file to write them to there are none, and they cost nothing."""
-        if self._event_file is not None:
-            vcpus = self.scenario.guest.vcpus
-            self._logs = [EventLog(DESTINATION, vcpus=vcpus), EventLog(SOURCE)]
-            assert self.run_state.memory is not None
-            blocks = self.run_state.memory.blocks
-            self._logs[1].describe([EventBlock(b.name, 0, b.size, b.page_size) for b in blocks])
-
-    def _log(self, side: str) -> EventLog | None:
-        return next((log for log in self._logs if log.side == side), None)
-
-    def _close_logs(self) -> None:
-        """Write what both sides have logged; the source's own end included, and when it was
-        killed."""
-        try:
-            if self._logs and self._event_file is not None:
-                write_events(self._event_file, self._logs)
-        finally:
-            if not self._stuck():
-                run_all(log.close for log in self._logs)
-
     def _launch_clients(self, memory: MemoryManager) -> None:
         """They come up beside the source, and register before anybody runs."""
-        assert self._bell is not None and self._status is not None
+        bell, status = self._resources.bell, self._resources.status
+        assert bell is not None and status is not None
         run = self.run_state
-        run.clients = Clients.planned(self._client_plans, run.places, self._bell)
-        run.clients.launch(memory.blocks, self._status, self.scenario.guest.vcpus)
+        run.clients = Clients.planned(self._client_plans, run.places, bell)
+        run.clients.launch(memory.blocks, status, self.scenario.guest.vcpus)
 
     def _await_clients(self) -> None:
-        assert self._status is not None
-        self._status.show_bitmaps(self._incoming.ram)
+        assert self._resources.status is not None
+        self._resources.status.show_bitmaps(self._incoming.ram)
         clients, timeout_s = self.run_state.clients, self.scenario.source.startup_timeout / 1e9
         deadline = time.monotonic() + timeout_s
-        self._wait(lambda: clients.ready or time.monotonic() > deadline)
+        self._watch.wait(lambda: clients.ready or time.monotonic() > deadline)
         late = [client.what for client in clients if not client.ready]
         if late:
             what = f"{', '.join(late)} did not come up in {timeout_s:g} s"
@@ -316,28 +267,26 @@ class Migration:
         assert self._recipe is not None
         spec = source_spec(self.scenario, workload, self._recipe, entries_of(list(memory.blocks)))
         spec = spoiled(spec, flips=self._flips, stalls=self._stalls)
-        log, images = self._log(SOURCE), memory.shared_images
+        log, images = self._resources.log(SOURCE), memory.shared_images
         return replace(spec, events=log, images=images, places=self.run_state.places)
 
     def _receive(self, message: Message) -> bytes:
         return self._receive_one_of(message)[1]
 
     def _receive_one_of(self, *messages: Message) -> tuple[Message, bytes]:
-        assert self._ends is not None
         timeout_s = self.scenario.source.startup_timeout / 1e9
         with self._interrupts.allowed():
             try:
-                return receive_one_of(self._ends.main, messages, timeout_s)
+                return receive_one_of(self._source.ends.main, messages, timeout_s)
             except NothingCame as error:
                 raise MigrationError(f"{error}{longer_startup(self.scenario)}") from None
 
     def _precopy(self) -> None:
         """Until the source says FLIP: where the guest stopped, and what it did there."""
         thread = self._incoming.receive_precopy()
-        self._wait(lambda: thread.done)
-        assert self._ends is not None
+        self._watch.wait(lambda: thread.done)
         payload = receive_payload(
-            self._ends.main, self._incoming.control, Message.FLIP, TICK_S + PATIENCE_S
+            self._source.ends.main, self._incoming.control, Message.FLIP, TICK_S + PATIENCE_S
         )
         self.run_state.flip = unpack_flip(payload, self.scenario.guest.vcpus)
 
@@ -359,7 +308,8 @@ class Migration:
     def _run_guest(self) -> None:
         run, verify = self.run_state, self.scenario.verify
         assert run.workload is not None and run.expected is not None
-        assert self._bell is not None and self._status is not None
+        bell, status = self._resources.bell, self._resources.status
+        assert bell is not None and status is not None
         self._guest = Guest(
             run.workload,
             self._incoming.blocks,
@@ -372,11 +322,11 @@ class Migration:
             GuestWorker(
                 self._guest,
                 index,
-                self._bell,
+                bell,
                 slots=self._incoming.vcpu_slots(index),
                 begin=self._begin(index),
-                log=pointer(self._log(DESTINATION)),
-                waiting=self._status.waiting(index),
+                log=pointer(self._resources.log(DESTINATION)),
+                waiting=status.waiting(index),
                 cpus=run.places.of("vcpus", index),
             )
             for index in range(self.scenario.guest.vcpus)
@@ -385,31 +335,31 @@ class Migration:
         for worker in run.workers:
             worker.start()
         run.clients.go()
-        self._wait(lambda: all(worker.done for worker in run.workers) and run.clients.done)
+        self._watch.wait(lambda: all(worker.done for worker in run.workers) and run.clients.done)
 
     def _start_balloon(self) -> None:
         """Refused while post-copy runs; what it gives back after it must read as zeros."""
         run, config = self.run_state, self.scenario.guest.balloon
         if config is None:
             return
-        assert self._bell is not None
+        assert self._resources.bell is not None
         blocks = self._incoming.blocks
         run.balloon = Balloon(blocks, self._inhibitor)
-        self._balloon_worker = BalloonWorker(
+        worker = self._resources.balloon_worker = BalloonWorker(
             run.balloon,
             self.scenario.seed,
             config.rate,
-            self._bell,
+            self._resources.bell,
             limit=config.limit,
         )
-        self._balloon_worker.start()
+        worker.start()
 
     def _end_balloon(self) -> None:
         """Post-copy is over: let it give back what it may, before memory is compared."""
-        worker = self._balloon_worker
+        worker = self._resources.balloon_worker
         if worker is None:
             return
-        self._wait(lambda: worker.thread.done)
+        self._watch.wait(lambda: worker.thread.done)
         worker.join()
         if worker.error is not None:
             raise worker.error
@@ -420,97 +370,31 @@ class Migration:
         return flip.vcpus[vcpu]["position"] if flip is not None and flip.vcpus else 0
 
     def _drain(self) -> None:
-        self.run_state.lift_placement(self._source)
+        self.run_state.lift_placement(self._resources.source)
         if not self.scenario.migration.postcopy.push:
             self._incoming.request_push()
-        self._wait(lambda: self._incoming.settled)
-        self._note_complete()
+        self._watch.wait(lambda: self._incoming.settled)
+        self._watch.note_complete()
 
     def _verify(self) -> None:
         run = self.run_state
         run.clients.stop(PATIENCE_S)  # QEMU tells them that it is over before it unregisters
         self._incoming.end()
         self._end_balloon()
-        assert self._guest is not None and run.expected is not None and self._bell is not None
+        bell = self._resources.bell
+        assert self._guest is not None and run.expected is not None and bell is not None
         if self.scenario.verify.final:
             run.verification = Verification(self._guest, run.expected, run.balloon, run.clients)
-            thread = CThread("verify", run.verification.run, self._bell)
+            thread = CThread("verify", run.verification.run, bell)
             thread.start()
             try:
-                self._wait(lambda: thread.done)
+                self._watch.wait(lambda: thread.done)
             finally:
                 run.verification.stop()
                 thread.join()
             if thread.error is not None:
                 raise thread.error
         run.require_right()
-
-    # ---- waiting: only here can Ctrl-C strike ----
-
-    def _pause(self, seconds: float) -> None:
-        """Of who waits for hugepages."""
-        if self._status is not None:
-            self._status.wait_for_hugepages()
-        with self._interrupts.allowed():
-            time.sleep(seconds)
-
-    @property
-    def _incoming(self) -> IncomingPostcopy:
-        assert self.run_state.incoming is not None
-        return self.run_state.incoming
-
-    def _wait(self, over: Callable[[], bool]) -> None:
-        """Wait until it is over. Raises what ended a thread, StallError when pages stop coming."""
-        assert self._bell is not None
-        pages, since = -1, time.monotonic()
-        while not over():
-            with self._interrupts.allowed():
-                self._bell.wait(TICK_S)
-            self._note_complete()
-            self._check()
-            self._note_progress()
-            received = self._incoming.ram.pages_received + self._incoming.figures.messages
-            if received != pages or not self._somebody_waits():
-                pages, since = received, time.monotonic()
-            elif time.monotonic() - since > self._patience_s():
-                raise self.run_state.stalled(time.monotonic() - since)
-            with self._interrupts.allowed():
-                self._report()
-        self._check()  # the last thread to end may have failed
-
-    def _check(self) -> None:
-        """Raise what ended a thread before its time."""
-        self._incoming.check()
-        self.run_state.clients.check()
-        for worker in self.run_state.workers:
-            if worker.error is not None:
-                raise worker.error
-
-    def _note_complete(self) -> None:
-        """Note when the last page came, which may be long before the guest is done."""
-        if self._incoming.complete and not self.run_state.postcopy_ended_ns:
-            self.run_state.postcopy_ended_ns = time.monotonic_ns()
-            self.run_state.lift_placement(self._source)
-
-    def _somebody_waits(self) -> bool:
-        if self._incoming.complete:
-            return False
-        return bool(self.run_state.waiting()) or self._phase in ("precopy", "drain")
-
-    def _patience_s(self) -> float:
-        """How long nothing may come; making an image of many GiB, the source says nothing."""
-        starts = self._phase == "precopy" and not self._incoming.figures.messages
-        limits, source = self.scenario.limits, self.scenario.source
-        return max(limits.stall, source.startup_timeout if starts else 0) / 1e9
-
-    def _note_progress(self) -> None:
-        """For whoever looks at it from outside."""
-        assert self._status is not None
-        self._status.note(self.run_state.figures())
-
-    def _report(self) -> None:
-        if self._progress is not None:
-            self._progress(self.run_state.progress(self._phase))
 
     # ---- the way out ----
 
@@ -520,7 +404,7 @@ class Migration:
         if self.run_state.memory is not None:
             error = explained(error, self.run_state.memory.blocks)
             self.scenario.locate(error)
-        if isinstance(error, PeerGone) and self._source is not None:
+        if isinstance(error, PeerGone) and self._resources.source is not None:
             self._source.process.join(PATIENCE_S / 5)
             ended = self._source.describe_end()
             if ended:
@@ -529,77 +413,17 @@ class Migration:
 
     def _clean_up(self) -> Exception | None:
         """Give everything back; Ctrl-C waits until it is done. What failed, if anything did."""
-        run = self.run_state
-        # Clients first: a vCPU that is let go fills a hole with zeros, which they would read.
-        steps: list[Callable[[], object]] = [
-            partial(run.clients.stop, CLIENT_PATIENCE_S),
-            self._stop_guest,
-            self._stop_balloon,
-        ]
-        if run.incoming is not None:
-            steps.append(partial(run.incoming.end, failed=run.status != "completed"))
-        elif self._ends is not None:
-            steps.append(self._ends.close)
-        steps.append(self._close_clients)
-        steps += [self._unmap, self._lock_again]  # while the source frees its memory, and ends
-        if self._source is not None:
-            patience_s = PATIENCE_S if run.status == "completed" else 0.2
-            steps.append(partial(self._source.stop, patience_s))
-        steps += [self._close_logs, self._close_bell, self._close_status]
-        with self._enter("cleanup"):
-            try:
-                run_all(steps)
-            except Exception as error:
-                return error
-        return None
+        with self._watch.enter("cleanup"):
+            return self._resources.give_back()
 
-    def _stop_guest(self) -> None:
-        """Released vCPUs see fresh pages instead of the guest's; they are told to stop before."""
-        run = self.run_state
-        for worker in run.workers:
-            worker.stop()
-        try:
-            if run.incoming is not None:
-                run.incoming.release()
-        finally:
-            for worker in run.workers:
-                worker.join(PATIENCE_S)
+    # ---- what is there from phase to phase ----
 
-    def _close_clients(self) -> None:
-        """Not while a fault thread might still read one's userfaultfd."""
-        run = self.run_state
-        if run.incoming is None or not run.incoming.stuck:
-            run.clients.close()
+    @property
+    def _source(self) -> SourceProcess:
+        assert self._resources.source is not None
+        return self._resources.source
 
-    def _stop_balloon(self) -> None:
-        if self._balloon_worker is not None:
-            self._balloon_worker.stop()
-            self._balloon_worker.join()
-
-    def _stuck(self) -> bool:
-        """Whether a thread may still use what all share: giving that back would kill the process,
-        or have it write into somebody else's file."""
-        run = self.run_state
-        vcpus = any(not worker.join(0) for worker in run.workers)
-        return vcpus or (run.incoming is not None and bool(run.incoming.stuck))
-
-    def _unmap(self) -> None:
-        if self._stuck():
-            raise MigrationError("threads do not end; the guest's memory stays mapped")
-        if self.run_state.memory is not None:
-            self.run_state.memory.unmap()
-
-    def _lock_again(self) -> None:
-        """What else this process had locked, when the migration did not get as far as its end."""
-        run = self.run_state
-        if self._memlock is not None and run.status != "completed":
-            run.warnings += self._memlock.relock()
-
-    def _close_status(self) -> None:
-        if self._status is not None and not self._stuck():
-            self._status.close()
-            self._status = None
-
-    def _close_bell(self) -> None:
-        if self._bell is not None and not self._stuck():
-            self._bell.close()
+    @property
+    def _incoming(self) -> IncomingPostcopy:
+        assert self.run_state.incoming is not None
+        return self.run_state.incoming

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,29 +30,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmemu import core
-from vmemu.affinity import CpuSet, Places
+from vmemu.affinity import Places
 from vmemu.balloon import BalloonInhibitor
-from vmemu.blocktime import STAGE_DTYPE
 from vmemu.channel import ChannelEnds, send, try_send
 from vmemu.cleanup import run_all
 from vmemu.collapse import Collapse
 from vmemu.cthread import Bell, CThread
 from vmemu.delivery import Deliveries, Slots
 from vmemu.errors import MigrationError, PeerGone, ProtocolError, StateError
-from vmemu.events import EventBlock, EventLog, pointer
+from vmemu.events import EventBlock, EventLog
+from vmemu.incoming_threads import Client, IncomingThreads
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
-from vmemu.needed import needed_features
+from vmemu.needed import needed_features, wanted_features
 from vmemu.protocol import BlockEntry, Header, Message, Summary
 from vmemu.ramblock import BASE_PAGE, RAMBlock, RAMList
 from vmemu.units import counted, format_size
 from vmemu.userfault import Feature, Userfaultfd
-
-LAST_WORDS_S = 0.5
-"""How long the listen thread may take to read the source's last message: why it has ended, or that
-all is sent."""
-THREAD_PATIENCE_S = 5.0
-"""How long a thread that was told to quit may take; it only has to leave one poll."""
 
 
 class PostcopyState(enum.Enum):
@@ -75,23 +68,6 @@ class Discards:
     commands: int = 0
     ranges: int = 0
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Client:
-    """Another process that has mapped block number ``block``, whole, from address ``base`` on, and
-    has handed its userfaultfd over, which stays its owner's to close.
-
-    ``vcpu_tid`` and ``vcpu_faults`` are C arrays as ``vcpu_slots`` has them, an entry for each of
-    its threads, in memory that it has mapped too.
-    """
-
-    uffd: int
-    block: int
-    base: int
-    size: int
-    vcpu_tid: Any
-    vcpu_faults: Any
 
 
 class IncomingPostcopy:
@@ -122,23 +98,18 @@ class IncomingPostcopy:
         self.ram: Any = None
         self._ends = ends
         self._bell = bell
-        self._quit = Bell()
-        self._incoming = core.ffi.gc(core.ffi.new("struct vm_incoming *"), _release)
-        self._incoming.fault_threads = fault_threads
-        self._vcpu_tid = core.ffi.new("uint32_t[]", vcpus)
-        self._vcpu_faults = core.ffi.new("uint64_t[]", vcpus)
-        self._vcpus = vcpus
-        self._prefetch = prefetch
-        self._walkers: list[Any] = []
-        self.deliveries = Deliveries(ends.vcpus, self._incoming)
-        self._threads: list[CThread] = []
-        self._places = places or Places()
-        self._stuck: list[str] = []
-        self._clients: tuple[Any, list[Client]] | None = None
+        self._threads = IncomingThreads(
+            ends,
+            vcpus,
+            bell,
+            fault_threads=fault_threads,
+            prefetch=prefetch,
+            events=events,
+            places=places,
+        )
         self.collapse = Collapse(memory.blocks)
         self.discards = Discards()
         self._events = events
-        self._incoming.log = pointer(events)
         self.warnings: list[str] = memory.images.warnings if memory.images is not None else []
         self._memlock = memlock
         self._inhibitor = inhibitor or BalloonInhibitor()
@@ -179,7 +150,7 @@ class IncomingPostcopy:
         """
         self._expect("advise", PostcopyState.NONE)
         ours = Summary([BlockEntry(b.name, b.size, b.page_size) for b in self.blocks], BASE_PAGE)
-        differences = _differences(ours, theirs)
+        differences = ours.differences(theirs)
         if differences:
             raise MigrationError("source and destination differ: " + "; ".join(differences))
         if self._events is not None:
@@ -195,7 +166,7 @@ class IncomingPostcopy:
         self.ram = self.blocks.table()
         if self.memory.images is not None:
             self.memory.images.attach(self.ram)
-        self._fill_incoming()
+        self._threads.attach(self.ram)
         if before is not None:
             before()
         with contextlib.suppress(PeerGone):  # if it has failed, what it says next tells why
@@ -224,14 +195,12 @@ class IncomingPostcopy:
     def receive_precopy(self) -> CThread:
         """Start the thread that takes pre-copied pages; it ends at the flip. See ``control``."""
         self._expect("receive_precopy", PostcopyState.ADVISE)
-        return self._start(
-            "precopy", core.lib.vm_precopy_receive, cpus=self._places.of("precopy_in")
-        )
+        return self._threads.receive_precopy()
 
     @property
     def control(self) -> Header:
         """The header that ended pre-copy; its payload has not been read."""
-        c = self._incoming.control
+        c = self.figures.control
         return Header(c.type, c.flags, c.block, c.offset, c.pages, c.length)
 
     def discard(self, name: str, ranges: list[tuple[int, int]]) -> None:
@@ -287,56 +256,14 @@ class IncomingPostcopy:
         self._settle()
         self._note("loadvm_postcopy_handle_listen", step="after discard")
         core.lib.vm_image_map_hugepages(self.ram)
-        needed = needed_features(list(self.blocks), self.deliveries.kind)
-        self.uffd = Userfaultfd(_wanted_features() | Feature(sum(needed)))
+        needed = needed_features(list(self.blocks), self._threads.deliveries.kind)
+        self.uffd = Userfaultfd(wanted_features() | Feature(sum(needed)))
         self.uffd.require(needed)
         self.memory.register(self.uffd)
         self.collapse.allow()
-        self._incoming.uffd = self.uffd.fd
-        self._fill_clients(clients)
-        self.deliveries.open()
-        if self.deliveries and not clients:
-            self._incoming.fault_threads = 0  # nobody's faults would ever be read
-        core.lib.vm_image_show_clients(self._incoming)
-        for index in range(self._incoming.fault_threads):
-            cpus = self._places.of("fault", index)
-            self._start(f"fault{index}", core.lib.vm_fault_loop, index, cpus=cpus)
-        self._wait_for_fault_threads()
+        self._threads.answer_faults(self.uffd.fd, clients)
         self._note("loadvm_postcopy_handle_listen", step="after uffd")
         self._enter(PostcopyState.LISTENING)
-
-    def _fill_clients(self, clients: Sequence[Client]) -> None:
-        table = core.ffi.new("struct vm_client[]", len(clients))
-        for entry, client in zip(table, clients, strict=True):
-            for name in ("uffd", "block", "base", "size", "vcpu_tid", "vcpu_faults"):
-                setattr(entry, name, getattr(client, name))
-            entry.vcpus = len(client.vcpu_tid)
-            entry.walker = self._followed(entry.vcpus)
-        self._incoming.client = table
-        self._incoming.clients = len(clients)
-        self._clients = (table, list(clients))
-
-    def _followed(self, vcpus: int) -> Any:
-        """What the fault threads know of where so many vCPUs are going; NULL without prefetch."""
-        if not self._prefetch:
-            return core.ffi.NULL
-        self._walkers.append(core.ffi.new("struct vm_walker[]", vcpus))
-        return self._walkers[-1]
-
-    def _forget_clients(self) -> None:
-        """Their descriptors and their memory may go, unless a thread might still use them."""
-        if not self._stuck:
-            self._incoming.clients = 0
-            self._clients = None
-
-    def _wait_for_fault_threads(self) -> None:
-        """Nobody may touch registered memory before somebody answers."""
-        deadline = time.monotonic() + THREAD_PATIENCE_S
-        while self._incoming.fault_running < self._incoming.fault_threads:
-            self._bell.wait(0.1)
-            self.check()
-            if time.monotonic() > deadline:
-                raise MigrationError("the fault threads do not start")
 
     def _settle(self) -> None:
         for index, block in enumerate(self.blocks):
@@ -352,13 +279,10 @@ class IncomingPostcopy:
         """Place what the source sends from now on; the guest may touch its memory."""
         self._expect("run", PostcopyState.LISTENING)
         self._note("loadvm_postcopy_handle_run")
-        cpus = self._places.of("listen")
-        self._start("listen", core.lib.vm_listen_loop, cpus=cpus)
-        if self._ends.urgent is not None and _two_listen(self.blocks):
-            self._start("listen2", core.lib.vm_listen_beside, cpus=cpus)
-        collapsing = self.collapse.start(self._incoming, self._bell)
+        self._threads.listen(self.blocks)
+        collapsing = self.collapse.start(self.figures, self._bell)
         if collapsing is not None:
-            self._threads.append(collapsing)
+            self._threads.add(collapsing)
         self._enter(PostcopyState.RUNNING)
 
     def pause(self) -> None:
@@ -389,12 +313,12 @@ class IncomingPostcopy:
     @property
     def tids(self) -> list[int]:
         """Its threads that run, as the kernel numbers them."""
-        return [tid for thread in self._threads if (tid := thread.tid) is not None]
+        return self._threads.tids
 
     @property
     def complete(self) -> bool:
         """Whether every page of every block is placed."""
-        return self.ram is not None and self.ram.pages_received == self.ram.pages_total
+        return self._threads.complete
 
     @property
     def settled(self) -> bool:
@@ -407,47 +331,28 @@ class IncomingPostcopy:
         When the source ends, all channels do, and only the main one may say why: that thread is
         heard first, and gets a moment to have its say.
         """
-        if self.deliveries.failed or any(thread.error is not None for thread in self._threads):
-            listening = [thread for thread in self._threads if thread.name == "listen"]
-            for thread in listening:
-                thread.join(LAST_WORDS_S)
-            for thread in (*listening, *self._threads):
-                if thread.error is not None:
-                    raise thread.error
-            self.deliveries.check()
-        self._check_promise()
-
-    def _check_promise(self) -> None:
-        """All is sent, says the source; on one channel nothing can be on its way any more."""
-        listened = any(thread.name == "listen" and thread.done for thread in self._threads)
-        if listened and not self.complete and self._ends.urgent is None:
-            missing = self.ram.pages_total - self.ram.pages_received
-            raise ProtocolError(
-                f"the source says that all is sent, with {counted(missing, 'page')} missing"
-            )
+        self._threads.check()
 
     def vcpu_slots(self, index: int) -> Slots:
         """What vCPU ``index`` has here, once memory is registered."""
-        delivery = self.deliveries.slot(index) if self.deliveries else None
-        return Slots(self._vcpu_tid + index, self._vcpu_faults + index, delivery)
+        return self._threads.vcpu_slots(index)
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """What the vCPUs serve themselves with."""
+        return self._threads.deliveries
 
     @property
     def figures(self) -> Any:
         """The C core's ``struct vm_incoming``: statistics of the threads."""
-        return self._incoming
+        return self._threads.shared
 
     def requested_pages(self) -> NDArray[np.void]:
         """The way of each page that was asked for: a copy, of ``blocktime.STAGE_DTYPE``.
 
         Only after the threads have ended.
         """
-        parts = [np.empty(0, STAGE_DTYPE)]
-        incoming = self._incoming
-        for part in (incoming.stages_main, incoming.stages_urgent, *self.deliveries.stages):
-            if part.count:
-                buffer = core.ffi.buffer(part.record, part.count * STAGE_DTYPE.itemsize)
-                parts.append(np.frombuffer(buffer, STAGE_DTYPE).copy())
-        return np.concatenate(parts)
+        return self._threads.requested_pages()
 
     # ---- the way back ----
 
@@ -467,18 +372,18 @@ class IncomingPostcopy:
         if self.state is PostcopyState.END:
             return
         if not failed and self.complete:
-            self._hear_out()
+            self._threads.hear_out()
         self._enter(PostcopyState.END)
         self._note("postcopy_ram_incoming_cleanup_entry")
         steps: list[Callable[[], object]] = [
             self._thp_on,
             self.memory.unregister,
-            self._stop_threads,
+            self._threads.stop,
             self._close_collapse,
             partial(self._note, "postcopy_ram_incoming_cleanup_join"),
             self._close_uffd,
             partial(self._note, "postcopy_ram_incoming_cleanup_closeuf"),
-            self._forget_clients,
+            self._threads.forget_clients,
             self._allow_ballooning,
             self._lock_again,
             lambda: self._close(failed),
@@ -486,91 +391,36 @@ class IncomingPostcopy:
         ]
         run_all(steps)
 
-    def _hear_out(self) -> None:
-        """As in QEMU the listen thread ends first, with the source's word that all is sent; one
-        that does not come is not needed any more."""
-        for thread in self._threads:
-            if thread.name == "listen":
-                thread.join(LAST_WORDS_S)
-
     def _thp_on(self) -> None:
         for block in self.memory.blocks:
             if block.address:
                 block.set_thp(True)
 
-    def _stop_threads(self) -> None:
-        """Raises MigrationError when one does not end: then what it uses stays open."""
-        self._quit.ring()
-        self.deliveries.let_go()
-        self._stuck = [
-            thread.name for thread in self._threads if not thread.join(THREAD_PATIENCE_S)
-        ]
-        self._stuck += self.deliveries.close(THREAD_PATIENCE_S)
-        if self._stuck:
-            raise MigrationError(f"threads that do not end: {', '.join(self._stuck)}")
-
     @property
     def stuck(self) -> bool:
         """Whether a thread did not end when it was told to: what it uses must stay."""
-        return bool(self._stuck)
+        return self._threads.stuck
 
     def _close_collapse(self) -> None:
         """Before a balloon may take hugepages apart."""
-        if not self._stuck:
+        if not self.stuck:
             self.collapse.close()
             self.warnings += self.collapse.warnings
 
     def _close_uffd(self) -> None:
         """Not while a thread might still use it: a number closed now can be somebody else's file in
         a moment."""
-        if self.uffd is not None and not self._stuck:
+        if self.uffd is not None and not self.stuck:
             self.uffd.close()
 
     def _close(self, failed: bool) -> None:
         """Shut the return path, saying whether there was an error, and close all channels."""
-        if self._stuck:
+        if self.stuck:
             return
         # Closing says the same; and this end must not wait for a source that does not read.
         try_send(self._ends.return_path, Message.SHUT, pages=int(failed))
         self._ends.close()
-        self._quit.close()
-
-    # ---- pieces ----
-
-    def _fill_incoming(self) -> None:
-        incoming = self._incoming
-        incoming.ram = self.ram
-        incoming.uffd = -1
-        incoming.main_fd = self._ends.main.fileno()
-        incoming.urgent_fd = self._ends.urgent_fd
-        incoming.return_fd = self._ends.return_path.fileno()
-        incoming.quit_fd = self._quit.fd
-        incoming.bell_fd = self._bell.fd
-        incoming.vcpu_tid = self._vcpu_tid
-        incoming.vcpu_faults = self._vcpu_faults
-        incoming.walker = self._followed(self._vcpus)
-        incoming.vcpus = self._vcpus
-
-    def _start(self, name: str, loop: Any, *arguments: int, cpus: CpuSet | None = None) -> CThread:
-        run = partial(core.call, loop, self._incoming, *arguments)
-        thread = CThread(name, run, self._bell, cpus)
-        self._threads.append(thread)
-        thread.start()
-        return thread
-
-
-def _release(incoming: Any) -> None:
-    for stages in (incoming.stages_main, incoming.stages_urgent):
-        core.lib.vm_stages_release(core.ffi.addressof(stages))
-
-
-def _two_listen(blocks: RAMList) -> bool:
-    """To map pages that are there is all the work with them, and each CPU does as much of it."""
-    return any(block.in_image for block in blocks) and len(os.sched_getaffinity(0)) > 1
-
-
-def _wanted_features() -> Feature:
-    return Feature.THREAD_ID | Feature.MISSING_HUGETLBFS | Feature.MISSING_SHMEM
+        self._threads.close()
 
 
 def _check_discard(block: RAMBlock, offset: int, length: int) -> None:
@@ -581,26 +431,3 @@ def _check_discard(block: RAMBlock, offset: int, length: int) -> None:
         )
     if offset + length > block.size:
         raise ProtocolError(f"{where} lies outside its {block.size:#x} bytes")
-
-
-def _differences(ours: Summary, theirs: Summary) -> list[str]:
-    """What differs between two summaries, in words."""
-    found = []
-    if theirs.target_page_size != ours.target_page_size:
-        found.append(
-            f"target page size {theirs.target_page_size} at the source, "
-            f"{ours.target_page_size} here"
-        )
-    if [block.name for block in ours.blocks] != [block.name for block in theirs.blocks]:
-        here = ", ".join(block.name for block in ours.blocks)
-        there = ", ".join(block.name for block in theirs.blocks)
-        return [*found, f"blocks {there} at the source, {here} here"]
-    for our, their in zip(ours.blocks, theirs.blocks, strict=True):
-        if our.size != their.size:
-            found.append(
-                f"block {our.name}: {counted(their.size, 'byte')} at the source, {our.size} here"
-            )
-        if our.page_size != their.page_size:
-            there, here = format_size(their.page_size), format_size(our.page_size)
-            found.append(f"block {our.name}: pages of {there} at the source, {here} here")
-    return found

@@ -18,6 +18,7 @@ from vmemu.errors import CoreError, HostError
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import identify
 from vmemu.host.raising import raised
+from vmemu.host.settings import bounds
 from vmemu.pagefit import HERE
 from vmemu.privilege import as_root
 from vmemu.units import counted, format_size
@@ -75,8 +76,8 @@ class Granted(NamedTuple):
 def granted_here() -> Granted:
     """Those of this process, and of all that it starts."""
     identity = identify(HostFiles())
-    files, files_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_NOFILE))
-    size, size_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_FSIZE))
+    files, files_hard = bounds(resource.RLIMIT_NOFILE)
+    size, size_hard = bounds(resource.RLIMIT_FSIZE)
     return Granted(
         files=files,
         files_hard=files_hard,
@@ -94,10 +95,6 @@ def _open_files(most: int) -> int:
         return len(os.listdir("/proc/self/fd")) - 1  # but for that of the list itself
     except OSError:
         return most
-
-
-def _bounded(value: int) -> int | None:
-    return None if value == resource.RLIM_INFINITY else value
 
 
 def files_needed(scenario: Scenario, *, events: bool = False) -> int:

@@ -27,7 +27,7 @@ import struct
 from typing import Any, NamedTuple
 
 from vmemu.errors import ProtocolError
-from vmemu.units import counted
+from vmemu.units import counted, format_size
 
 VERSION = 2
 HEADER = struct.Struct("<HHIQIIQQ")
@@ -119,6 +119,28 @@ class Summary(NamedTuple):
             "blocks": [block._asdict() for block in self.blocks],
         }
         return json.dumps(document).encode()
+
+    def differences(self, theirs: Summary) -> list[str]:
+        """What differs in the source's summary from ours, in words."""
+        found = []
+        if theirs.target_page_size != self.target_page_size:
+            found.append(
+                f"target page size {theirs.target_page_size} at the source, "
+                f"{self.target_page_size} here"
+            )
+        if [block.name for block in self.blocks] != [block.name for block in theirs.blocks]:
+            here = ", ".join(block.name for block in self.blocks)
+            there = ", ".join(block.name for block in theirs.blocks)
+            return [*found, f"blocks {there} at the source, {here} here"]
+        for our, their in zip(self.blocks, theirs.blocks, strict=True):
+            name = our.name
+            if our.size != their.size:
+                sizes = f"{counted(their.size, 'byte')} at the source, {our.size} here"
+                found.append(f"block {name}: {sizes}")
+            if our.page_size != their.page_size:
+                there, here = format_size(their.page_size), format_size(our.page_size)
+                found.append(f"block {name}: pages of {there} at the source, {here} here")
+        return found
 
 
 def unpack_summary(payload: bytes) -> Summary:

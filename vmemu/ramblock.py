@@ -16,7 +16,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 from vmemu import addressspace, blockplace, core, hugepages, reservation
@@ -265,7 +264,7 @@ class RAMBlock:
             refusal = blockplace.in_another_place(file, what)
             raise HostError(*refusal).about(self.name, "path")
         if size > meminfo("MemAvailable:"):
-            raise HostError(what, Advice(_memory_advice())).about(self.name, "size")
+            raise HostError(what, _memory_advice()).about(self.name, "size")
         enough = blockplace.more_room(size, Space(mount, free, total))
         raise HostError(what, enough).about(self.name, "path")
 
@@ -398,16 +397,10 @@ def _mapping_limit(size: int) -> tuple[str, str] | None:
     return None
 
 
-def _memory_advice() -> str:
-    """How much memory a mapping could have had, and what would do."""
-    free = meminfo("MemAvailable:")
-    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
-        free = min(free, max(0, meminfo("CommitLimit:") - meminfo("Committed_AS:")))
-    # The source holds an image of the same size.
-    return (
-        f"{format_size(free, digits=3)} are free here, and a run takes about twice its RAM; "
-        "use smaller blocks, or free memory"
-    )
+def _memory_advice() -> Advice:
+    from vmemu.host.room import memory_advice  # who maps what there is has no need of it
+
+    return memory_advice()
 
 
 def seal_size(fd: int) -> None:

@@ -279,7 +279,7 @@ def test_what_the_source_can_not_accept_is_told_in_its_own_words(monkeypatch):
     def lie_first() -> None:
         # Of a block that nobody has named.
         said = b"\x11\0" + bytes(14) + b"\1\0\0\0" + bytes(20)
-        os.write(migration._ends.vcpus[0].return_path.fileno(), said)
+        os.write(migration._source.ends.vcpus[0].return_path.fileno(), said)
         run_guest()
 
     monkeypatch.setattr(migration, "_run_guest", lie_first)

@@ -326,7 +326,7 @@ def test_end_alone_lets_go_of_who_waits():
 
 
 def test_a_vcpu_that_runs_on_keeps_what_it_uses(monkeypatch):
-    monkeypatch.setattr("vmemu.postcopy.THREAD_PATIENCE_S", 0.05)
+    monkeypatch.setattr("vmemu.incoming_threads.THREAD_PATIENCE_S", 0.05)
     made = Destination(1)
     made.start()
     try:
@@ -340,7 +340,7 @@ def test_a_vcpu_that_runs_on_keeps_what_it_uses(monkeypatch):
         assert made.incoming.deliveries.close(0) == []
         made.ends.close()
         os.close(made.incoming.uffd.fd)
-        made.incoming._quit.close()
+        made.incoming._threads.close()
     finally:
         made.source.close()
         made.memory.unmap()

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MIB, Footprint, scenario, synthetic
+from support import MIB, scenario, synthetic
 
 from vmemu import images, plan
 from vmemu.config import Scenario
@@ -21,7 +19,7 @@ from vmemu.migration import Migration, Progress
 from vmemu.results import document, schema
 from vmemu.runstate import Run, StallError, VerificationError
 
-pytestmark = pytest.mark.usefixtures("in_place")
+pytestmark = pytest.mark.usefixtures("in_place", "nothing_left")
 
 ZEROS = {"kind": "seeded", "zero_share": 0.25}
 ANONYMOUS = {"name": "ram", "backing": "anonymous", "size": "512KiB", "content": ZEROS}
@@ -36,16 +34,6 @@ def in_place(userfault: None) -> None:
     """Shared memory can be the image here."""
     if not images.in_place_works():
         pytest.skip("this kernel has no UFFD_FEATURE_MINOR_SHMEM")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test no process, descriptor, thread or mapping of a migration is left."""
-    resource_tracker.ensure_running()  # multiprocessing's own; it stays as long as we do
-    images.in_place_works()
-    before = Footprint.now()
-    yield
-    assert before.left_by(Footprint.now()) == {}
 
 
 @pytest.fixture(params=LAYOUTS)

@@ -101,16 +101,16 @@ import sys
 if "run" in sys.orig_argv:
     import ctypes, time
     from vmemu.guest_worker import GuestWorker
-    from vmemu.migration import Migration
-    wait, waits = Migration._wait, GuestWorker.waiting
+    from vmemu.watch import Watch
+    wait, waits = Watch.wait, GuestWorker.waiting
     def hold_the_gil(self, over):
-        if self._phase == "guest":
-            while not any(one and one.seconds > 0.2 for one in map(waits, self.run_state.workers)):
+        if self.phase == "guest":
+            while not any(one and one.seconds > 0.2 for one in map(waits, self._run.workers)):
                 time.sleep(0.01)
             address = self._incoming.blocks[0].address + 3 * 4096
             ctypes.c_uint8.from_address(address).value
         wait(self, over)
-    Migration._wait = hold_the_gil
+    Watch.wait = hold_the_gil
 """
 
 

@@ -99,7 +99,7 @@ def test_what_the_source_can_not_accept_is_told_in_its_own_words(preempt, said, 
     run_guest = migration._run_guest
 
     def lie_first() -> None:
-        os.write(migration._ends.return_path.fileno(), said)
+        os.write(migration._source.ends.return_path.fileno(), said)
         run_guest()
 
     monkeypatch.setattr(migration, "_run_guest", lie_first)
@@ -141,7 +141,7 @@ def test_a_stopped_source_and_a_full_return_path_hold_up_nobody(preempt):
     def listen_and_stop() -> None:
         listen()
         os.kill(migration._source.process.pid, signal.SIGSTOP)
-        fill(migration._ends.return_path)
+        fill(migration._source.ends.return_path)
 
     migration._listen = listen_and_stop
     run = migration.run()

@@ -14,7 +14,7 @@ from vmemu.traces.figures.missing import MEANING
 from vmemu.traces.recordings import known_readers
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -35,9 +35,19 @@ def first_cells(page: Path) -> set[str]:
     return {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
 
 
+def files_named(page: Path) -> set[str]:
+    """Files of code, without their folders."""
+    return {Path(name).name for name in re.findall(r"[\w/]+\.(?:py|c|h)\b", page.read_text())}
+
+
+def with_source(header: str) -> str:
+    """A header is named with the source of its name, if there is one."""
+    return re.sub(r"\.h$", ".c", header)
+
+
 def sources() -> Iterator[Path]:
     for file in sorted((ROOT / "vmemu").rglob("*")):
-        if file.suffix in (".py", ".c") and file.name != "__init__.py":
+        if file.suffix in (".py", ".c", ".h") and file.name != "__init__.py":
             yield file.relative_to(ROOT)
 
 
@@ -50,9 +60,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_design_names_every_file_and_no_other() -> None:
-    text = (ROOT / "docs/design.md").read_text()
-    named = {Path(name).name for name in re.findall(r"[\w/]+\.(?:py|c)\b", text)}
-    assert named == {file.name for file in sources()}
+    there = {file.name for file in sources()}
+    named = files_named(ROOT / "docs/design.md")
+    assert {name for name in there if with_source(name) not in there - {name}} <= named
+    for page in (ROOT / "docs/design.md", *(ROOT / "docs/design").glob("*.md")):
+        assert files_named(page) <= there | {"Python.h"}, page
 
 
 def test_every_format_has_its_row() -> None:

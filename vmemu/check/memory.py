@@ -8,9 +8,8 @@ from vmemu.check.case import Case, End, Finding, names
 from vmemu.check.codes import Code
 from vmemu.check.verdict import Verdict
 from vmemu.host.raising import raised
-from vmemu.host.room import Room, is_of_process
+from vmemu.host.room import LESS, Room, is_of_process
 from vmemu.memoryneed import (
-    LESS,
     MemoryShortage,
     Need,
     maps_of,

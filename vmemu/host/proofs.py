@@ -17,6 +17,7 @@ from vmemu.errors import Advice, CoreError, HostError, HugepageShortage, mending
 from vmemu.host import thp_memory
 from vmemu.host.document import Backing, FaultKind, Proof
 from vmemu.memlock import locks_new_memory
+from vmemu.needed import OF_FAULT, features_of
 from vmemu.ramblock import BASE_PAGE, RAMBlock
 from vmemu.ramblock import Backing as BlockBacking
 from vmemu.units import format_size
@@ -48,26 +49,7 @@ class Kind:
     @property
     def features(self) -> tuple[Feature, ...]:
         """The features of userfaultfd without which there is no such fault."""
-        return _FEATURES[self.fault][self.backing]
-
-
-_FEATURES: dict[FaultKind, dict[Backing, tuple[Feature, ...]]] = {
-    "missing": {
-        "anonymous": (),
-        "shared": (Feature.MISSING_SHMEM,),
-        "hugetlbfs": (Feature.MISSING_HUGETLBFS,),
-    },
-    "minor": {
-        "anonymous": (),
-        "shared": (Feature.MINOR_SHMEM,),
-        "hugetlbfs": (Feature.MINOR_HUGETLBFS,),
-    },
-    "write_protect": {
-        "anonymous": (Feature.PAGEFAULT_FLAG_WP,),
-        "shared": (Feature.PAGEFAULT_FLAG_WP, Feature.WP_HUGETLBFS_SHMEM),
-        "hugetlbfs": (Feature.PAGEFAULT_FLAG_WP, Feature.WP_HUGETLBFS_SHMEM),
-    },
-}
+        return OF_FAULT[self.fault][BlockBacking(self.backing)]
 
 
 def every_kind() -> list[Kind]:
@@ -113,12 +95,7 @@ def prove(kinds: Iterable[Kind] | None = None, *, most_pages: int | None = None)
 
 
 def _all_features() -> Feature:
-    wanted = Feature(0)
-    for of_backing in _FEATURES.values():
-        for features in of_backing.values():
-            for feature in features:
-                wanted |= feature
-    return wanted
+    return features_of(group for of_backing in OF_FAULT.values() for group in of_backing.values())
 
 
 def _proof(kind: Kind, works: bool | None, why: str = "", remedy: str = "") -> Proof:

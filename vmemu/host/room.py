@@ -12,12 +12,16 @@ import os
 from typing import NamedTuple
 
 from vmemu import addressspace, meminfo
+from vmemu.errors import Advice
 from vmemu.host import cgroups
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity, identify
 from vmemu.host.raising import raised
 from vmemu.privilege import as_root
+from vmemu.units import format_size
 
+LESS = Advice("use smaller blocks, or free memory")
+"""To who needs more than there is, where nothing else sets a limit."""
 _STRICT = 2
 """vm.overcommit_memory: what is promised may not exceed the commit limit."""
 
@@ -88,6 +92,14 @@ def commit_room(files: HostFiles | None = None, identity: Identity | None = None
     rest -= min(mapped // 32, _reserve(files, "user_reserve_kbytes"))
     what = "the commit limit (vm.overcommit_memory is 2)"
     return Room(max(rest, 0), what, as_root("sysctl vm.overcommit_memory=0"))
+
+
+def memory_advice() -> Advice:
+    """How much memory a mapping could have had, and what would do."""
+    free = smallest(memory_room(), commit_room()).size
+    # The source holds an image of the same size.
+    had = f"{format_size(free, digits=3)} are free here, and a run takes about twice its RAM"
+    return Advice(f"{had}; {LESS}")
 
 
 def address_room(

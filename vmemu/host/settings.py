@@ -17,9 +17,9 @@ _THP = "/sys/kernel/mm/transparent_hugepage"
 
 def limits(files: HostFiles, identity: Identity) -> Limits:
     """The limits of who asks that a migration may meet."""
-    soft, hard = map(_bounded, resource.getrlimit(resource.RLIMIT_MEMLOCK))
-    files_soft, files_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_NOFILE))
-    size_soft, size_hard = map(_bounded, resource.getrlimit(resource.RLIMIT_FSIZE))
+    soft, hard = bounds(resource.RLIMIT_MEMLOCK)
+    files_soft, files_hard = bounds(resource.RLIMIT_NOFILE)
+    size_soft, size_hard = bounds(resource.RLIMIT_FSIZE)
     pages = files.number("/proc/sys/fs/pipe-user-pages-soft", "fs.pipe-user-pages-soft", must=False)
     return Limits(
         memlock_soft=soft,
@@ -35,8 +35,13 @@ def limits(files: HostFiles, identity: Identity) -> Limits:
     )
 
 
-def _bounded(value: int) -> int | None:
-    return None if value == resource.RLIM_INFINITY else value
+def bounds(which: int) -> tuple[int | None, int | None]:
+    """The soft and the hard limit of this process, None where there is none; ``which`` is as
+    ``resource.RLIMIT_NOFILE``."""
+    soft, hard = (
+        None if value == resource.RLIM_INFINITY else value for value in resource.getrlimit(which)
+    )
+    return soft, hard
 
 
 def thp(files: HostFiles) -> Thp:

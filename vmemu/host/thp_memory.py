@@ -43,7 +43,7 @@ def make_huge(block: RAMBlock) -> str:
     """
     if huge_bytes(block) == block.size:
         return ""
-    refused = _collapse(block)
+    refused = collapse(block)
     # A collapsed page of a file is mapped as a whole by the next touch.
     core.call(core.lib.vm_probe_populate, block.address, block.size)
     huge = huge_bytes(block)
@@ -59,7 +59,7 @@ def make_huge(block: RAMBlock) -> str:
     raise HostError(what, _remedy(block))
 
 
-def _collapse(block: RAMBlock) -> CoreError | None:
+def collapse(block: RAMBlock) -> CoreError | None:
     """Why not, None when the kernel did it."""
     refused = None
     for _ in range(_TRIES):

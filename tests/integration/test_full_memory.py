@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unittest.mock import Mock
 import pytest
 from support import BASE_PAGE, MIB, Footprint, anonymous, huge, scenario, shared
 
-from vmemu import hugepages, refusedpage
+from vmemu import core, hugepages, refusedpage
 from vmemu.errors import CoreError, HostError, PageRefused
 from vmemu.host import room
 from vmemu.host.cgroups import GroupLimit
@@ -24,6 +25,7 @@ from vmemu.migration import Migration
 from vmemu.postcopy import IncomingPostcopy
 from vmemu.refusedpage import explained
 from vmemu.results.document import build
+from vmemu.userfault import Feature, Userfaultfd
 from vmemu.verification import Verification
 
 
@@ -197,3 +199,23 @@ def test_what_is_no_lack_of_memory_stays_as_it_is() -> None:
             CoreError("poll", errno.ENOMEM),
         ):
             assert explained(error, memory.blocks) is error
+
+
+def test_two_channels_bring_a_page_for_which_there_is_room_once(tmpfs: Path) -> None:
+    """The kernel takes another page of the tmpfs before it sees that there is one already."""
+    block = shared(pages=1, path=str(tmpfs / "vram"))
+    with MemoryManager([block]) as memory, Userfaultfd(Feature.MISSING_SHMEM) as uffd:
+        memory.map()
+        block.discard()
+        fill(tmpfs)
+        memory.register(uffd)
+        page = core.ffi.new("char[]", BASE_PAGE)
+        with ThreadPoolExecutor(2) as channels:
+            for _ in range(3000):
+                block.discard()
+                both = [
+                    channels.submit(uffd.copy, block.address, page, BASE_PAGE, BASE_PAGE)
+                    for _ in range(2)
+                ]
+                assert [one.result() for one in both] == [True, True]
+        memory.unregister()

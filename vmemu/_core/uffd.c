@@ -6,6 +6,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "uffd_abi.h"
@@ -184,11 +185,36 @@ static bool other_request(struct placing *run, int64_t done)
     return false;
 }
 
+/*
+ * Whether the page is there, asked after ENOMEM. Two channels may bring the same page, and the
+ * kernel takes memory for it before it sees that there is one, which a tmpfs that is no larger than
+ * what is to lie in it has not. CONTINUE takes none; it says EFAULT of a hole.
+ */
+static bool is_there(const struct placing *run)
+{
+    struct uffd_continue there = {.range = {run->destination, run->page_size}};
+
+    return ioctl(run->fd, UFFDIO_CONTINUE, &there) == 0 || errno == EEXIST;
+}
+
+/* That memory may also be what another page lacks, for as long as the other thread has it. */
+static bool memory_may_come(unsigned tries)
+{
+    struct timespec moment = {0, 500 * 1000};
+
+    return tries < 200 && nanosleep(&moment, NULL) == 0;
+}
+
 static int place(struct placing run, const char *name, struct vm_error *err)
 {
+    unsigned tries = 0;
+
     while (run.left > 0) {
         int64_t done = place_once(&run);
 
+        if (done == -ENOMEM && is_there(&run)) {
+            done = -EEXIST;
+        }
         if (done > 0) {
             run.stats->partial += (uint64_t)done < run.left;
             advance(&run, (uint64_t)done);
@@ -206,7 +232,7 @@ static int place(struct placing run, const char *name, struct vm_error *err)
             sched_yield(); /* whoever changes the mappings needs the CPU to get done */
         } else if (done == -ENOENT || done == -ESRCH) {
             return 1;
-        } else {
+        } else if (done != -ENOMEM || !memory_may_come(tries++)) {
             errno = (int)-done;
             return vm_fail_errno(err, name, run.destination);
         }

@@ -122,7 +122,8 @@ class RAMBlock:
 
     def _map_descriptor(self) -> None:
         address = core.ffi.new("uint64_t *")
-        alignment = max(self.page_size, THP_SIZE)
+        # Smaller blocks can hold no transparent hugepage, and many of them share page tables so.
+        alignment = THP_SIZE if self.size >= THP_SIZE > self.page_size else self.page_size
         core.call(core.lib.vm_map, self.size, self._fd, alignment, address)
         self.address = address[0]
 

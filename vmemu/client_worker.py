@@ -437,16 +437,19 @@ def _serve(spec: ClientSpec, end: socket.socket) -> None:
         places = [status.waiting(slot + vcpu) for vcpu in range(spec.vcpus)]
         guest = _ClientGuest(spec, workload, block, shared, places)
         _send(end, "ready", [uffd.fd], base=block.address)
-        if _receive(end) == "go":
+        goes = _receive(end) == "go"
+        if goes:
             guest.run(end)
-        stopped = guest.stop()
+        guest.stop()
         _send(end, "done", **guest.figures())
+        if goes:
+            # stop: nothing else is left to be told. Were it not read, the owner would be told of a
+            # broken connection, and not what was sent last.
+            _receive(end)
         if not guest.ended:
             # A vCPU that waits for a page ends with this process. Were it let go, it would fill the
             # hole with zeros: for the guest, too.
             os._exit(0)
-        if not stopped:
-            _receive(end)  # stop: nothing else is left to be told
         uffd.unregister(block.address, block.size)
     guest.close()
     status.close()
@@ -529,15 +532,13 @@ class _ClientGuest:
         accesses = sum(int(worker.figures.accesses) for worker in self._workers)
         _send(end, "alive", accesses=accesses, waiting=told)
 
-    def stop(self) -> bool:
-        """End the replay of all vCPUs but those that wait for a page; whether there was any."""
-        running = not all(worker.done for worker in self._workers)
+    def stop(self) -> None:
+        """End the replay of all vCPUs but those that wait for a page."""
         for worker in self._workers:
             worker.stop()
         deadline = time.monotonic() + GRACE_S
         for worker in self._workers:
             worker.join(max(deadline - time.monotonic(), 0))
-        return running
 
     def figures(self) -> dict[str, Any]:
         """What ``ClientFigures`` is made of; without the latencies of a vCPU that waits."""

@@ -32,6 +32,10 @@ class Of(enum.Enum):
     FIGURE = "figure"  # ours alone: there is no other side
 
 
+UNEXPLAINED = "not yet explained"
+"""What is said of a missed target that nobody has found the reason of."""
+
+
 class Verdict(enum.Enum):
     MET = "met"
     MISSED = "MISSED"
@@ -62,6 +66,8 @@ class Row:
     """How often at most each side runs; None: as often as the command line says."""
     full_only: bool = False
     """Takes too long for --quick."""
+    held_by: str = ""
+    """What keeps it from its target where that is missed, as found by profiling."""
 
     def __post_init__(self) -> None:
         if (self.other is None) != (self.of is Of.FIGURE):
@@ -93,6 +99,11 @@ class Measured:
     verdict: Verdict = Verdict.SKIPPED
     reason: str = ""
     """Of a row that was skipped or failed."""
+
+    @property
+    def held_by(self) -> str:
+        """Why the target is missed; empty where it is not."""
+        return (self.row.held_by or UNEXPLAINED) if self.verdict is Verdict.MISSED else ""
 
     @property
     def judged(self) -> Spread | None:

@@ -35,7 +35,7 @@ def main() -> int:
         context = Context(Path(directory), quick=arguments.quick)
         chosen = choose(all_rows(context), arguments.names)
         if arguments.list:
-            print("\n".join(f"{row.name}: {row.what}" for row in chosen))
+            print(report.listing(chosen))
             return 0
         done: list[Measured] = []
         interrupted = False
@@ -44,10 +44,14 @@ def main() -> int:
             done.extend(_measured(row, context, arguments.repeats) for row in chosen)
         except KeyboardInterrupt:
             interrupted = True
+            print(" interrupted", file=sys.stderr)
+    text = report.table(done, interrupted=interrupted)
     # A document on standard output has it for itself.
-    print(report.table(done), file=sys.stderr if arguments.json == Path("-") else sys.stdout)
+    print(text, file=sys.stderr if arguments.json == Path("-") else sys.stdout)
     if arguments.json:
-        said = report.document(done, quick=arguments.quick, version=version("vmemu"))
+        said = report.document(
+            done, quick=arguments.quick, version=version("vmemu"), interrupted=interrupted
+        )
         _write(json.dumps(said, indent=1) + "\n", arguments.json)
     if interrupted:
         return 130
@@ -111,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 2 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures; - for stdout")
     parser.add_argument("--repeats", type=int, help="repetitions of each side")
-    parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")
+    parser.add_argument("--list", action="store_true", help="say what each row measures, no more")
     arguments = parser.parse_args()
     if arguments.repeats is not None and arguments.repeats < 1:
         parser.error("--repeats: a number from 1 on")

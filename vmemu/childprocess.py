@@ -18,7 +18,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vmemu.errors import HostError
+from vmemu.errors import Advice, HostError
+from vmemu.units import printable
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 LAST_STEPS_S = 0.5
 """How long a child may take to end by itself once its owner has closed."""
+_NOT_EXECUTED = 255
+"""What spawn's fork ends with when there is no executing the interpreter; it says no more."""
+_ANOTHER = Advice(
+    "run vmemu with an interpreter that can be executed, or name one with"
+    " multiprocessing.set_executable"
+)
 _TERMINALS = (signal.SIGINT, signal.SIGHUP)
 
 
@@ -47,7 +54,7 @@ class ChildProcess:
     def start(self) -> None:
         """Start it. The caller closes its own copies of the child's descriptors afterwards.
 
-        Raises HostError in a process that may have no children.
+        Raises HostError in a process that may have no children, and without an interpreter.
         """
         from multiprocessing import current_process
 
@@ -56,6 +63,11 @@ class ChildProcess:
                 f"{self.what} can't be started: this process is a daemon of multiprocessing, such "
                 "as a worker of its Pool, and may have no children; concurrent.futures has others"
             )
+        program = interpreter()
+        # access(2) knows nothing of capabilities, so its no is a reason to try and no more.
+        doubtful = not os.access(program, os.X_OK) or os.path.isdir(program)
+        if doubtful and (why := why_not_executed(program)):
+            raise HostError(f"{self.what} can't be started: {why}", _ANOTHER)
         with _without_main(), _without_interrupts():
             self.process.start()
 
@@ -73,7 +85,8 @@ class ChildProcess:
             return ""
         if code < 0:
             return f"{self.what} was killed by {signal_name(-code)}"
-        return f"{self.what} ended with exit code {code}"
+        why = why_not_executed(interpreter()) if code == _NOT_EXECUTED else ""
+        return f"{self.what} ended with exit code {code}{why and f' ({why})'}"
 
     def stop(self, patience_s: float) -> None:
         """Wait for its end, then kill it. Safe to call twice and before it was started."""
@@ -86,6 +99,32 @@ class ChildProcess:
         self._exitcode = self.process.exitcode
         self._closed = True
         self.process.close()  # it has descriptors, and they would wait for the garbage collector
+
+
+def interpreter() -> str:
+    """The program that children run; empty where this process does not know its own."""
+    from multiprocessing.spawn import get_executable
+
+    return os.fsdecode(get_executable() or "")
+
+
+def why_not_executed(program: str) -> str:
+    """Why it can't be executed, found out by doing it; empty when it can."""
+    if not program:
+        return "this process does not know its interpreter, as sys.executable is empty"
+    import subprocess
+
+    try:
+        with subprocess.Popen(
+            [os.path.abspath(program), "-c", ""],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as tried:
+            tried.kill()
+    except OSError as error:
+        return f"{printable(program, 300)} can't be executed: {error.strerror}"
+    return ""
 
 
 def signal_name(number: int) -> str:

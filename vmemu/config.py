@@ -334,6 +334,7 @@ def _validated(
     try:
         scenario = Scenario.model_validate(data, context=context)
     except ValidationError as error:
+        document.problems = wording.meant_as_truth(error, Scenario, document)
         document.problems += wording.problems(error, Scenario, document)
         document.problems += _beyond_wrong_kinds(error, context, document, data)
     document.problems += [document.problem(*found) for found in across(data)]

@@ -8,8 +8,8 @@ machine. So what is gained by CPUs of their own is laid against what four waking
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from vmemu.errors import Advice, HostError
 from vmemu.host import wakeup
 from vmemu.host.wakeup import Wakeup
 from vmemu.topology import place
-from vmemu.units import format_duration
+from vmemu.units import counted, format_duration
 
 if TYPE_CHECKING:
     from vmemu.workload import Workload
@@ -34,6 +34,8 @@ ACCESS_NS = 2
 """What an access on a page that is there takes."""
 COPIED_BYTES_PER_US = 2700
 """Of a page that is written, read and placed by one CPU."""
+SEEN_NS = 1000
+"""What is seen in a fault's figures of three digits."""
 ROUNDS = 5
 """How often a waking is timed at the start of a run: a few ms in all."""
 
@@ -65,6 +67,8 @@ class Placement:
     ``chosen`` for ``auto``, and ``why``.
 
     ``allowed`` are the CPUs that the run may use. ``wakeup`` is None where nothing was measured.
+    ``roles`` are those that have threads in this run; ``warning`` says what could not be done as
+    it was asked, empty for nothing.
     """
 
     asked: str
@@ -73,6 +77,8 @@ class Placement:
     allowed: CpuSet
     places: Places = field(default_factory=Places)
     wakeup: Wakeup | None = None
+    roles: Collection[str] = ROLES
+    warning: str = ""
 
     def cpus(self, role: str) -> CpuSet:
         """All CPUs of a role."""
@@ -87,7 +93,9 @@ class Placement:
             "why": self.why,
             "wakeup_same_ns": same,
             "wakeup_other_ns": other,
-            "cpus": {role: format_cpus(self.cpus(role)) for role in ROLES},
+            "cpus": {
+                role: format_cpus(self.cpus(role)) if role in self.roles else None for role in ROLES
+            },
         }
 
     def lift(self, pids: Iterable[int], threads: Iterable[int]) -> None:
@@ -124,6 +132,34 @@ def refusal(who: str, missing: CpuSet, allowed: CpuSet) -> tuple[str, Advice]:
     )
 
 
+def roles_of(scenario: Scenario) -> frozenset[str]:
+    """The roles that have threads: who serves itself needs a fault thread for clients alone."""
+    clients = bool(scenario.clients)
+    none = set() if clients else {"clients"}
+    if scenario.migration.postcopy.delivery == "sigbus" and not clients:
+        none.add("fault")
+    return frozenset(ROLES) - none
+
+
+def crowded(scenario: Scenario, cpus: int) -> str:
+    """Why ``spread`` can't keep those apart that hand a page to each other, on so many CPUs; empty
+    where it can, or another placement is asked for."""
+    if scenario.placement != "spread":
+        return ""
+    vcpus = scenario.guest.vcpus + sum(client.vcpus for client in scenario.clients)
+    postcopy = scenario.migration.postcopy
+    # Who serves itself has its server on the next CPU, so it takes two of them and no more.
+    paired = postcopy.delivery == "sigbus"
+    needed = max(vcpus, 2) if paired else vcpus + postcopy.fault_threads
+    if needed <= cpus:
+        return ""
+    served = "" if paired else " and the threads that serve their faults"
+    return (
+        f"spread has {counted(cpus, 'CPU')} for {counted(vcpus, 'vCPU')}{served}: some share one,"
+        f" and {needed} would keep them apart"
+    )
+
+
 def load_of(scenario: Scenario, workload: Workload) -> Load:
     """What the guest will do, from what its vCPUs replay."""
     import numpy as np
@@ -151,9 +187,11 @@ def decide(scenario: Scenario, workload: Workload) -> Placement:
     something depends on it."""
     allowed, load = affinity.allowed(), load_of(scenario, workload)
     here = affinity.current()
-    if scenario.placement != "auto" or len(allowed) == 1:
-        return choose(scenario.placement, allowed, here, load, None)
-    return choose("auto", allowed, here, load, wakeup.measure(here, ROUNDS))
+    measured = scenario.placement == "auto" and len(allowed) > 1
+    cost = wakeup.measure(here, ROUNDS) if measured else None
+    chosen = choose(scenario.placement, allowed, here, load, cost)
+    crowd = crowded(scenario, len(allowed))
+    return replace(chosen, roles=roles_of(scenario), warning=crowd)
 
 
 def choose(
@@ -185,13 +223,21 @@ def _auto(allowed: CpuSet, load: Load, cost: Wakeup | None) -> tuple[str, str]:
     same, other = cost.same_ns, cost.other_ns
     at_once = min(load.threads, len(allowed))
     together, apart = _costs(load, same, other, at_once)
+    told = _compared(load, _short(together), _short(apart), at_once)
+    why = f"waking a thread takes {_short(same)} on its own CPU and {_short(other)} on another"
+    return ("colocate" if together < apart else "none"), f"{why}: {told}"
+
+
+def _compared(load: Load, together: str, apart: str, at_once: int) -> str:
     one = "each vCPU beside its server" if load.paired else "all on one CPU"
+    fault = "a fault"
+    if load.compute_ns >= SEEN_NS:
+        fault = "a fault and what is computed until the next"
+    verb = "costs" if fault == "a fault" else "cost"
+    if together == apart:
+        return f"{fault} {verb} about {together}, with {one} as well as apart, so nothing is gained"
     beside = f", {at_once} at a time" if at_once > 1 else ""
-    why = (
-        f"waking a thread takes {_short(same)} on its own CPU and {_short(other)} on another: with"
-        f" {one} a fault costs about {_short(together)}, and apart {_short(apart)}{beside}"
-    )
-    return ("colocate" if together < apart else "none"), why
+    return f"with {one} {fault} {verb} about {together}, and apart {apart}{beside}"
 
 
 def _costs(load: Load, same_ns: int, other_ns: int, at_once: int) -> tuple[float, float]:

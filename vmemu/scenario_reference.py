@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from vmemu._config import dump, prose, wording, yamlfile
+from vmemu._config import dump, keys, prose, wording, yamlfile
+from vmemu._config.annotations import bare, is_model, members
 from vmemu.config import Scenario
 from vmemu.errors import InputError
 from vmemu.model import jsonschema
@@ -38,6 +39,8 @@ class Chapter:
     words: tuple[str, ...]
     """Single words that may stand in the place of a mapping."""
     variants: tuple[Variant, ...]
+    default: str = ""
+    """As ``_default`` tells it; empty for the whole."""
 
     @property
     def title(self) -> str:
@@ -71,9 +74,18 @@ def explain(field: str) -> str:
     rows = [row for chapter in chapters() for row in _rows_named(chapter, wanted)]
     if rows:
         return "\n".join(rows)
-    known = [name for chapter in chapters() for name in _names(chapter)]
-    remedy = wording.nearest(wanted, known)
-    raise InputError(f"a scenario has no field '{printable(field)}'; {remedy}")
+    raise InputError(f"a scenario has no field '{printable(field)}'; {_meant(wanted)}")
+
+
+def _meant(wanted: str) -> str:
+    """The remedy for a field that there is not: where its name, or one of its words, is known."""
+    fields = {name: field for chapter in chapters() for name, field in _fields(chapter)}
+    found = (
+        keys.ending_in(wanted, fields)
+        or [name for name, field in fields.items() if wanted in _words(field.annotation)]
+        or ([] if wording.close(wanted, fields) else keys.ending_alike(wanted, fields))
+    )
+    return keys.asked(found) if found else wording.nearest(wanted, fields)
 
 
 def schema() -> dict[str, Any]:
@@ -97,37 +109,38 @@ def chapters() -> list[Chapter]:
     return list(_chapters("", Scenario, "Everything but `blocks` and `guest.trace` has a default."))
 
 
-def _chapters(path: str, annotation: Any, about: str) -> Iterator[Chapter]:
+def _chapters(path: str, annotation: Any, about: str, default: str = "") -> Iterator[Chapter]:
     variants = tuple(_variants(annotation))
     if not variants:
         return
-    yield Chapter(path, about, tuple(_words(annotation)), variants)
+    yield Chapter(path, about, tuple(_words(annotation)), variants, default)
     for variant in variants:
         for name, field in variant.model.model_fields.items():
-            many = "[]" if get_origin(wording.bare(field.annotation)) is tuple else ""
+            many = "[]" if get_origin(bare(field.annotation)) is tuple else ""
             below = f"{path}.{name}{many}".lstrip(".")
-            yield from _chapters(below, field.annotation, field.description or "")
+            about = field.description or ""
+            yield from _chapters(below, field.annotation, about, _default(field))
 
 
 def _variants(annotation: Any) -> Iterator[Variant]:
     """The models that an annotation allows."""
-    annotation = wording.bare(annotation)
-    if wording.is_model(annotation):
+    annotation = bare(annotation)
+    if is_model(annotation):
         yield Variant("", annotation)
     elif get_origin(annotation) is tuple:
         yield from _variants(get_args(annotation)[0])
-    for tag, member in wording.members(annotation).items():
-        model = wording.bare(member)
-        if wording.is_model(model):
+    for tag, member in members(annotation).items():
+        model = bare(member)
+        if is_model(model):
             kind = "kind" in model.model_fields
             yield Variant(f"kind: {tag}" if kind else f"{{{tag}: ...}}", model)
 
 
 def _words(annotation: Any) -> list[str]:
-    bare = wording.bare(annotation)
-    if get_origin(bare) is Literal:
-        return [str(word) for word in get_args(bare)]
-    return [word for member in wording.members(bare).values() for word in _words(member)]
+    annotation = bare(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for member in members(annotation).values() for word in _words(member)]
 
 
 # ---- from a field to words ----
@@ -136,7 +149,7 @@ def _words(annotation: Any) -> list[str]:
 def _takes(field: FieldInfo) -> str:
     """The type in words, with its range."""
     words, means = [f"`{word}`" for word in _words(field.annotation)], dump.meaning(field)
-    many = get_origin(wording.bare(field.annotation)) is tuple
+    many = get_origin(bare(field.annotation)) is tuple
     if next(_variants(field.annotation), None):
         words += ["list of mappings"] if many else ["mapping", *_lists(field.annotation)]
     elif means and not words:
@@ -146,8 +159,8 @@ def _takes(field: FieldInfo) -> str:
 
 def _lists(annotation: Any) -> list[str]:
     """What is said of a mapping that may be a list of them as well."""
-    several = wording.members(wording.bare(annotation)).values()
-    return ["list of them"] if any(get_origin(wording.bare(m)) is tuple for m in several) else []
+    several = members(bare(annotation)).values()
+    return ["list of them"] if any(get_origin(bare(m)) is tuple for m in several) else []
 
 
 def _listed(words: list[str]) -> str:
@@ -166,7 +179,7 @@ def _range(field: FieldInfo) -> str:
         text = f", {_number(field, limits['ge'])} or more"
     elif "gt" in limits:
         text = f", more than {limits['gt']}"
-    elif "min_length" in limits and get_origin(wording.bare(field.annotation)) is tuple:
+    elif "min_length" in limits and get_origin(bare(field.annotation)) is tuple:
         text = f", {limits['min_length']} or more"
     return text
 
@@ -192,7 +205,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    words_alone = get_origin(wording.bare(field.annotation)) is Literal  # they stand beside it
+    words_alone = get_origin(bare(field.annotation)) is Literal  # they stand beside it
     example = f" Example: `{field.examples[0]}`" if field.examples and not words_alone else ""
     return f"{field.description}{example}"
 
@@ -203,7 +216,8 @@ def _meaning(field: FieldInfo) -> str:
 def _markdown(chapter: Chapter) -> str:
     parts = [f"## {chapter.title}", "", chapter.about, ""]
     if chapter.words:
-        parts += [f"One of the words {_listed([f'`{word}`' for word in chapter.words])}, or:", ""]
+        words = _listed([f"`{word}`" for word in chapter.words])
+        parts += [f"One of the words {words} ({chapter.default} by default), or:", ""]
     for variant in chapter.variants:
         if variant.title:
             parts += [f"### `{variant.title}`", "", inspect.getdoc(variant.model) or "", ""]
@@ -261,9 +275,11 @@ def _is_below(path: str, section: str) -> bool:
     return path == section or path.startswith(f"{section}.")
 
 
-def _names(chapter: Chapter) -> list[str]:
-    fields = [name for variant in chapter.variants for name in variant.model.model_fields]
-    return [f"{_key(chapter.path)}.{name}".lstrip(".") for name in dict.fromkeys(fields)]
+def _fields(chapter: Chapter) -> Iterator[tuple[str, FieldInfo]]:
+    """Of all its variants; the name is as a person asks for it."""
+    for variant in chapter.variants:
+        for name, field in variant.model.model_fields.items():
+            yield f"{_key(chapter.path)}.{name}".lstrip("."), field
 
 
 def _rows_named(chapter: Chapter, wanted: str) -> Iterator[str]:

@@ -36,7 +36,8 @@ def rows(context: Context) -> Iterable[Row]:
     )
     yield Row(
         "boot-blocktime",
-        "how long all vCPUs were stopped together, with the same",
+        "how long all vCPUs were stopped together, with fault-around, prefetch and the push in"
+        " recorded order",
         "ms",
         "all CPUs",
         rounds.figure("fewer", lambda result: result["blocktime"]["total_ns"] / 1e6),

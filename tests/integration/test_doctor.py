@@ -139,6 +139,9 @@ def test_a_place_that_can_not_be_written_is_told_before_anything_is_tried() -> N
         ("shared:missing", 0, "shared:missing: works"),
         ("anonymous:minor", 1, "anonymous memory is in no page cache"),
         ("hugetlbfs:64KiB:minor", 1, "no hugetlbfs memory of 64KiB pages here"),
+        ("shm", 0, "shm: works"),
+        ("sigbus", 0, "sigbus: works"),
+        ("channel: shn", 2, "the settings of a scenario shm, collapse, sigbus;"),
         ("THREAD_IT", 2, "is THREAD_ID meant?"),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 from support import scenario, synthetic
 
 from vmemu.config import Scenario
-from vmemu.cpulist import format_cpus
 from vmemu.errors import HostError
 from vmemu.migration import Migration
 from vmemu.results import document, schema
@@ -138,7 +137,7 @@ def test_named_cpus_are_kept_to_the_end():
         assert watched.seen[f"{phase} source"] == {LAST}
         assert FIRST in watched.seen[f"{phase} beside"]
     assert told["chosen"] == "explicit"
-    assert told["cpus"]["clients"] == format_cpus(ALLOWED)
+    assert told["cpus"]["clients"] is None  # there are none
 
 
 @two_cpus

@@ -160,9 +160,63 @@ def test_the_table_says_what_was_missed_and_why_something_is_not_in_it() -> None
     assert "ratio 3 (3 to 4.5)" in lines[1]
     assert lines[1].endswith("<= 1.15  MISSED")
     assert lines[2:] == [
+        "MISSED: some-row: not yet explained",
         "skipped: first, second: no stress-ng",
         "3 rows: 1 MISSED, 2 skipped",
     ]
+
+
+def test_a_missed_target_stands_beside_what_holds_it() -> None:
+    def measured(ours: float) -> Measured:
+        return measure(row([ours], [1], [], target=1.15, held_by="memory that is in no cache"), 1)
+
+    missed, met = measured(3), measured(1)
+    assert report.table([missed]).splitlines()[2:] == [
+        "MISSED: some-row: memory that is in no cache",
+        "1 row: 1 MISSED",
+    ]
+    assert "no cache" not in report.table([met])
+    document = report.document([missed, met, *some_measured()], quick=True, version="0")
+    assert [one["held_by"] for one in document["rows"]] == [
+        "memory that is in no cache", "", "not yet explained", "", "",
+    ]  # fmt: skip
+
+
+def test_what_was_interrupted_says_so() -> None:
+    assert report.table([], interrupted=True) == "interrupted after no rows"
+    done = [measure(row([1], [1], [], target=2), 1)]
+    assert report.table(done, interrupted=True).endswith("\ninterrupted after 1 row: 1 met")
+    assert report.document(done, quick=True, version="0", interrupted=True)["interrupted"]
+
+
+def test_ctrl_c_in_the_first_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed() -> float:
+        raise KeyboardInterrupt
+
+    first = Row("first", "", "us", "", pressed, target=1, of=Of.FIGURE)
+    monkeypatch.setattr(run, "all_rows", lambda _: [first])
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    assert run.main() == 130
+    said = capsys.readouterr()
+    assert said.out == "interrupted after no rows\n"
+    assert said.err == "first ... interrupted\n"
+
+
+def test_the_list_tells_rows_apart(tmp_path: Path) -> None:
+    lines = report.listing(run.all_rows(Context(tmp_path))).splitlines()
+    said = [line.partition(": ")[2] for line in lines]
+    assert len(set(said)) == len(said)
+    assert lines[0] == (
+        "fault-4k-one-p50: p50 of faults on 4 KiB anonymous pages through a pipe; one CPU;"
+        " beside floor, one thread; ratio <= 1.15"
+    )
+    of = {line.partition(":")[0]: line for line in lines}
+    assert of["shm-push"].endswith("; all CPUs; alone; figure >= 20 GiB/s")
+    assert of["start"].endswith("; beside a bare interpreter; difference <= 250 ms")
+    assert of["shm-push-floor"].endswith("; beside floor, UFFDIO_CONTINUE; no target")
+    assert of["replay-1e9"].endswith("; ratio >= 0.9; not with --quick")
 
 
 def test_the_document_has_every_figure() -> None:

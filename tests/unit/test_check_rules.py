@@ -20,7 +20,17 @@ from vmemu.check.codes import Code
 from vmemu.check.judge import judge
 from vmemu.check.verdict import ScenarioReport
 from vmemu.errors import ConfigError
-from vmemu.host.document import Cpus, HostDocument, Kernel, Mount, Proof, Thp, Userfault, Way
+from vmemu.host.document import (
+    Collapsing,
+    Cpus,
+    HostDocument,
+    Kernel,
+    Mount,
+    Proof,
+    Thp,
+    Userfault,
+    Way,
+)
 from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
 from vmemu.ramblock import Backing
 from vmemu.userfault import Feature
@@ -496,6 +506,10 @@ def test_blocks_that_stay_in_small_pages_are_degraded(judged: Judging) -> None:
     of_shared = (*host().proofs, failed.model_copy(update={"backing": "shared"}))
     assert judged(small, on=host(thp=huge_pages, proofs=of_shared)).verdict == "ok"
     assert judged(ram("4MiB"), on=host()).verdict == "ok"
+    # What was tried there says more than the settings and other proofs.
+    holes = Collapsing(backing="anonymous", works=False, why="this kernel fills pages")
+    tried = judged(small, on=host(thp=huge_pages, collapse=(holes,)))
+    assert "this kernel fills pages" in only(Code.COLLAPSE, tried)["message"]
 
 
 def test_what_a_document_has_no_proof_of_is_unknown(judged: Judging) -> None:
@@ -595,6 +609,13 @@ def test_named_cpus_within_one_host_are_all_its_own(judged: Judging) -> None:
     found = only(Code.CPUS, judged(ram(), placement={"listen": 1, "push": "1-2"}))
     assert "CPU 2 is not among those that vmemu on" in found["message"]
     assert found["message"].endswith("may use (0-1)")
+
+
+def test_spread_over_too_few_cpus_is_degraded(judged: Judging) -> None:
+    found = only(Code.CPUS, judged(ram(), placement="spread", guest=guest(vcpus=3)))
+    assert (found["verdict"], found["remedy"]) == ("degraded", "placement: auto")
+    assert "spread has 2 CPUs for 3 vCPUs" in found["message"]
+    assert judged(ram(), placement="colocate", guest=guest(vcpus=3)).verdict == "ok"
 
 
 def test_traces_are_not_laid_on_what_no_memory_holds(judged: Judging) -> None:

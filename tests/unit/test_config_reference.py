@@ -93,11 +93,25 @@ def test_fields_are_explained(field: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "said"),
-    [("guest.vcpu", "'guest.vcpus'"), ("nix", "use one of name, seed"), ("a..b", "is no path")],
+    [
+        ("guest.vcpu", "'guest.vcpus'"),
+        ("nix", "use one of name, seed"),
+        ("a..b", "is no path"),
+        ("fault_around", "did you mean 'migration.postcopy.fault_around'?"),
+        ("postcopy.prefetch", "did you mean 'migration.postcopy.prefetch'?"),
+        ("faultaround", "did you mean 'migration.postcopy.fault_around'?"),
+        ("bandwidth", "'migration.precopy.bandwidth' or 'migration.postcopy.bandwidth'?"),
+        ("sigbus", "did you mean 'migration.postcopy.delivery'?"),
+        ("on_complete", "did you mean 'blocks.collapse'?"),
+    ],
 )
 def test_what_is_no_field_has_a_remedy(field: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         run("explain", field)
+
+
+def test_a_word_that_is_the_default_is_told_where_it_is_explained() -> None:
+    assert "`spread` or `none` (`auto` by default), or:" in run("explain", "placement")
 
 
 def test_defaults_of_the_schema_are_as_a_scenario_writes_them() -> None:

@@ -136,6 +136,20 @@ def test_what_is_chosen_depends_on_cost_and_guest(cost, load, chosen):
     assert auto(cost, load).chosen == chosen
 
 
+@pytest.mark.parametrize(
+    ("cost", "load", "words"),
+    [
+        (SLOW, Load(), "with all on one CPU a fault costs about 13.5us, and apart 242us"),
+        (SLOW, Load(threads=2, compute_ns=10**6), "one CPU a fault and what is computed until the"),
+        (QUICK, Load(threads=2, page_bytes=2 << 20), "a fault costs about 789us, with all on one"),
+    ],
+)
+def test_why_says_what_was_compared(cost, load, words):
+    why = auto(cost, load).why
+    assert words in why
+    assert ("nothing is gained" in why) == (load.page_bytes > 4096)
+
+
 def test_what_could_not_be_measured_is_left_to_the_scheduler():
     found = auto(Wakeup(None, None, "no more threads"))
     assert found.why == "what waking a thread costs could not be measured: no more threads"
@@ -197,6 +211,49 @@ def test_a_hugepage_faults_once():
     huge = {"name": "huge", "backing": "hugetlbfs", "page_size": "2MiB", "size": "8MiB"}
     load = loaded(blocks=[huge], guest={"trace": synthetic("uniform", accesses=400)})
     assert (load.page_bytes, load.compute_ns) == (2 << 20, 100 * placement.ACCESS_NS)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "client", "absent"),
+    [
+        ("thread", False, ["clients"]),
+        ("thread", True, []),
+        ("sigbus", False, ["clients", "fault"]),
+        ("sigbus", True, []),  # whose faults the vCPUs don't serve
+    ],
+)
+def test_only_threads_that_there_are_have_cpus(delivery, client, absent):
+    blocks = [{"name": "ram", "backing": "shared", "size": "1MiB"}]
+    clients = [{"name": "c", "block": "ram", "trace": synthetic("permutation")}]
+    made = scenario(
+        blocks,
+        placement="none",
+        clients=clients if client else [],
+        migration={"postcopy": {"delivery": delivery}},
+    )
+    found = placement.decide(made, make_workload(made, blocks_of(made))[0])
+    cpus = found.described()["cpus"]
+    assert [role for role in ROLES if cpus[role] is None] == absent
+
+
+@pytest.mark.parametrize(
+    ("word", "vcpus", "delivery", "cpus", "words"),
+    [
+        ("spread", 1, "thread", 2, ""),
+        ("spread", 2, "thread", 2, "has 2 CPUs for 2 vCPUs and the threads that serve their"),
+        ("spread", 1, "thread", 1, "has 1 CPU for 1 vCPU and"),
+        ("spread", 2, "sigbus", 2, ""),
+        ("spread", 5, "sigbus", 2, "5 vCPUs: some share one, and 5 would keep them apart"),
+        ("spread", 1, "sigbus", 1, "and 2 would keep them apart"),
+        ("colocate", 5, "thread", 1, ""),
+    ],
+)
+def test_spread_says_when_it_has_too_few_cpus(word, vcpus, delivery, cpus, words):
+    guest = {"vcpus": vcpus, "trace": synthetic("permutation")}
+    made = scenario(guest=guest, placement=word, migration={"postcopy": {"delivery": delivery}})
+    said = placement.crowded(made, cpus)
+    assert words in said
+    assert bool(words) == bool(said)
 
 
 def named(**lists: object) -> Scenario:

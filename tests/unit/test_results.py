@@ -477,6 +477,39 @@ def test_a_completed_run_in_plain_text(example: dict[str, Any]) -> None:
     assert lines[-1].startswith("next: vmemu run quickstart.yaml --json ")
 
 
+def test_settings_that_are_not_the_usual_ones_are_told(example: dict[str, Any]) -> None:
+    assert "settings" not in terminal.plain(example)
+    assert "mapped" not in terminal.plain(example)
+    assert "came along" not in terminal.plain(example)
+    postcopy = example["scenario"]["migration"]["postcopy"]
+    postcopy |= {"delivery": "sigbus", "fault_around": 64, "prefetch": "adaptive"}
+    postcopy["push_order"] = "recorded"
+    example["scenario"]["channel"]["kind"] = "shm"
+    example["channel"] = {"kind": "shm", "pages": {"copied": 4096, "continued": 1023}}
+    lines = {line.partition(" ")[0]: line for line in terminal.plain(example).splitlines()}
+    assert lines["settings"].endswith(
+        "  channel shm, delivery sigbus, fault_around 64, prefetch adaptive, push_order recorded"
+    )
+    assert lines["came"] == "came along   none"
+    assert lines["throughput"].endswith("/s; 1,023 pages mapped in place, 4,096 copied")
+
+
+def test_the_placement_has_the_threads_that_there_are(example: dict[str, Any]) -> None:
+    where = "vcpus, fault, urgent on CPU 0; listen, push on CPU 1 (colocate: "
+    assert where in terminal.plain(example)
+    example["placement"]["cpus"]["fault"] = None
+    assert where.replace("fault, ", "") in terminal.plain(example)
+
+
+def test_warnings_are_shown(example: dict[str, Any]) -> None:
+    example["warnings"] = ["block ram stays in small pages: refused", "spread has 1 CPU"]
+    shown = terminal.plain(example).splitlines()
+    assert [line for line in shown if line.startswith("warning")] == [
+        "warning      block ram stays in small pages: refused",
+        "warning      spread has 1 CPU",
+    ]
+
+
 def test_columns_are_aligned(example: dict[str, Any]) -> None:
     lines = terminal.plain(example).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("block "))

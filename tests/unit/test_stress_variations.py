@@ -177,6 +177,7 @@ def test_every_dimension_is_seen() -> None:
     assert set(seen) == {
         "balloon",
         "clients",
+        "colocated",
         "collapsed to hugepages",
         "converging pre-copy",
         "demand faults alone",
@@ -187,6 +188,7 @@ def test_every_dimension_is_seen() -> None:
         "dirty tracking by the replay",
         "fixed rate",
         "guest at the source first",
+        "left to the scheduler",
         "limited push",
         "locked memory",
         "mixed page sizes",
@@ -197,6 +199,7 @@ def test_every_dimension_is_seen() -> None:
         "push",
         "release_ram",
         "several fault threads",
+        "spread apart",
         "several vCPUs",
         "shared memory",
     }

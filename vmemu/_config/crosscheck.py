@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from vmemu import units
 from vmemu._config import wording, yamlfile
 from vmemu._config.deliveries import across_delivery
+from vmemu._config.placing import across_placement
 from vmemu._config.ranges import Found, across_synthetic, patterns_at
 from vmemu._config.types import REGION_GRAIN, Region, parse_region
 
@@ -64,7 +65,7 @@ def across(data: dict[str, Any]) -> list[Found]:
                     )
                 )
             paths.add(os.path.normpath(path))
-    found += _across_memory(data) + across_delivery(data)
+    found += _across_memory(data) + across_delivery(data) + across_placement(data)
     for trace in _traces(data, ("guest", "trace")):
         found += _across_map(data, (*trace, "map"), named)
         found += across_synthetic(data, (*trace, "synthetic"), _sizes(named), _sum(named))

@@ -25,6 +25,11 @@ def across_delivery(data: Any) -> list[Found]:
         what = "with 'delivery: sigbus' each vCPU serves itself: nobody else reads its faults"
         remedy = "leave out fault_threads, or use 'delivery: thread'"
         found.append(((*_POSTCOPY, "fault_threads"), what, remedy))
+    placed = yamlfile.value_at(data, ("placement", "fault"))
+    if placed is not None and not yamlfile.value_at(data, ("clients",)):
+        what = "with 'delivery: sigbus' each vCPU serves itself: there is no fault thread"
+        remedy = "leave out fault, or use 'delivery: thread'"
+        found.append((("placement", "fault"), what, remedy))
     around = postcopy.get("fault_around", 0)
     carried = {
         "fault_around": isinstance(around, int) and around > 1,

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from vmemu._config import yamlfile
+from vmemu._config import scalars
 from vmemu._config.types import Means
 from vmemu.model.base import Model
 from vmemu.model.fields import FieldInfo
@@ -79,13 +79,13 @@ class _Dumper(yaml.SafeDumper):
 
     def text(self, value: str) -> yaml.Node:
         """Plain where it stays text to every reader, else in quotes."""
-        trap = yamlfile.find_trap(value) or not isinstance(yamlfile.plain_value(value), str)
+        trap = scalars.find_trap(value) or not isinstance(scalars.plain_value(value), str)
         return self.represent_scalar("tag:yaml.org,2002:str", value, style='"' if trap else None)
 
     def number(self, value: float) -> yaml.Node:
         """In digits, without an exponent; what is too tiny for that as text, which has one."""
         digits = format(Decimal(repr(value)), "f")
-        if yamlfile.find_trap(digits):
+        if scalars.find_trap(digits):
             return self.text(repr(value))
         return self.represent_scalar("tag:yaml.org,2002:float", digits)
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from vmemu._config import wording
+from vmemu._config import wording, yamlfile
+from vmemu._config.ranges import Found
 from vmemu._config.section import Section
 from vmemu._config.types import Means, validator
 from vmemu._config.wording import refuse
@@ -56,6 +57,23 @@ class CpuLists(Section):
     push: CpuList | None = Field(
         default=None, description="The background push, and pre-copy.", examples=["1"]
     )
+
+
+_EMPTY = "names no CPUs", "name some, such as {vcpus: 0-1, fault: 0}, or use none"
+
+
+def across_placement(data: Any) -> list[Found]:
+    """CPUs for nobody: a mapping without any, and for clients where there are none."""
+    lists = yamlfile.value_at(data, ("placement",))
+    if not isinstance(lists, dict):
+        return []
+    named = [role for role, cpus in lists.items() if cpus is not None]
+    if not named:
+        return [(("placement",), *_EMPTY)]
+    if "clients" not in named or yamlfile.value_at(data, ("clients",)):
+        return []
+    remedy = "leave out clients, or add 'clients:' to the scenario"
+    return [(("placement", "clients"), "the scenario has no clients", remedy)]
 
 
 Words = Literal["auto", "colocate", "spread", "none"]

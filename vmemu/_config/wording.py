@@ -8,15 +8,19 @@ in the YAML, which is the fault's ``loc`` without the tags that unions add to it
 from __future__ import annotations
 
 import copy
-import types
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from vmemu._config.yamlfile import Document, Path, Unreadable, value_at
+from vmemu._config import keys
+from vmemu._config.annotations import bare, is_model, members
+from vmemu._config.scalars import truth
+from vmemu._config.yamlfile import Document, Path, Unreadable, field_name, value_at
 from vmemu.errors import Problem
 from vmemu.model.base import Model
 from vmemu.model.faults import Fault, Refusal, ValidationError
-from vmemu.model.fields import Discriminator, FieldInfo, Tag
+from vmemu.model.fields import Discriminator, FieldInfo
 from vmemu.units import printable
 
 _REFUSED = "refused"
@@ -55,15 +59,15 @@ def show(value: Any) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The remedy for a ``word`` that is none of ``known``: the nearest of them, or all."""
     known = list(known)
-    close = _close(word, known)
-    if close:
-        return f"did you mean '{printable(close[0])}'?"
+    near = close(word, known)
+    if near:
+        return f"did you mean '{printable(near[0])}'?"
     if not known:
         return "remove it"
-    return f"use one of {', '.join(printable(k) for k in known[:16])}"
+    return f"use {'one of ' if len(known) > 1 else ''}{', '.join(printable(k) for k in known[:16])}"
 
 
-def _close(word: str, known: Iterable[str]) -> list[str]:
+def close(word: str, known: Iterable[str]) -> list[str]:
     """The one of ``known`` that is nearest to ``word``, if any is near."""
     import difflib
 
@@ -88,6 +92,22 @@ def problems(error: ValidationError, model: type[Model], document: Document) -> 
     return list(found)
 
 
+def meant_as_truth(error: ValidationError, model: type[Model], document: Document) -> list[Problem]:
+    """The problems of the document: of a word such as 'on' they say what its field takes, where
+    that is something else than true or false."""
+    takes: dict[str, str] = {}
+    for fault in error.faults:
+        spot = _spot(fault.loc, model)
+        value = value_at(document.data, spot.path)
+        on = truth(value.text) if isinstance(value, Unreadable) else None
+        if on is not None and fault.type not in ("bool_type", "string_type", "missing"):
+            takes[field_name(spot.path)] = _words(fault._replace(value=on), spot, document)[2]
+    return [
+        replace(problem, remedy=takes.get(problem.field, problem.remedy))
+        for problem in document.problems
+    ]
+
+
 def with_kinds_guessed(error: ValidationError, model: type[Model], data: Any) -> Any:
     """A copy of ``data`` in which each misspelt ``kind`` is what was probably meant; None when
     nothing can be guessed."""
@@ -97,18 +117,18 @@ def with_kinds_guessed(error: ValidationError, model: type[Model], data: Any) ->
             continue
         spot = _spot(fault.loc, model)
         kind, kinds = str(fault.value.get("kind"))[:100], members(spot.annotation)
-        close = _close(kind, kinds)
-        if close:
+        near = close(kind, kinds)
+        if near:
             guessed = copy.deepcopy(data) if guessed is None else guessed
-            value_at(guessed, spot.path)["kind"] = close[0]
+            value_at(guessed, spot.path)["kind"] = near[0]
     return guessed
 
 
 def _meant(spot: _Spot) -> Path:
     """The path of the field that an unknown key probably means; empty if there is none."""
     fields = spot.parent.model_fields if spot.parent else {}
-    close = _close(str(spot.path[-1]), fields)
-    return (*spot.path[:-1], close[0]) if close else ()
+    near = close(str(spot.path[-1]), fields)
+    return (*spot.path[:-1], near[0]) if near else ()
 
 
 def _follows(fault: Fault, value: Any) -> bool:
@@ -126,6 +146,7 @@ class _Spot(NamedTuple):
     parent: type[Model] | None
     field: FieldInfo | None
     annotation: Any
+    root: type[Model]
     union: dict[str, Any]
     """The members by their tags, if the model around it is one of a union."""
 
@@ -151,34 +172,7 @@ def _spot(loc: tuple[int | str, ...], model: type[Model]) -> _Spot:
             annotation = member
         else:
             path, annotation = (*path, item), None
-    return _Spot(path, parent, field, bare(annotation), union)
-
-
-def is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Model)
-
-
-def bare(annotation: Any) -> Any:
-    """``annotation`` without Annotated[...] around it and without '| None'."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, types.UnionType):
-        rest = [a for a in get_args(annotation) if a is not type(None)]
-        if len(rest) == 1:
-            return bare(rest[0])
-    return annotation
-
-
-def members(annotation: Any) -> dict[str, Any]:
-    """The members of a union by their tags."""
-    if get_origin(annotation) not in (Union, types.UnionType):
-        return {}
-    return {
-        extra.tag: member
-        for member in get_args(annotation)
-        for extra in getattr(member, "__metadata__", ())
-        if isinstance(extra, Tag)
-    }
+    return _Spot(path, parent, field, bare(annotation), model, union)
 
 
 def _words(fault: Fault, spot: _Spot, document: Document) -> tuple[Path, str, str]:
@@ -212,8 +206,15 @@ def _of_another_kind(kinds: list[str], given: Any, spot: _Spot) -> tuple[str, st
     return f"is for {named}, not for 'kind: {given}'", f"leave it out, or use {other}"
 
 
+_FEW = 2
+
+
 def _nearest_field(spot: _Spot) -> str:
-    return nearest(str(spot.path[-1]), spot.parent.model_fields if spot.parent else {})
+    """The remedy for an unknown key: one that is written much like it, or its place."""
+    key, beside = str(spot.path[-1]), spot.parent.model_fields if spot.parent else {}
+    elsewhere = [] if close(key, beside) else keys.ending_in(key, keys.paths(spot.root))
+    # A key that many sections have says nothing of where this one was meant to be.
+    return keys.asked(elsewhere) if 0 < len(elsewhere) <= _FEW else nearest(key, beside)
 
 
 def _what(kind: str, spot: _Spot, value: Any, message: str) -> tuple[str, str]:
@@ -254,7 +255,8 @@ _WANTED = {
 def _give(kind: str, spot: _Spot, value: Any) -> str:
     """The remedy for a value of the wrong type."""
     if kind.startswith("int") or kind in ("float_type", "finite_number"):
-        return _range(spot)
+        quoted = isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value)
+        return f"write {int(value)} without quotes" if quoted else _range(spot)
     if kind == "bool_type":
         return "write true or false"
     if kind == "string_type":
@@ -262,15 +264,31 @@ def _give(kind: str, spot: _Spot, value: Any) -> str:
         return f"put it in quotes: '{value}'" if simple and len(str(value)) < 60 else "give text"
     if kind == "tuple_type":
         return "write one '- ' item a line, or [item, item]"
+    kinds = _kinds_of(spot.annotation)
     fields = ", ".join(spot.annotation.model_fields) if is_model(spot.annotation) else "key"
-    return f"write 'key: value' lines with the keys of it: {fields}"
+    lines = f"write 'key: value' lines with the keys of it: {fields}"
+    return _of_kind(value, kinds) if kinds else lines
+
+
+def _kinds_of(annotation: Any) -> list[str]:
+    """The words that ``kind`` may have, of a model with such a field."""
+    field = annotation.model_fields.get("kind") if is_model(annotation) else None
+    return [str(kind) for kind in get_args(bare(field.annotation))] if field else []
+
+
+def _of_kind(value: Any, kinds: list[str]) -> str:
+    """The remedy for a word in the place of a mapping with that ``kind``."""
+    meant = [str(value)] if str(value) in kinds else close(str(value)[:100], kinds)
+    if meant or len(kinds) == 1:
+        return f"write {{kind: {(meant or kinds)[0]}}}"
+    return f"write {{kind: {kinds[0]}}}, or in its place {', '.join(kinds[1:])}"
 
 
 def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
     """No member of a union of models could be chosen by its ``kind``."""
     kinds = list(members(spot.annotation))
     if not isinstance(value, dict):
-        return spot.path, f"{show(value)} is not a mapping", f"write {{kind: {kinds[0]}}}"
+        return spot.path, f"{show(value)} is not a mapping", _of_kind(value, kinds)
     path = (*spot.path, "kind")
     if "kind" not in value:
         return path, MISSING, f"add 'kind:' with one of {', '.join(kinds)}"
@@ -278,9 +296,23 @@ def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
 
 
 def _one_of(value: Any, choices: list[str]) -> str:
-    close = _close(str(value)[:100], choices)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    if isinstance(value, bool) and (word := _switched(value, choices)):
+        return f"write {word}"
+    near = close(str(value)[:100], choices)
+    hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}{'use one of ' if len(choices) > 1 else 'use '}{', '.join(choices)}"
+
+
+_OFF = ("none", "never")
+
+
+def _switched(on: bool, choices: list[str]) -> str:
+    """The word for true or false, where there is one for off; empty where there is no such."""
+    off = [choice for choice in choices if choice in _OFF]
+    rest = [choice for choice in choices if choice not in _OFF]
+    if not off:
+        return ""
+    return (rest[0] if len(rest) == 1 else "") if on else off[0]
 
 
 def _example(spot: _Spot) -> str:

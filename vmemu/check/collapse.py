@@ -44,6 +44,9 @@ def _why_not_here(of: BlockOf) -> str:
 
 def _why_not_there(end: End, of: BlockOf) -> str:
     """What a recorded host says of transparent hugepages in such memory."""
+    for tried in end.host.collapse:
+        if tried.backing == of.block.backing:
+            return tried.why
     thp = end.host.thp
     if thp.enabled is None:
         return "its kernel has no transparent hugepages"

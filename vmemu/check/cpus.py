@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from vmemu.check.case import Case, End, Finding
 from vmemu.check.codes import Code
-from vmemu.placement import beyond, refusal
+from vmemu.check.verdict import Verdict
+from vmemu.errors import Setting
+from vmemu.placement import beyond, crowded, refusal
 
 _OF_SOURCE = ("urgent", "push")
 
@@ -20,6 +22,11 @@ def rules(case: Case) -> Iterator[Finding]:
                 who = "this process" if end.here else f"vmemu on {end.called}"
                 message, remedy = refusal(who, missing, allowed)
                 yield case.of_all(f"placement.{role}", Code.CPUS, message, remedy)
+    here = case.destination
+    if why := crowded(case.scenario, len(here.host.cpus.allowed)):
+        message = f"{why}, on {here.called}"
+        remedy = Setting("placement: auto")
+        yield case.of_all("placement", Code.CPUS, message, remedy, verdict=Verdict.DEGRADED)
 
 
 def _runs_there(role: str, end: End, case: Case) -> bool:

@@ -36,9 +36,10 @@ def doctor(*, json_file: str | None, features: tuple[str, ...]) -> int:
     Ends with 0 when ordinary memory can migrate here by post-copy, and with 3 when it can't.
 
     NAME is a feature of userfaultfd (MINOR_SHMEM), a way to open it (syscall, device,
-    user_mode_only) or a kind of memory and fault: hugetlbfs:2MiB, shared:minor, anonymous:thp,
-    hugetlbfs:1GiB:write_protect. Each is answered in a line. Ends with 0 when all of them work, 1
-    when one does not, 2 for a name that means nothing.
+    user_mode_only), what a scenario may ask for (shm, collapse, sigbus) or a kind of memory and
+    fault: hugetlbfs:2MiB, shared:minor, anonymous:thp, hugetlbfs:1GiB:write_protect. Each is
+    answered in a line. Ends with 0 when all of them work, 1 when one does not, 2 for a name that
+    means nothing.
     """
     if features:
         if json_file is not None:
@@ -79,15 +80,17 @@ def _answer(names: tuple[str, ...]) -> int:
     """Answer each; all names are understood before anything is tried."""
     from vmemu.errors import mending
     from vmemu.host import support
-    from vmemu.host.survey import survey
+    from vmemu.host.survey import Survey, survey
 
     asked = {name.strip(): support.parse(name) for name in names}
     strike()
     host = survey()
+    if support.SettingAsked("collapse") in asked.values():
+        host = host.model_copy(update={"collapse": Survey().collapse()})
     answers = {name: support.answer(host, one, _prove) for name, one in asked.items()}
     for name, answer in answers.items():
         if answer.works:
-            click.echo(f"{name}: works")
+            click.echo(f"{name}: works{answer.why and f'; {answer.why}'}")
         else:
             remedy = f"; {mending(answer.remedy)}" if answer.remedy else ""
             click.echo(f"{name}: {answer.why}{remedy}", err=True)

@@ -87,6 +87,15 @@ class Proof(_Part):
     fault_ns: Count | None = None
 
 
+class Collapsing(_Part):
+    """Whether memory of a ``backing`` that comes in small pages can be made hugepages
+    (MADV_COLLAPSE), as ``collapse: on_complete`` does; tried."""
+
+    backing: Literal["anonymous", "shared"]
+    works: bool
+    why: str = ""
+
+
 class NodePool(_Part):
     """A pool's pages on one NUMA node."""
 
@@ -209,6 +218,7 @@ class HostDocument(_Part):
     kernel: Kernel
     userfault: Userfault
     proofs: tuple[Proof, ...] = ()
+    collapse: tuple[Collapsing, ...] = ()
     pools: tuple[Pool, ...] = ()
     default_hugepage_size: HugePage | None = None
     mounts: tuple[Mount, ...] = ()

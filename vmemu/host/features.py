@@ -17,25 +17,31 @@ class Use(NamedTuple):
     what: str
     needed: bool = False
     """Whether post-copy of some memory can't do without it."""
+    setting: str = ""
+    """What of a scenario needs it, as a scenario writes it; empty: nothing here does."""
 
+
+_TRACKING, _SHM = "dirty_tracking: kernel", "channel: {kind: shm}"
 
 USES: dict[Feature, Use] = {
     Feature.PAGEFAULT_FLAG_WP: Use("5.7", "write faults: background snapshots in QEMU"),
-    Feature.EVENT_FORK: Use("4.11", "fork in the guest's process (CRIU's lazy pages)"),
-    Feature.EVENT_REMAP: Use("4.11", "mremap in the guest's process (CRIU's lazy pages)"),
+    Feature.EVENT_FORK: Use("4.11", "fork in the guest's process (CRIU)"),
+    Feature.EVENT_REMAP: Use("4.11", "mremap in the guest's process (CRIU)"),
     Feature.EVENT_REMOVE: Use("4.11", "pages given back meanwhile (balloon)"),
-    Feature.MISSING_HUGETLBFS: Use("4.11", "post-copy of hugepages", needed=True),
-    Feature.MISSING_SHMEM: Use("4.11", "post-copy of shared memory", needed=True),
-    Feature.EVENT_UNMAP: Use("4.11", "munmap in the guest's process (CRIU's lazy pages)"),
-    Feature.SIGBUS: Use("4.14", "a signal to the thread that touches, no message"),
-    Feature.THREAD_ID: Use("4.14", "which vCPU waits: blocktime here and in QEMU", needed=True),
-    Feature.MINOR_HUGETLBFS: Use("5.13", "hugepages that another mapping has filled"),
-    Feature.MINOR_SHMEM: Use("5.14", "shared pages that another mapping has filled"),
+    Feature.MISSING_HUGETLBFS: Use("4.11", "post-copy of hugepages", True, "backing: hugetlbfs"),
+    Feature.MISSING_SHMEM: Use("4.11", "post-copy of shared memory", True, "backing: shared"),
+    Feature.EVENT_UNMAP: Use("4.11", "munmap in the guest's process (CRIU)"),
+    Feature.SIGBUS: Use("4.14", "a signal instead of a message", setting="delivery: sigbus"),
+    Feature.THREAD_ID: Use(
+        "4.14", "which vCPU waits: blocktime, in QEMU too", True, "every scenario"
+    ),
+    Feature.MINOR_HUGETLBFS: Use("5.13", "hugepages filled by another mapping"),
+    Feature.MINOR_SHMEM: Use("5.14", "shared pages filled by another mapping", setting=_SHM),
     Feature.EXACT_ADDRESS: Use("5.18", "the touched byte, not only its page"),
-    Feature.WP_HUGETLBFS_SHMEM: Use("5.19", "write faults on hugepages and shared memory"),
-    Feature.WP_UNPOPULATED: Use("6.4", "write faults on pages not there yet"),
+    Feature.WP_HUGETLBFS_SHMEM: Use("5.19", "write faults on hugepages, shared memory"),
+    Feature.WP_UNPOPULATED: Use("6.4", "write faults on pages not there yet", setting=_TRACKING),
     Feature.POISON: Use("6.6", "memory errors that move with the guest"),
-    Feature.WP_ASYNC: Use("6.7", "dirty tracking by the kernel in pre-copy"),
+    Feature.WP_ASYNC: Use("6.7", "dirty tracking by the kernel in pre-copy", setting=_TRACKING),
     Feature.MOVE: Use("6.8", "pages moved into place without a copy"),
 }
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from vmemu.errors import InputError
 from vmemu.host.document import Backing, FaultKind, HostDocument, Proof, Way
@@ -60,12 +60,32 @@ class KindAsked:
     thp: bool = False
 
 
-Asked = FeatureAsked | WayAsked | KindAsked
+@dataclass(frozen=True)
+class SettingAsked:
+    """What a scenario may ask for, and not every host has."""
+
+    name: Literal["shm", "collapse", "sigbus"]
+
+
+Asked = FeatureAsked | WayAsked | KindAsked | SettingAsked
+
+_SETTINGS = {
+    "shm": SettingAsked("shm"),
+    "channel:shm": SettingAsked("shm"),
+    "collapse": SettingAsked("collapse"),
+    "on_complete": SettingAsked("collapse"),
+    "collapse:on_complete": SettingAsked("collapse"),
+    "sigbus": SettingAsked("sigbus"),
+    "delivery:sigbus": SettingAsked("sigbus"),
+}
 
 
 def parse(name: str) -> Asked:
     """What ``name`` asks for. Raises InputError with the nearest names for what is none."""
     word = _word(name)
+    setting = word.replace(" ", "").replace("=", ":").replace(".kind", "")
+    if setting in _SETTINGS:
+        return _SETTINGS[setting]
     feature = word.upper().removeprefix(_PREFIX)
     if feature in Feature.__members__:
         return FeatureAsked(feature)
@@ -126,15 +146,23 @@ def _word(name: str) -> str:
 
 def _unknown(name: str) -> str:
     kinds = [f"{backing}:{fault}" for backing in _BACKINGS for fault in get_args(FaultKind)]
-    names = [*Feature.__members__, *_WAYS, *_BACKINGS, *kinds]
+    names = [*Feature.__members__, *_WAYS, *_BACKINGS, *kinds, *_KEYS]
     near = _nearest(name, {known.lower(): known for known in names} | _OTHER_NAMES)
     return (
         f"--feature {printable(name)}: nothing is called that{_meant(near)} known are the features "
-        f"{', '.join(Feature.__members__)}; the ways to open userfaultfd {', '.join(_WAYS)}; and "
+        f"{', '.join(Feature.__members__)}; the settings of a scenario {', '.join(_KEYS)}; "
+        f"the ways to open userfaultfd {', '.join(_WAYS)}; and "
         "the kinds of memory anonymous, shared, hugetlbfs, with :thp or :2MiB, and :missing, "
         ":minor or :write_protect"
     )
 
+
+_KEYS = {
+    "shm": "channel: {kind: shm}",
+    "collapse": "collapse: on_complete",
+    "sigbus": "delivery: sigbus",
+}
+"""Settings by what --feature calls them, as a person reads them."""
 
 _OTHER_NAMES = {
     "anon": "anonymous",
@@ -186,6 +214,8 @@ def answer(host: HostDocument, asked: Asked, prove: Callable[[KindAsked], Proof 
         return _no_way(host)
     if isinstance(asked, FeatureAsked):
         return _feature(host, asked.name)
+    if isinstance(asked, SettingAsked):
+        return _setting(host, asked.name)
     proof = prove(asked)
     if proof is None:
         return _no_such_kind(host, asked)
@@ -219,9 +249,33 @@ def _feature(host: HostDocument, name: str) -> Answer:
         why = f"the kernel has UFFD_FEATURE_{name} and refuses it to this process"
         return Answer(False, f"{why}, which has no CAP_SYS_PTRACE" if name == _FORK else why)
     if name not in host.userfault.features:
-        since = USES[Feature[name]].since
-        return Answer(False, f"this kernel has no UFFD_FEATURE_{name} (it came with Linux {since})")
+        use = USES[Feature[name]]
+        about = f"it came with Linux {use.since}"
+        about += f", and is needed by {use.setting}" if use.setting else ""
+        return Answer(False, f"this kernel has no UFFD_FEATURE_{name} ({about})")
     return Answer(True)
+
+
+def settings(host: HostDocument) -> list[tuple[str, Answer]]:
+    """The settings of a scenario that not every host has, as it writes them; on a host of which
+    ``collapse`` was tried, and userfaultfd opens."""
+    return [(said, _setting(host, name)) for name, said in _KEYS.items()]
+
+
+def _setting(host: HostDocument, name: str) -> Answer:
+    if name == "sigbus":
+        return _feature(host, "SIGBUS")
+    if name == "shm":
+        mapped = _feature(host, "MINOR_SHMEM")
+        # Without it the pages of shared blocks are copied, as those of others are.
+        return Answer(True, "" if mapped.works else f"every page is copied: {mapped.why}")
+    if not host.collapse:
+        return Answer(False, "whether small pages can be made hugepages could not be tried")
+    not_so = [one for one in host.collapse if not one.works]
+    reasons = {one.why: "" for one in not_so}
+    if len(not_so) < len(host.collapse):
+        return Answer(True, "; ".join(f"not for {one.backing} memory: {one.why}" for one in not_so))
+    return Answer(False, "; ".join(reasons))
 
 
 _FORK = str(Feature.EVENT_FORK.name)

@@ -6,10 +6,11 @@ import datetime
 import mmap
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vmemu.errors import CoreError
 from vmemu.host import features, memory, opening, places, pools, settings
-from vmemu.host.document import Cpus, HostDocument, Kernel, Proof, Userfault
+from vmemu.host.document import Collapsing, Cpus, HostDocument, Kernel, Proof, Userfault
 from vmemu.host.files import HostFiles
 from vmemu.host.identity import Identity, identify
 from vmemu.host.problems import problems
@@ -48,6 +49,7 @@ class Survey:
             kernel=kernel(),
             userfault=self.userfault(),
             proofs=self.proofs() if proofs else (),
+            collapse=self.collapse() if proofs else (),
             pools=pools.pools(self.files),
             default_hugepage_size=pools.default_page_size(self.files),
             mounts=places.mounts(self.files),
@@ -92,6 +94,15 @@ class Survey:
             self.files.note("which faults work", f"{error.filename}: {error.strerror}")
             return ()
 
+    def collapse(self) -> tuple[Collapsing, ...]:
+        """Which small pages can be made hugepages, tried."""
+        try:
+            return collapsing()
+        except OSError as error:  # /proc again
+            why = f"{error.filename}: {error.strerror}"
+            self.files.note("whether small pages can be made hugepages", why)
+            return ()
+
     def cpus(self, *, wakeups: bool = False) -> Cpus:
         """The CPUs, and what it costs to wake a thread if that is wanted."""
         found = settings.cpus(self.files)
@@ -104,6 +115,18 @@ class Survey:
             self.files.note("what waking a thread costs", cost.why)
         costs = {"wakeup_same_ns": cost.same_ns, "wakeup_other_ns": cost.other_ns}
         return found.model_copy(update=costs)
+
+
+def collapsing() -> tuple[Collapsing, ...]:
+    """Whether small pages can be made hugepages here, tried."""
+    from vmemu.collapse import why_not
+    from vmemu.ramblock import Backing
+
+    backings: tuple[Literal["anonymous", "shared"], ...] = ("anonymous", "shared")
+    reasons = {backing: why_not(Backing(backing)) for backing in backings}
+    return tuple(
+        Collapsing(backing=backing, works=not why, why=why) for backing, why in reasons.items()
+    )
 
 
 def kernel() -> Kernel:

@@ -15,7 +15,7 @@ from typing import get_args
 from vmemu.host.document import FaultKind, HostDocument, Memory, Mount, Pool, Proof
 from vmemu.host.features import use_of
 from vmemu.host.places import MEMORY
-from vmemu.host.support import Answer, ordinary
+from vmemu.host.support import Answer, ordinary, settings
 from vmemu.results.terminal import Table, align
 from vmemu.units import counted, format_duration, format_size, printable
 from vmemu.userfault import Feature
@@ -259,6 +259,15 @@ def _reasons(proofs: Iterable[Proof]) -> dict[str, list[str]]:
     }
 
 
+def _settings(page: Page, host: HostDocument) -> Iterator[str]:
+    if host.userfault.how is None or not host.collapse:
+        return
+    rows = []
+    for setting, found in settings(host):
+        rows.append((setting, "yes" if found.works else "no", found.why))
+    yield from page.table(Table(("", "", ""), rows, left=3))
+
+
 def _features(page: Page, host: HostDocument) -> Iterator[str]:
     if host.userfault.how is None:
         return
@@ -267,8 +276,8 @@ def _features(page: Page, host: HostDocument) -> Iterator[str]:
     rows = []
     for name in (*known, *others):
         use = use_of(name)
-        rows.append((name, _granted(host, name), use.since, use.what))
-    yield from page.table(Table(("feature", "", "since", "for"), rows, left=4))
+        rows.append((name, _granted(host, name), use.since, use.setting, use.what))
+    yield from page.table(Table(("feature", "", "since", "needed by", "for"), rows, left=5))
 
 
 def _granted(host: HostDocument, name: str) -> str:
@@ -317,6 +326,7 @@ _SECTIONS = {
     "host": _host,
     "userfaultfd": _userfault,
     "faults that work, and the median time of one": _faults,
+    "settings of a scenario that not every host has": _settings,
     "features of userfaultfd, and the release of Linux that brought each": _features,
     "hugepages": _pools,
     "memory that is mounted": _mounts,

@@ -94,8 +94,13 @@ def build(run: Run) -> Document:
         "states": _states(run),
         "verify": _verify(run),
         "balloon": _balloon(run),
-        "warnings": [*run.warnings, *(run.incoming.warnings if run.incoming else [])],
+        "warnings": _warnings(run),
     }
+
+
+def _warnings(run: Run) -> list[str]:
+    placed = [run.placement.warning] if run.placement and run.placement.warning else []
+    return [*placed, *run.warnings, *(run.incoming.warnings if run.incoming else [])]
 
 
 def _host(run: Run) -> Document:

@@ -178,11 +178,11 @@ class Pace(Model):
 
 
 class CpusByRole(Model):
-    """Where the threads of each role ran, as lists of CPUs."""
+    """Where the threads of each role ran, as lists of CPUs; None: there were none of it."""
 
     vcpus: str
-    clients: str
-    fault: str
+    clients: str | None
+    fault: str | None
     urgent: str
     listen: str
     push: str

@@ -204,15 +204,14 @@ def _figures(document: Document) -> Table:
         ("requests", _requests(document["faults"])),
         ("blocked", f"all vCPUs at once for {_time(document['blocktime']['overlapped_ns'])}"),
         ("stages", _stages(document["faults"]["stages_ns"])),
-        ("throughput", _throughput(document["throughput"])),
+        ("throughput", _throughput(document["throughput"], document["channel"])),
         ("phases", _phases(document["phases"])),
         ("userfaultfd", _userfault(document["host"]["userfault"])),
     ]
-    if carried := _carried(document["faults"]["carried"]):
-        rows.insert(2, ("came along", carried))
+    if _carries(document["scenario"]):
+        rows.insert(2, ("came along", _carried(document["faults"]["carried"]) or "none"))
     if document["placement"]:
-        where = _placement(document["placement"], clients=bool(document["clients"]))
-        rows.append(("placement", where))
+        rows.append(("placement", _placement(document["placement"])))
     if document["precopy"]["rounds"] is None:
         rows.insert(0, ("pre-copy", "not over: what was done at the source is not known"))
     elif document["precopy"]["rounds"] or any(v["accesses_at_source"] for v in document["vcpus"]):
@@ -222,8 +221,28 @@ def _figures(document: Document) -> Table:
     if document["pace"]["kind"] != "asap":
         rows.insert(0, ("pace", _pace(document["pace"])))
     rows += _collapse(document["blocks"])
+    rows += [("warning", warning) for warning in document["warnings"]]
+    if asked := _asked(document["scenario"]):
+        rows.insert(0, ("settings", asked))
     rows[:0] = _map_notes(document)
     return Table(("", ""), rows, left=2)
+
+
+_BROUGHT = {
+    "delivery": "thread",
+    "fault_around": 0,
+    "prefetch": "none",
+    "push_order": "around_faults",
+}
+"""Settings of post-copy that are told where they are not these."""
+
+
+def _asked(scenario: Document) -> str:
+    """How pages were brought, as far as it was not in the usual way; empty when it was."""
+    postcopy = scenario["migration"]["postcopy"]
+    given = {"channel": scenario["channel"]["kind"]} | {name: postcopy[name] for name in _BROUGHT}
+    usual = {"channel": "pipe"} | _BROUGHT
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value != usual[name])
 
 
 def _collapse(blocks: list[Document]) -> list[tuple[str, str]]:
@@ -240,8 +259,7 @@ def _collapse(blocks: list[Document]) -> list[tuple[str, str]]:
     what = (
         f"{format_size(done, digits=4)} of {format_size(possible, digits=4)} made hugepages{took}"
     )
-    small = [("small pages", f"{name}: {one['why']}") for name, one in of.items() if one["why"]]
-    return [("collapse", what), *small]
+    return [("collapse", what)]
 
 
 def _map_notes(document: Document) -> list[tuple[str, str]]:
@@ -270,6 +288,12 @@ def _faults(faults: Document) -> str:
     latency = faults["latency_ns"]
     quantiles = ", ".join(f"{shown} {_time(latency[name])}" for name, shown in names.items())
     return f"{faults['count']:,}, {quantiles}"
+
+
+def _carries(scenario: Document) -> bool:
+    """Whether pages may come along with others: that none did is worth telling then."""
+    postcopy = scenario["migration"]["postcopy"]
+    return bool(postcopy["fault_around"] > 1 or postcopy["prefetch"] != "none")
 
 
 def _carried(carried: Document) -> str:
@@ -308,22 +332,26 @@ def _precopy(document: Document) -> str:
     )
 
 
-def _throughput(throughput: Document) -> str:
+def _throughput(throughput: Document, channel: Document) -> str:
     size = format_size(throughput["bytes"], digits=4)
     rate = format_rate(throughput["bytes_per_second"], digits=3)
-    return f"{size} of pages in {_time(round(throughput['seconds'] * 1e9))}: {rate}"
+    text = f"{size} of pages in {_time(round(throughput['seconds'] * 1e9))}: {rate}"
+    if channel["kind"] == "pipe":
+        return text
+    pages = channel["pages"]
+    return f"{text}; {pages['continued']:,} pages mapped in place, {pages['copied']:,} copied"
 
 
 def _phases(phases: list[Document]) -> str:
     return ", ".join(f"{p['name']} {_time(p['duration_ns'])}" for p in phases) or "none"
 
 
-def _placement(placement: Document, clients: bool) -> str:
+def _placement(placement: Document) -> str:
     """Where the threads ran, those of one place together, and why."""
     chosen = placement["chosen"]
     places: dict[str, list[str]] = {}
     for role, cpus in placement["cpus"].items():
-        if role != "clients" or clients:
+        if cpus is not None:
             places.setdefault(cpus, []).append(role)
     if chosen == "none":
         return f"left to the scheduler: {placement['why']}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from vmemu.config import RatePace, RecordedPace, Scenario
+from vmemu.config import CpuLists, RatePace, RecordedPace, Scenario
 from vmemu.jobs.supervised import Outcome
 from vmemu.stress import document
 from vmemu.stress.variations import Variation
@@ -84,6 +84,10 @@ def modes(scenario: Scenario) -> Iterator[str]:
         "prefetch": postcopy.prefetch != "none",
         "push in sequence": postcopy.push_order == "sequential",
         "push in recorded order": postcopy.push_order == "recorded",
+        "colocated": scenario.placement == "colocate",
+        "spread apart": scenario.placement == "spread",
+        "left to the scheduler": scenario.placement == "none",
+        "named CPUs": isinstance(scenario.placement, CpuLists),
         "pre-copy": precopy.rounds > 0,
         "converging pre-copy": precopy.rounds > 0 and precopy.switch == "converged",
         "dirty tracking by the replay": precopy.rounds > 0 and precopy.dirty_tracking == "replay",
@@ -115,6 +119,7 @@ PARTS = {
         "push in sequence",
         "push in recorded order",
     ),
+    "placement": ("colocated", "spread apart", "left to the scheduler", "named CPUs"),
     "pre-copy": ("pre-copy", "converging pre-copy", "dirty tracking by the replay"),
     "guest": (
         "several vCPUs",

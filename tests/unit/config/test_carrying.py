@@ -32,6 +32,16 @@ def test_what_is_off_or_wrong_by_itself_is_not_told_here(fields):
     assert across_delivery(data(delivery="sigbus", **fields)) == []
 
 
+def test_a_fault_thread_has_cpus_where_there_is_one():
+    placed = data(delivery="sigbus") | {"placement": {"vcpus": "0", "fault": "0"}}
+    ((where, what, remedy),) = across_delivery(placed)
+    assert where == ("placement", "fault")
+    assert what.endswith("there is no fault thread")
+    assert remedy == "leave out fault, or use 'delivery: thread'"
+    assert across_delivery(placed | {"clients": [{"name": "c"}]}) == []
+    assert across_delivery(placed | data(delivery="thread")) == []
+
+
 @pytest.mark.parametrize("whole", [None, {}, {"migration": 3}, {"migration": {"postcopy": []}}])
 def test_what_can_not_be_read_is_passed_over(whole):
     assert across_delivery(whole) == []

@@ -186,7 +186,7 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (BLOCK_LINE, "    size: 128TiB\n", 4, 11, "blocks[0].size", "more than", "at most 64TiB"),
     (BLOCK_LINE, "    size: true\n", 4, 11, "blocks[0].size", "is no size", "2MiB"),
     (BLOCK_LINE, "    size: [1]\n", 4, 11, "blocks[0].size", "is no size", "2MiB"),
-    (BLOCK_LINE, "    size: no\n", 4, 11, "blocks[0].size", "truth value", "write false"),
+    (BLOCK_LINE, "    size: no\n", 4, 11, "blocks[0].size", "truth value", "such as 2MiB"),
     (BLOCK_LINE, "    size:\n", 4, 10, "blocks[0].size", "no value", "give a value"),
     (BLOCK_LINE, BLOCK_LINE * 2, 5, 5, "blocks[0].size", "given twice, first on line 4",
      "keep one"),
@@ -276,7 +276,28 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (TRACE_LINE, TRACE_LINE + "  vcpus: true\n", 7, 10, "guest.vcpus", "true is not a whole number",
      "from 1 to 256"),
     (TRACE_LINE, TRACE_LINE + "  vcpus: '4'\n", 7, 10, "guest.vcpus", "'4' is not a whole number",
+     "write 4 without quotes"),
+    (TRACE_LINE, TRACE_LINE + "  vcpus: four\n", 7, 10, "guest.vcpus", "'four' is not a whole",
      "from 1 to 256"),
+    (BLOCK_LINE, BLOCK_LINE + "    collapse: yes\n", 5, 15, "blocks[0].collapse", "truth value",
+     "write on_complete"),
+    (BLOCK_LINE, BLOCK_LINE + "    collapse: true\n", 5, 15, "blocks[0].collapse", "true is not",
+     "write on_complete"),
+    (TRACE_LINE, TRACE_LINE + "channel: shm\n", 7, 10, "channel", "'shm' is not a mapping",
+     "write {kind: shm}"),
+    (TRACE_LINE, TRACE_LINE + "channel: memory\n", 7, 10, "channel", "'memory' is not a mapping",
+     "write {kind: pipe}, or in its place shm"),
+    (TRACE_LINE, TRACE_LINE + "channel: {type: shm}\n", 7, 11, "channel.type", "unknown key",
+     "use kind"),
+    (TRACE_LINE, TRACE_LINE + "  pace: rate\n", 7, 9, "guest.pace", "'rate' is not a mapping",
+     "write {kind: rate}"),
+    (TRACE_LINE, TRACE_LINE + "placement: off\n", 7, 12, "placement", "truth value",
+     "use auto, colocate, spread, none or"),
+    (TRACE_LINE, TRACE_LINE + "fault_around: 16\n", 7, 1, "fault_around", "unknown key",
+     "did you mean 'migration.postcopy.fault_around'?"),
+    (TRACE_LINE, TRACE_LINE + "bandwidth: 1GiB/s\n", 7, 1, "bandwidth", "unknown key",
+     "'migration.precopy.bandwidth' or 'migration.postcopy.bandwidth'?"),
+    (TRACE_LINE, TRACE_LINE + "kind: shm\n", 7, 1, "kind", "unknown key", "use one of name, seed"),
     (TRACE_LINE, TRACE_LINE + "  peace: {kind: asap}\n", 7, 3, "guest.peace", "unknown key",
      "'pace'?"),
     (TRACE_LINE, TRACE_LINE + "  pace: {}\n", 7, 9, "guest.pace.kind", "is missing",
@@ -559,3 +580,36 @@ def test_what_makes_no_sense_beside_vcpus_that_serve_themselves(tmp_path, beside
     assert not found(write(tmp_path, SMALL + text.replace("sigbus", "thread")))
     right = text.replace("false", "true").replace("2", "1")
     assert not found(write(tmp_path, SMALL + right))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ("prefetch: on", "write adaptive"),
+        ("prefetch: true", "write adaptive"),
+        ("prefetch: off", "write none"),
+        ("prefetch: 2", "use one of none, adaptive"),
+        ("delivery: yes", "use one of thread, sigbus"),
+        ("push_order: true", "use one of sequential, around_faults, recorded"),
+        ("fault_around: '16'", "write 16 without quotes"),
+        ("fault_around: off", "give a whole number from 0 to 256"),
+        ("push: off", "write false, or 'off' in quotes if text is meant"),
+    ],
+)
+def test_the_value_to_write_is_named(tmp_path, wrong, remedy):
+    (problem,) = problems(write(tmp_path, SMALL + f"migration: {{postcopy: {{{wrong}}}}}\n"))
+    assert problem.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("placement", "field", "what", "remedy"),
+    [
+        ("{}", "placement", "names no CPUs", "{vcpus: 0-1, fault: 0}, or use none"),
+        ("{vcpus: 0, clients: 0}", "placement.clients", "has no clients", "leave out clients"),
+    ],
+)
+def test_cpus_are_for_threads_that_there_are(tmp_path, placement, field, what, remedy):
+    (problem,) = problems(write(tmp_path, SMALL + f"placement: {placement}\n"))
+    assert problem.field == field
+    assert what in problem.what
+    assert remedy in problem.remedy

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmemu.errors import InputError
-from vmemu.host.document import HostDocument, Proof, Userfault, Way
+from vmemu.host.document import Collapsing, HostDocument, Proof, Userfault, Way
 from vmemu.host.support import (
     Answer,
     Asked,
     FeatureAsked,
     KindAsked,
+    SettingAsked,
     WayAsked,
     answer,
     find,
@@ -40,6 +41,14 @@ CLOSED = Userfault(
         ("Minor-Shmem", FeatureAsked("MINOR_SHMEM")),
         ("syscall", WayAsked("syscall")),
         ("user-mode-only", WayAsked("user_mode_only")),
+        ("shm", SettingAsked("shm")),
+        ("channel: shm", SettingAsked("shm")),
+        ("channel.kind=shm", SettingAsked("shm")),
+        ("Collapse", SettingAsked("collapse")),
+        ("collapse: on_complete", SettingAsked("collapse")),
+        ("sigbus", SettingAsked("sigbus")),
+        ("delivery=sigbus", SettingAsked("sigbus")),
+        ("UFFD_FEATURE_SIGBUS", FeatureAsked("SIGBUS")),
         ("shared", KindAsked("shared")),
         ("anonymous:thp", KindAsked("anonymous", thp=True)),
         ("hugetlbfs:2MiB", KindAsked("hugetlbfs", page_size=2 * MIB)),
@@ -60,6 +69,8 @@ def test_what_a_name_means(name: str, asked: Asked) -> None:
         ("uffd_feature_mov", "is MOVE"),
         ("hugetlb", "hugetlbfs"),
         ("devise", "is device meant"),
+        ("colapse", "is collapse meant"),
+        ("turbo", "the settings of a scenario shm, collapse, sigbus; the ways"),
         (
             "nothing of the kind",
             "user_mode_only; and the kinds of memory anonymous",
@@ -67,7 +78,7 @@ def test_what_a_name_means(name: str, asked: Asked) -> None:
         ("", "known are the features PAGEFAULT_FLAG_WP"),
         ("shared:maybe", "'maybe' is none of what may follow a backing"),
         ("hugepages", "is hugetlbfs meant? known are the features PAGEFAULT_FLAG_WP"),
-        ("SHMEM", "is shared or MINOR_SHMEM or MISSING_SHMEM or WP_HUGETLBFS_SHMEM meant?"),
+        ("SHMEM", "is shared or shm or MINOR_SHMEM or MISSING_SHMEM meant?"),
         ("shared:2MB", "'2MB' is no page size: MiB is meant (units of 1024): write 2MiB"),
         ("hugetlbfs:2M", "'2M' is no page size: MiB is meant (units of 1024): write 2MiB"),
         ("shared:Mnor", "'Mnor' is none of what may follow a backing; is minor meant?"),
@@ -113,10 +124,46 @@ def test_a_feature_is_there_missing_or_refused() -> None:
     assert of(host, "MOVE") == Answer(
         False, "this kernel has no UFFD_FEATURE_MOVE (it came with Linux 6.8)"
     )
+    lacking = userfault(EVERY_FEATURE[:1])
+    assert of(lacking, "SIGBUS").why.endswith("Linux 4.14, and is needed by delivery: sigbus)")
     assert "this process, which has no CAP_SYS_PTRACE" in of(host, "EVENT_FORK").why
 
 
-@pytest.mark.parametrize("name", ["MOVE", "anonymous"])
+def userfault(features: tuple[str, ...]) -> HostDocument:
+    return good_host(userfault=Userfault(how="syscall", ways=WAYS, features=features))
+
+
+def test_what_a_scenario_may_ask_for() -> None:
+    assert of(good_host(), "sigbus") == of(good_host(), "shm") == Answer(True)
+    lacking = userfault(EVERY_FEATURE[:1])
+    assert not of(lacking, "sigbus").works
+    copied = of(lacking, "shm")
+    assert copied.works
+    assert copied.why.startswith("every page is copied: this kernel has no UFFD_FEATURE_MINOR_SHM")
+
+
+@pytest.mark.parametrize(
+    ("whys", "found"),
+    [
+        (("", ""), Answer(True)),
+        (("", "refused"), Answer(True, "not for shared memory: refused")),
+        (("none", "none"), Answer(False, "none")),
+        (("old", "refused"), Answer(False, "old; refused")),
+    ],
+)
+def test_collapse_is_what_was_tried(whys: tuple[str, str], found: Answer) -> None:
+    tried = [
+        Collapsing(backing=backing, works=not why, why=why)
+        for backing, why in zip(("anonymous", "shared"), whys, strict=True)
+    ]
+    assert of(good_host(collapse=tuple(tried)), "collapse") == found
+
+
+def test_what_was_not_tried_is_not_claimed() -> None:
+    assert "could not be tried" in of(good_host(), "collapse").why
+
+
+@pytest.mark.parametrize("name", ["MOVE", "anonymous", "shm", "collapse", "sigbus"])
 def test_nothing_works_where_userfaultfd_can_not_be_opened(name: str) -> None:
     closed = good_host(userfault=CLOSED)
     assert of(closed, name) == Answer(False, "userfaultfd can't be opened: it is 0", "sysctl it=1")

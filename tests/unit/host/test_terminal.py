@@ -8,7 +8,7 @@ import pytest
 from hosts import FULL, GIB, MIB, WAYS, good_host
 
 from vmemu.host import terminal
-from vmemu.host.document import Cpus, Mount, NodePool, Proof, Unknown, Userfault
+from vmemu.host.document import Collapsing, Cpus, Mount, NodePool, Proof, Unknown, Userfault
 from vmemu.host.problems import problems
 
 
@@ -107,6 +107,22 @@ def test_features_that_are_refused_or_not_known_yet() -> None:
     some = Userfault(how="syscall", ways=WAYS, features=names, refused=("EVENT_FORK",))
     rows = dict(line.split()[:2] for line in shown(userfault=some) if len(line.split()) > 1)
     assert (rows["EVENT_FORK"], rows["bit42"], rows["MOVE"]) == ("refused", "yes", "no")
+
+
+def test_features_and_settings_stand_beside_each_other() -> None:
+    tried = (
+        Collapsing(backing="anonymous", works=True),
+        Collapsing(backing="shared", works=False, why="refused"),
+    )
+    names = ("THREAD_ID", "MISSING_SHMEM", "MINOR_SHMEM")
+    some = Userfault(how="syscall", ways=WAYS, features=names)
+    lines = [re.split("  +", line.strip()) for line in shown(userfault=some, collapse=tried)]
+    assert ["MINOR_SHMEM", "yes", "5.14", "channel: {kind: shm}"] in [line[:4] for line in lines]
+    assert ["SIGBUS", "no", "4.14", "delivery: sigbus"] in [line[:4] for line in lines]
+    assert ["channel: {kind: shm}", "yes"] in lines
+    assert ["collapse: on_complete", "yes", "not for shared memory: refused"] in lines
+    sigbus = next(line for line in lines if line[:2] == ["delivery: sigbus", "no"])
+    assert sigbus[2].startswith("this kernel has no UFFD_FEATURE_SIGBUS")
 
 
 def test_nodes_are_shown_where_there_are_several() -> None:

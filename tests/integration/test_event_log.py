@@ -73,6 +73,16 @@ def result_of(wanted: Scenario, log_file: str) -> dict[str, Any]:
     return document.build(run)
 
 
+def widely_discarding(wanted: Scenario, log_file: str) -> dict[str, Any]:
+    """The first run with more discards than blocks, so that somewhere a command was full: which
+    writes fall behind a round depends on what else the machine does."""
+    for _ in range(30):
+        result = result_of(wanted, log_file)
+        if result["discards"]["commands"] > len(wanted.blocks):
+            return result
+    raise AssertionError("no run discards all over")
+
+
 def counts(log: events.Events) -> Counter[str]:
     return Counter(event.name for event in log)
 
@@ -173,26 +183,24 @@ def test_without_pre_copy_every_placed_page_is_in_the_log(
 def test_what_was_discarded_at_the_flip_is_placed_in_post_copy(
     blocks: list[dict[str, Any]], log_file: str
 ) -> None:
-    result = result_of(wanted(blocks, before=PRECOPY, push=True), log_file)
+    result = widely_discarding(wanted(blocks, before=PRECOPY, push=True), log_file)
     placed = sum(
         event.args["length"]
         for event in events.read(log_file)
         if event.name in ("postcopy_place_page", "postcopy_place_page_zero")
     )
-    assert placed == result["discards"]["bytes"] > 0
+    assert placed == result["discards"]["bytes"]
 
 
 def test_discards_are_counted_alike_at_both_ends_and_in_the_result(
     blocks: list[dict[str, Any]], log_file: str
 ) -> None:
-    told = result_of(wanted(blocks, before=PRECOPY), log_file)["discards"]
+    told = widely_discarding(wanted(blocks, before=PRECOPY), log_file)["discards"]
     found = eventcompare.summarize(log_file)["discards"]
     assert found["commands_sent"] == found["commands_received"] == told["commands"]
     assert found["ranges_sent"] == found["ranges_received"] == told["ranges"]
     assert sum(found["pages_sent"].values()) * 4096 == told["bytes"]
     assert sum(found["bytes_dropped"].values()) == told["bytes"]
-    # More commands than blocks: somewhere one was full.
-    assert told["commands"] > len(blocks)
 
 
 def test_a_command_takes_twelve_ranges_and_the_last_of_a_block_the_rest(log_file: str) -> None:

@@ -26,6 +26,7 @@ from vmemu.synthetic import SyntheticShare
 from vmemu.units import format_seconds
 from vmemu.workload import Lane, Pace, StreamSlice, Workload
 
+PAGE_SIZE = 4096
 WORDS_PER_PAGE = 512
 NO_END = (1 << 64) - 1
 FOREVER_NS = 1e30
@@ -113,26 +114,33 @@ class Guest:
             self.marks = np.zeros(pages * WORDS_PER_PAGE, np.uint8)
         self.written = np.zeros(pages // 64 + 1, np.uint64) if track_writes else None
         self.place = (_array("int32_t[]", workload.block), _array("uint64_t[]", workload.offset))
-        refs_memory = np.empty(pages * 2, np.uint64)
-        refs = core.ffi.cast("struct vm_page_ref *", _array("uint64_t[]", refs_memory))
+        host = _array("uint64_t[]", np.empty(pages, np.uint64))
+        keys = _array("uint64_t[]", np.empty(pages * 2, np.uint64))
+        key = core.ffi.cast("struct vm_page_key *", keys)
         same = core.ffi.NULL if workload.same is None else _array("uint64_t[]", workload.same)
-        core.lib.vm_refs_fill(refs, pages, *self.place, same, ram, expected.table)
+        core.lib.vm_places_fill(host, key, pages, *self.place, same, ram, expected.table)
         self._marks = core.ffi.NULL if self.marks is None else _array("uint8_t[]", self.marks)
         self._written = (
             core.ffi.NULL if self.written is None else _array("uint64_t[]", self.written)
         )
         self._pace = pace_to_c(workload.pace)
         self._first_due_ns: int | None = None
-        self._keep = (ram, expected, refs_memory)
+        self._keep = [ram, expected, host, keys]
         self.shared = core.ffi.new("struct vm_guest *")
         self.shared.ram = ram
         self.shared.content = expected.table
-        self.shared.refs = refs
+        self.shared.host, self.shared.key = host, key
         self.shared.pages = pages
         self.shared.marks = self._marks
         self.shared.written = self._written
         self.shared.pace = self._pace
         self.shared.check_reads = check_reads
+        if check_reads and pages <= core.lib.VM_EXPECTED_PAGES:
+            # numpy would advise the kernel to take hugepages, which are the blocks' alone.
+            image = core.ffi.new("uint8_t[]", pages * PAGE_SIZE)
+            core.lib.vm_expected_fill(self.shared, image)
+            self.shared.expected = image
+            self._keep.append(image)
 
     def begin_with(self, due_ns: int) -> None:
         """Have the clock start where something is due: at the earliest of all that are told."""

@@ -37,6 +37,9 @@ _OWN = 32 << 20
 _BUFFERS = 176 << 20
 """Address space of what is as large as the blocks, but no larger than this."""
 
+_EXPECTED = 16 << 20
+"""What reads must find, kept ready for a guest that touches no more than this."""
+
 _RUN = 256 << 10
 """Bytes that a message may carry, if no page is larger."""
 
@@ -292,8 +295,9 @@ def _tables(scenario: Scenario) -> int:
     marks = sum(sizes) // MARK_SHARE if verify.reads or verify.final else 0
     marks += max(sizes) // MARK_SHARE if verify.final else 0
     marks += sum(sizes) // MARK_SHARE if not scenario.migration.flip_at.at_once else 0
+    expected = min(sum(sizes), _EXPECTED) if verify.reads else 0
     planned = 2 * (sum(sizes) // PLANNED_SHARE)
-    return _OWN + marks + min(sum(sizes), _BUFFERS) + planned + 2 * _staging(scenario)
+    return _OWN + marks + expected + min(sum(sizes), _BUFFERS) + planned + 2 * _staging(scenario)
 
 
 def _staging(scenario: Scenario) -> int:
@@ -318,6 +322,8 @@ def _extra(scenario: Scenario, once: list[Block]) -> int:
     if verify.reads or verify.final:
         extra += sum(sizes) // MARK_SHARE
         extra += sum(sizes) // MARK_SHARE if at_source else 0
+    if verify.reads:
+        extra += min(sum(sizes), _EXPECTED) * (2 if at_source else 1)
     if verify.final:
         extra += max(sizes) // MARK_SHARE  # the marks of one block at a time, put in its order
     return extra

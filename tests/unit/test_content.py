@@ -46,7 +46,9 @@ def model_initial(key: int, size: int, shift: int, share: float) -> bytes:
 
 
 def model_written(key: int, offset: int) -> int:
-    word = mix((key + (offset >> 3) * STEP + WRITTEN) & M64)
+    page, in_page = offset & ~4095, offset & 4095
+    first = mix((key + (page >> 3) * STEP + WRITTEN) & M64)
+    word = (first + (in_page >> 3) * STEP) & M64
     return word >> (offset % 8 * 8) & 0xFF
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import shares_of, workload_of
+from support import shares_of, sizes_of, workload_of
 
 from vmemu import core
 from vmemu.content import ContentSpec, ExpectedContent, fill_entry
@@ -59,9 +59,12 @@ class Rig:
         self.expected = ExpectedContent(SEED, list(self.table), [ContentSpec(zero_share=0.3)])
         self.bell = Bell()
 
-    def guest(self) -> Guest:
-        flags = {"check_reads": True, "keep_marks": True}
-        return Guest(self.workload, self.table, self.ram, self.expected, **flags)
+    def guest(self, *, check_reads: bool = True, image: bool = True) -> Guest:
+        flags = {"check_reads": check_reads, "keep_marks": True}
+        guest = Guest(self.workload, self.table, self.ram, self.expected, **flags)
+        if not image:  # as that of a guest with more pages than one of what is expected is made for
+            guest.shared.expected = core.ffi.NULL
+        return guest
 
     def worker(self, guest: Guest, begin: int = 0, end: int = NO_END) -> GuestWorker:
         self.slots = (core.ffi.new("uint32_t *"), core.ffi.new("uint64_t *"))
@@ -192,15 +195,19 @@ def test_who_begins_anywhere_goes_on_as_if_from_the_start(case, cut):
     rig.close()
 
 
+@pytest.mark.parametrize("image", [True, False])
 @slow
-@given(st.one_of(mixes.map(lambda m: (m, ASAP)), timed_mixes.map(lambda m: (m, AT_ONCE))), cuts)
-def test_two_parts_leave_what_the_whole_does(case, cut):
+@given(
+    case=st.one_of(mixes.map(lambda m: (m, ASAP)), timed_mixes.map(lambda m: (m, AT_ONCE))),
+    cut=cuts,
+)
+def test_two_parts_leave_what_the_whole_does(image, case, cut):
     """One runs the first part, another marks it and runs the rest; memory and marks are as if one
     had done all, and as the accesses say."""
     rig = Rig(*case)
     listed = rig.listed()
     middle = int(cut[0] * len(listed))
-    first, second = rig.guest(), rig.guest()
+    first, second = rig.guest(image=image), rig.guest(image=image)
     workers = [rig.worker(first, 0, middle), rig.worker(second, middle)]
     for worker in workers:
         worker.start()
@@ -212,6 +219,36 @@ def test_two_parts_leave_what_the_whole_does(case, cut):
     assert int(workers[1].figures.position) == len(listed)
     assert np.array_equal(marks_of(second), written_by(rig.lanes, listed))
     check_memory(rig, second)
+    rig.close()
+
+
+@slow
+@given(
+    stride=st.sampled_from([1, 8, 12, 64, 200, 4096, 5000]),
+    size=st.sampled_from([1, 2, 4, 8, 16]),
+    share=st.sampled_from([0, 0.5, 1]),
+    accesses=st.sampled_from([1, 63, 4096, 9000]),
+    checked=st.booleans(),
+    cut=st.one_of(st.just(0.0), st.floats(0, 1)),
+)
+def test_a_walk_makes_the_accesses_that_are_listed(*, stride, size, share, accesses, checked, cut):
+    """What lies evenly apart is made without a list; memory and marks are as one says."""
+    walk = {"kind": "sequential", "stride": stride, "access_size": size, "write_share": share}
+    work = workload_of([BLOCK], 1, SEED, accesses=accesses, **walk)
+    rig = Rig([Lane(shares_of(work)[0], sizes_of(work))])
+    listed = rig.listed()
+    guest = rig.guest(check_reads=checked)
+    worker = rig.worker(guest, int(cut * accesses))
+    worker.start()
+    assert worker.join()
+    assert worker.error is None
+    figures, kinds = worker.figures, listed[int(cut * accesses) :, 1] & 3
+    assert figures.accesses == len(kinds)
+    assert figures.writes == int(np.count_nonzero(kinds == 1))
+    assert (figures.reads_wrong, figures.position) == (0, accesses)
+    assert np.array_equal(marks_of(guest), written_by(rig.lanes, listed))
+    if cut == 0:  # else what is marked beside was written elsewhere
+        check_memory(rig, guest)
     rig.close()
 
 

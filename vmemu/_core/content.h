@@ -3,9 +3,10 @@
  *
  * Before the guest runs, the 64-bit word number i of a block is mix(key + i * STEP), the key being
  * made from the seed and the block's name; whole pages are zeros instead, chosen by a hash of their
- * number, or the block is a file. A guest write stores, at whatever size, the bytes of mix(key +
- * WRITTEN + i * STEP): the same value however often and by whomever it is written. So a byte is
- * either its initial one or its written one, nothing else.
+ * number, or the block is a file. A guest write stores, at whatever size, the bytes of p + j * STEP
+ * in word j of a page of 4 KiB, p being made from the key and the page alone, so that a write costs
+ * a multiplication: the same value however often and by whomever it is written. So a byte is either
+ * its initial one or its written one, nothing else.
  */
 #ifndef VM_CONTENT_H
 #define VM_CONTENT_H
@@ -13,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "access.h"
 
 #define VM_CONTENT_STEP    UINT64_C(0x9E3779B97F4A7C15) /* odd: i * STEP visits every value once */
 #define VM_CONTENT_WRITTEN UINT64_C(0x632BE59BD9B4E019)
@@ -63,9 +66,17 @@ static inline uint64_t vm_content_initial(const struct vm_content *c, uint64_t o
                                                                : vm_mix(vm_content_base(c, offset));
 }
 
+/* Of the first word of a page of 4 KiB once it is written: word j of it is that + j * STEP. */
+static inline uint64_t vm_content_written_base(const struct vm_content *c, uint64_t page_offset)
+{
+    return vm_mix(vm_content_base(c, page_offset) + VM_CONTENT_WRITTEN);
+}
+
 static inline uint64_t vm_content_written(const struct vm_content *c, uint64_t offset)
 {
-    return vm_mix(vm_content_base(c, offset) + VM_CONTENT_WRITTEN);
+    uint64_t in_page = offset % VM_PAGE_SIZE;
+
+    return vm_content_written_base(c, offset - in_page) + in_page / 8 * VM_CONTENT_STEP;
 }
 
 /* A mark byte has a bit for each byte of a word that the guest wrote; as a mask over the word. */

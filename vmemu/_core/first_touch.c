@@ -50,7 +50,7 @@ int64_t vm_first_touches(struct vm_vcpu *v, uint64_t *page, uint64_t *at, struct
         errno = ENOMEM;
         return vm_fail_errno(err, "memory for the first touches of a vCPU", 0);
     }
-    rc = vm_for_each_slice(v, v->begin, v->end, list_first, &t, err);
+    rc = vm_for_each_slice(v, v->begin, v->end, false, list_first, &t, err);
     free(t.seen);
     return rc < 0 ? -1 : (int64_t)t.listed;
 }

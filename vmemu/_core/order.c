@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -21,7 +22,7 @@ struct cursor {
 struct order {
     const struct vm_lane *lane;
     uint32_t lanes, turn;
-    bool by_time;
+    bool by_time, evenly;
     struct cursor *cursor;
     struct vm_slice rest; /* of a slice that was not used up */
     uint64_t where[SLICE];
@@ -29,6 +30,20 @@ struct order {
 };
 
 /* ---- lanes in turn ---- */
+
+/* What is even ends where a pass does: so few that others would have their turn earlier. */
+static bool even_slice(struct order *o, struct vm_synthetic *made, struct vm_slice *slice)
+{
+    uint8_t what;
+
+    slice->count =
+        o->lanes == 1 ? vm_synthetic_even(made, SLICE, &slice->first, &slice->stride, &what) : 0;
+    if (slice->count > 0) {
+        slice->where = NULL;
+        memset(o->what, what, slice->count);
+    }
+    return slice->count > 0;
+}
 
 static bool made_slice(struct order *o, uint32_t index, struct vm_slice *slice)
 {
@@ -40,6 +55,9 @@ static bool made_slice(struct order *o, uint32_t index, struct vm_slice *slice)
                                .sizes = lane->sizes,
                                .base = lane->first_page << VM_PAGE_SHIFT,
                                .wide = true};
+    if (o->evenly && even_slice(o, made, slice)) {
+        return true;
+    }
     slice->count = vm_synthetic_fill(made, o->where, o->what, SLICE);
     return slice->count > 0;
 }
@@ -302,13 +320,14 @@ static bool copy_generators(struct order *o)
     return true;
 }
 
-static struct order *create(const struct vm_vcpu *v, struct vm_error *err)
+static struct order *create(const struct vm_vcpu *v, bool evenly, struct vm_error *err)
 {
     struct order *o = calloc(1, sizeof(*o)); /* too large for a thread's stack to be sure of */
 
     if (o) {
         o->lane = v->lane;
         o->lanes = v->lanes;
+        o->evenly = evenly;
         o->by_time = v->guest->pace && v->guest->pace->kind == VM_PACE_RECORDED;
         o->cursor = calloc(v->lanes + 1, sizeof(*o->cursor));
     }
@@ -321,11 +340,11 @@ static struct order *create(const struct vm_vcpu *v, struct vm_error *err)
     return o;
 }
 
-int vm_for_each_slice(struct vm_vcpu *v, uint64_t begin, uint64_t end,
+int vm_for_each_slice(struct vm_vcpu *v, uint64_t begin, uint64_t end, bool evenly,
                       uint32_t (*use)(void *context, const struct vm_slice *s), void *context,
                       struct vm_error *err)
 {
-    struct order *o = create(v, err);
+    struct order *o = create(v, evenly, err);
     struct vm_slice slice;
 
     if (!o) {
@@ -371,7 +390,7 @@ int64_t vm_vcpu_list(struct vm_vcpu *v, uint64_t *where, uint8_t *what, uint64_t
 {
     struct list l = {where, times, what, 0};
 
-    if (vm_for_each_slice(v, v->begin, v->begin + count, list_slice, &l, err) < 0) {
+    if (vm_for_each_slice(v, v->begin, v->begin + count, false, list_slice, &l, err) < 0) {
         return -1;
     }
     return (int64_t)l.listed;

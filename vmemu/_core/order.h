@@ -22,8 +22,9 @@ struct vm_slice {
     const uint8_t *what;
     const uint64_t *times; /* or NULL */
     const uint16_t *sizes;
-    uint64_t base;    /* what is added to each where: the lane's first page */
-    uint64_t earlier; /* what is taken off each time: then it is that of the guest */
+    uint64_t base;          /* what is added to each where: the lane's first page */
+    uint64_t earlier;       /* what is taken off each time: then it is that of the guest */
+    uint64_t first, stride; /* without a column of places: see vm_for_each_slice */
     uint32_t count;
     bool wide;
 };
@@ -42,7 +43,8 @@ static inline uint64_t vm_time_of(const struct vm_slice *s, uint32_t i)
 /* The slice without its first accesses. */
 static inline struct vm_slice vm_slice_from(struct vm_slice s, uint32_t first)
 {
-    s.where = (const uint8_t *)s.where + (uint64_t)first * (s.wide ? 8 : 4);
+    s.first += first * s.stride;
+    s.where = s.where ? (const uint8_t *)s.where + (uint64_t)first * (s.wide ? 8 : 4) : NULL;
     s.what += first;
     s.times = s.times ? s.times + first : NULL;
     s.count -= first;
@@ -54,8 +56,11 @@ static inline struct vm_slice vm_slice_from(struct vm_slice s, uint32_t first)
  * Lanes are taken in turn, some thousand accesses of each, as a scheduler would deal a CPU; with
  * the pace of a recording, each access comes at its time. Ends early when v->stop is set. 0, or -1
  * without memory.
+ *
+ * evenly: accesses that are made, all of one kind, in aligned words and each a stride behind the
+ * one before it, come without a column of places: where is NULL, they begin at first.
  */
-int vm_for_each_slice(struct vm_vcpu *v, uint64_t begin, uint64_t end,
+int vm_for_each_slice(struct vm_vcpu *v, uint64_t begin, uint64_t end, bool evenly,
                       uint32_t (*use)(void *context, const struct vm_slice *s), void *context,
                       struct vm_error *err);
 

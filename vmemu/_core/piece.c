@@ -12,27 +12,24 @@ static uint64_t initial_word(const struct vm_guest *g, const struct vm_piece *p)
 {
     uint64_t offset;
 
-    if (p->tags & VM_REF_FILE) {
+    if (g->host[p->where >> VM_PAGE_SHIFT] & VM_REF_FILE) {
         uint32_t block = vm_block_of(g, p->host, &offset);
 
         return vm_content_initial(&g->content[block], offset & ~UINT64_C(7));
     }
-    if (p->tags & VM_REF_ZERO) {
-        return 0;
-    }
-    return vm_mix(p->base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
+    return g->host[p->where >> VM_PAGE_SHIFT] & VM_REF_ZERO ? 0 : vm_seeded_word(g, p);
 }
 
 uint64_t vm_mixed_word(const struct vm_guest *g, const struct vm_piece *p, uint8_t mark)
 {
     uint64_t mask = vm_mark_mask(mark);
 
-    return (initial_word(g, p) & ~mask) | (vm_written_word(p) & mask);
+    return (initial_word(g, p) & ~mask) | (vm_written_word(g, p) & mask);
 }
 
 void vm_judge_read(struct vm_vcpu *v, const struct vm_piece *p, uint8_t mark, uint64_t found)
 {
-    uint64_t written = vm_written_word(p), initial = initial_word(v->guest, p);
+    uint64_t written = vm_written_word(v->guest, p), initial = initial_word(v->guest, p);
     uint64_t marked = vm_mark_mask(mark);
     uint64_t wrong = 0, offset;
 
@@ -63,4 +60,24 @@ void vm_judge_read(struct vm_vcpu *v, const struct vm_piece *p, uint8_t mark, ui
             .found = (uint8_t)(found >> (first * 8)),
         };
     }
+}
+
+void vm_judge_unexpected(struct vm_vcpu *v, const struct vm_piece *p, uint64_t expected,
+                         uint64_t found)
+{
+    uint64_t written = vm_written_value(v->guest, p);
+    uint8_t promised = 0;
+
+    for (unsigned byte = 0; byte < p->size; byte++) {
+        uint8_t value = (uint8_t)(written >> (byte * 8));
+
+        if ((uint8_t)(expected >> (byte * 8)) == value) {
+            promised |= (uint8_t)(1u << (p->where % 8 + byte));
+        } else if ((uint8_t)(found >> (byte * 8)) == value) {
+            /* Marked elsewhere: by a client, or before the guest came here. A byte alone, as
+             * another vCPU may write those next to it. */
+            vm_set_release(&v->guest->expected[p->where + byte], value);
+        }
+    }
+    vm_judge_read(v, p, promised, found << (p->where % 8 * 8));
 }

@@ -71,15 +71,21 @@ static VM_ALWAYS_INLINE void vm_store_sized(uint64_t host, unsigned size, uint64
 /* A part of an access that lies in one aligned word. */
 struct vm_piece {
     uint64_t host;  /* address of its first byte */
-    uint64_t base;  /* of the page */
     uint64_t where; /* in the dictionary, with its offset in the page */
     unsigned size;  /* 1 to 8; never past the end of the word */
-    unsigned tags;
 };
 
-static inline uint64_t vm_written_word(const struct vm_piece *p)
+static inline uint64_t vm_written_word(const struct vm_guest *g, const struct vm_piece *p)
 {
-    return vm_mix(p->base + VM_CONTENT_WRITTEN + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
+    return g->key[p->where >> VM_PAGE_SHIFT].written +
+           p->where % VM_PAGE_SIZE / 8 * VM_CONTENT_STEP;
+}
+
+/* On a page that is neither zeros nor from a file. */
+static inline uint64_t vm_seeded_word(const struct vm_guest *g, const struct vm_piece *p)
+{
+    return vm_mix(g->key[p->where >> VM_PAGE_SHIFT].initial +
+                  p->where % VM_PAGE_SIZE / 8 * VM_CONTENT_STEP);
 }
 
 static inline uint64_t vm_piece_mask(const struct vm_piece *p)
@@ -106,6 +112,14 @@ uint64_t vm_mixed_word(const struct vm_guest *g, const struct vm_piece *p, uint8
  */
 void vm_judge_read(struct vm_vcpu *v, const struct vm_piece *p, uint8_t mark, uint64_t found);
 
+/*
+ * The same of a value that is not the one that was expected before the load, in a guest that has
+ * the image of that. What turns out to be written is expected from now on. Both: the piece's bytes,
+ * the lowest.
+ */
+void vm_judge_unexpected(struct vm_vcpu *v, const struct vm_piece *p, uint64_t expected,
+                         uint64_t found);
+
 static inline void vm_note_written(uint64_t *written, uint64_t page)
 {
     /*
@@ -118,30 +132,46 @@ static inline void vm_note_written(uint64_t *written, uint64_t page)
     }
 }
 
-static inline void vm_mark_written(uint8_t *mark, uint8_t bits)
+/* What is stored there: its bytes of the word, which are the lowest. */
+static inline uint64_t vm_written_value(const struct vm_guest *g, const struct vm_piece *p)
 {
+    return vm_written_word(g, p) >> (p->where % 8 * 8);
+}
+
+/*
+ * After the store, so that whoever reads what is promised here, and then the memory, finds it
+ * there.
+ */
+static inline void vm_mark_written(const struct vm_guest *g, const struct vm_piece *p,
+                                   uint64_t value)
+{
+    uint8_t bits = vm_piece_marks(p);
+
     if (bits == 0xFF) {
-        vm_set_release(mark, bits); /* whoever else sets some of them loses none */
+        vm_set_release(&g->marks[p->where >> 3], bits); /* who else sets some of them loses none */
     } else {
-        __atomic_fetch_or(mark, bits, __ATOMIC_RELEASE);
+        __atomic_fetch_or(&g->marks[p->where >> 3], bits, __ATOMIC_RELEASE);
+    }
+    if (g->expected) {
+        __atomic_thread_fence(__ATOMIC_RELEASE);
+        vm_store_sized((uint64_t)(uintptr_t)&g->expected[p->where], p->size, value);
     }
 }
 
-/* What is stored there: its bytes of the word, which are the lowest. */
-static inline uint64_t vm_written_value(const struct vm_piece *p)
+static inline bool vm_is_marked(const struct vm_guest *g, const struct vm_piece *p)
 {
-    return vm_written_word(p) >> (p->where % 8 * 8);
+    uint8_t bits = vm_piece_marks(p);
+
+    return (vm_get(&g->marks[p->where >> 3]) & bits) == bits;
 }
 
 static VM_ALWAYS_INLINE void vm_write_piece(const struct vm_guest *g, const struct vm_piece *p,
                                             uint64_t value)
 {
-    uint8_t bits = vm_piece_marks(p);
-
     vm_store_sized(p->host, p->size, value);
     /* Most writes are to where one was before: look before paying for a locked operation. */
-    if (g->marks && (vm_get(&g->marks[p->where >> 3]) & bits) != bits) {
-        vm_mark_written(&g->marks[p->where >> 3], bits);
+    if (g->marks && !vm_is_marked(g, p)) {
+        vm_mark_written(g, p, value);
     }
     /* After the store: whoever takes the bit and sends the page then sends what was stored. */
     if (VM_UNLIKELY(g->written != NULL)) {

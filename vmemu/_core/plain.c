@@ -6,329 +6,318 @@
 #include "util.h"
 
 /*
- * What is computed for a batch takes vectors where the CPU multiplies vectors of 64 bits; the
- * loader chooses.
- */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
-
-/* Nothing of these is plain. A page from a file is while nobody checks what is read. */
-enum {
-    SPECIAL = VM_REF_FIRST | VM_REF_OUTSIDE | VM_REF_ALIAS,
-    SPECIAL_CHECKED = SPECIAL | VM_REF_FILE,
-};
-
-/*
- * A guest of NEAR pages lies in a CPU's caches, so a line that is asked for is there soon; of a
- * larger one lines are asked for AHEAD accesses before their use, as only so many are on their way
- * at once.
+ * A guest of NEAR pages lies in a CPU's caches; of a larger one lines are asked for AHEAD accesses
+ * before their use, as only so many are on their way at once.
  */
 enum { NEAR = 1024, AHEAD = 32 };
 
-/* Accesses of one size. refs and marks begin where the dictionary of the slice does. */
-struct batch {
-    const void *where;
-    const uint8_t *what;
-    const struct vm_page_ref *refs;
-    const uint8_t *marks;
-    uint64_t base; /* of the slice */
-    uint32_t count;
-    uint64_t host[VM_BATCH];
-    /* Only when reads are checked: */
-    struct vm_page_ref ref[VM_BATCH];
-    uint64_t value[VM_BATCH]; /* what is stored, or must be found */
-    uint8_t mark[VM_BATCH];   /* as seen before any access of the batch */
+/* What an access does besides. Each has loops of its own, in which nothing is decided. */
+enum mode {
+    BARE,    /* nothing */
+    NOTED,   /* what is written is marked, or noted as dirty, or both */
+    CHECKED, /* the same, and what is read is compared with what is expected */
 };
 
-static VM_ALWAYS_INLINE uint64_t place(const void *where, uint32_t i, bool wide)
+/* A slice. What is kept of pages begins where its dictionary does. */
+struct columns {
+    const struct vm_guest *guest;
+    const void *where;
+    const uint8_t *what;
+    const uint64_t *host;
+    const struct vm_page_key *key;
+    const uint8_t *marks, *expected;
+    uint64_t *written; /* of the guest: from its first page on */
+    uint64_t base;     /* of the slice */
+    uint32_t count;
+};
+
+static VM_ALWAYS_INLINE uint64_t place(const void *where, uint64_t i, bool wide)
 {
     return wide ? ((const uint64_t *)where)[i] : ((const uint32_t *)where)[i];
 }
 
-static VM_ALWAYS_INLINE void ask_for(uint64_t host)
+/* ---- their number ---- */
+
+/* Away from the accesses: the loops have no counters to carry. A byte counts what a vector register
+ * holds many of. */
+void vm_count_kinds(const uint8_t *what, uint32_t count, uint64_t kinds[4])
 {
-    __builtin_prefetch((const void *)(uintptr_t)host);
-}
+    for (uint32_t i = 0; i < count;) {
+        uint32_t begin = i, end = count - i > UINT8_MAX ? i + UINT8_MAX : count, all = end - i;
+        uint8_t odd = 0, fetches = 0, modifies = 0, seen = 0;
 
-static VM_ALWAYS_INLINE bool writes(unsigned kind)
-{
-    return (kind + 1) & 2; /* a store or a modification */
-}
-
-/* ---- which accesses are plain ---- */
-
-/* All in aligned words and of the same size: without a branch, so that it takes vectors. */
-static VM_ALWAYS_INLINE bool all_alike(const void *where, const uint8_t *what, uint32_t count,
-                                       unsigned size, bool wide)
-{
-    uint64_t low = 0;
-    uint32_t low_narrow = 0;
-    uint8_t differs = 0;
-
-    for (uint32_t i = 0; i < count; i++) {
-        differs |= what[i] ^ what[0];
-    }
-    if (differs & ~3u) {
-        return false;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        if (wide) {
-            low |= ((const uint64_t *)where)[i];
-        } else {
-            low_narrow |= ((const uint32_t *)where)[i];
+        for (; i < end; i++) {
+            odd += what[i] & 1;
+            seen |= what[i];
         }
-    }
-    return !((low | low_narrow) & (size - 1));
-}
-
-/* Look up where the accesses lie, up to the first one that is not plain: how many are. */
-static VM_ALWAYS_INLINE uint32_t look_up(struct batch *b, bool wide, bool far)
-{
-    const struct vm_page_ref *refs = b->refs;
-    const void *places = b->where;
-    uint32_t count = b->count;
-
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t where = place(places, i, wide), host = refs[where >> VM_PAGE_SHIFT].host;
-
-        if (VM_UNLIKELY(host & SPECIAL)) {
-            return i;
+        for (i = begin; seen & 2 && i < end; i++) {
+            fetches += (what[i] & 3) == VM_FETCH;
+            modifies += (what[i] & 3) == VM_MODIFY;
         }
-        b->host[i] = (host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE;
-        if (!far || i < AHEAD) {
-            ask_for(b->host[i]);
-        }
-    }
-    return count;
-}
-
-/* The same; and the marks, which are read before the values. */
-static VM_ALWAYS_INLINE uint32_t look_up_checked(struct batch *b, bool wide)
-{
-    const struct vm_page_ref *refs = b->refs;
-    const uint8_t *marks = b->marks;
-    const void *places = b->where;
-    uint32_t count = b->count;
-
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t where = place(places, i, wide);
-        const struct vm_page_ref *ref = &refs[where >> VM_PAGE_SHIFT];
-
-        if (VM_UNLIKELY(ref->host & SPECIAL_CHECKED)) {
-            return i;
-        }
-        b->ref[i] = *ref;
-        ask_for((ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE);
-        b->mark[i] = vm_get_acquire(&marks[where >> 3]);
-    }
-    return count;
-}
-
-/* ---- what they store, or must find ---- */
-
-static VM_ALWAYS_INLINE void compute(struct batch *b, unsigned size, bool wide)
-{
-    uint64_t mask = size == 8 ? ~UINT64_C(0) : (UINT64_C(1) << size * 8) - 1;
-    unsigned bits = (1u << size) - 1;
-
-    for (uint32_t i = 0; i < b->count; i++) {
-        uint64_t in_page = place(b->where, i, wide) % VM_PAGE_SIZE, host = b->ref[i].host;
-        uint64_t shift = size == 8 ? 0 : in_page % 8;
-        bool written = ((uint64_t)b->mark[i] >> shift & bits) | ((b->what[i] & 3) == VM_STORE);
-        uint64_t word = b->ref[i].base + in_page / 8 * VM_CONTENT_STEP;
-
-        word = vm_mix(word + (written ? VM_CONTENT_WRITTEN : 0));
-        word = !written && host & VM_REF_ZERO ? 0 : word;
-        b->value[i] = word >> shift * 8 & mask;
-        b->host[i] = (host & ~(uint64_t)VM_REF_TAGS) + in_page;
+        i = end;
+        kinds[VM_LOAD] += all - odd - modifies;
+        kinds[VM_STORE] += odd - fetches;
+        kinds[VM_MODIFY] += modifies;
+        kinds[VM_FETCH] += fetches;
     }
 }
 
-FOR_EACH_CPU static void compute_words(struct batch *b)
+/* ---- one access ---- */
+
+static VM_ALWAYS_INLINE struct vm_piece piece_of(const struct columns *c, uint64_t where,
+                                                 uint64_t host, unsigned size)
 {
-    compute(b, 8, false);
+    return (struct vm_piece){.host = host, .where = where + c->base, .size = size};
 }
 
-FOR_EACH_CPU static void compute_any(struct batch *b, unsigned size, bool wide)
+static void judge(struct vm_vcpu *v, const struct columns *c, uint64_t where, uint64_t host,
+                  unsigned size, uint64_t expected, uint64_t found)
 {
-    if (wide) {
-        compute(b, size, true);
-    } else {
-        compute(b, size, false);
+    struct vm_piece p = piece_of(c, where, host, size);
+
+    vm_judge_unexpected(v, &p, expected, found);
+}
+
+static void note(const struct columns *c, uint64_t where, unsigned size, uint64_t value)
+{
+    struct vm_piece p = piece_of(c, where, 0, size);
+
+    vm_mark_written(c->guest, &p, value);
+}
+
+static VM_ALWAYS_INLINE uint64_t load_expected(const struct columns *c, uint64_t where,
+                                               unsigned size)
+{
+    return vm_load_sized((uint64_t)(uintptr_t)(c->expected + where), size);
+}
+
+static VM_ALWAYS_INLINE void read_plain(struct vm_vcpu *v, const struct columns *c, uint64_t where,
+                                        uint64_t host, unsigned size, enum mode mode)
+{
+    uint64_t expected, found;
+
+    if (mode != CHECKED) {
+        vm_load_sized(host, size);
+        return;
+    }
+    expected = load_expected(c, where, size);
+    __atomic_thread_fence(__ATOMIC_ACQUIRE); /* see vm_mark_written */
+    found = vm_load_sized(host, size);
+    if (VM_UNLIKELY(found != expected)) {
+        judge(v, c, where, host, size, expected, found);
     }
 }
 
-/* ---- the accesses ---- */
-
-static VM_ALWAYS_INLINE struct vm_piece piece_of(const struct batch *b, uint32_t i, unsigned size,
-                                                 bool wide)
+static VM_ALWAYS_INLINE bool is_noted(const struct columns *c, uint64_t where, unsigned size,
+                                      enum mode mode)
 {
-    uint64_t where = place(b->where, i, wide);
-    const struct vm_page_ref *ref = &b->refs[where >> VM_PAGE_SHIFT];
+    /* In aligned words: the compiler knows no more of them. */
+    uint8_t bits = (uint8_t)(size == 8 ? 0xFF : ((1u << size) - 1) << where % 8);
 
-    if (where % size) {
-        __builtin_unreachable(); /* they are aligned: see all_alike */
-    }
-    return (struct vm_piece){
-        .host = b->host[i],
-        .base = ref->base,
-        .where = where + b->base / VM_PAGE_SIZE * VM_PAGE_SIZE,
-        .size = size,
-        .tags = ref->host & VM_REF_TAGS,
-    };
+    return (mode == NOTED && !c->marks) || (vm_get(&c->marks[where >> 3]) & bits) == bits;
 }
 
-static VM_ALWAYS_INLINE void make_unchecked(const struct vm_guest *guest, const struct batch *b,
-                                            unsigned size, bool wide, bool far)
+static VM_ALWAYS_INLINE void write_plain(const struct columns *c, uint64_t where, uint64_t host,
+                                         unsigned size, enum mode mode)
 {
-    const struct vm_guest g = *guest;
-    const uint8_t *what = b->what;
-    uint32_t count = b->count;
+    uint64_t in_page = where % VM_PAGE_SIZE;
+    uint64_t value = c->key[where >> VM_PAGE_SHIFT].written + in_page / 8 * VM_CONTENT_STEP;
 
-    for (uint32_t i = 0; i < count; i++) {
-        unsigned kind = what[i] & 3;
-
-        if (far && i + AHEAD < count) {
-            ask_for(b->host[i + AHEAD]);
-        }
-        if (kind != VM_STORE) {
-            vm_load_sized(b->host[i], size);
-        }
-        if (writes(kind)) {
-            struct vm_piece p = piece_of(b, i, size, wide);
-
-            vm_write_piece(&g, &p, vm_written_value(&p));
-        }
+    value = size == 8 ? value : value >> where % 8 * 8;
+    vm_store_sized(host, size, value);
+    if (mode == BARE) {
+        return;
+    }
+    if (VM_UNLIKELY(!is_noted(c, where, size, mode))) {
+        note(c, where, size, value);
+    }
+    if (VM_UNLIKELY(c->written != NULL)) {
+        vm_note_written(c->written, (where + c->base) >> VM_PAGE_SHIFT);
     }
 }
 
-static void judge(struct vm_vcpu *v, const struct batch *b, uint32_t i, unsigned size, bool wide,
-                  uint8_t mark, uint64_t found)
-{
-    struct vm_piece p = piece_of(b, i, size, wide);
+/* ---- many ---- */
 
-    vm_judge_read(v, &p, mark & vm_piece_marks(&p), found << p.where % 8 * 8);
+/* Whether an access is not plain by the tag of its page, or since it is not aligned. address: with
+ * the tag. */
+static VM_ALWAYS_INLINE bool is_special(uint64_t address, uint64_t tag, unsigned size)
+{
+    return size == 1 ? tag & VM_REF_SPECIAL : address & (size - 1);
 }
 
 /*
- * A load is compared with what the marks promised that were read before the batch. That is before
- * the load, as it has to be; but once the batch itself has marked something, or somebody else has
- * marked what it writes too, later loads may be promised more: they look at their marks anew.
+ * From access i up to the first one that is not plain, or of another size: which that is. load:
+ * what a load of their size is; simple: all are to be loads or stores. Each is looked at when it
+ * is made: to look at many before takes longer, as the columns come from memory.
  */
-static VM_ALWAYS_INLINE void read_checked(struct vm_vcpu *v, const struct batch *b, uint32_t i,
-                                          unsigned size, bool wide, bool anew)
+static VM_ALWAYS_INLINE uint32_t make(struct vm_vcpu *v, const struct columns *columns, uint64_t i,
+                                      unsigned load, unsigned size, bool wide, enum mode mode,
+                                      bool simple, bool far)
 {
-    uint8_t mark = anew ? vm_get_acquire(&b->marks[place(b->where, i, wide) >> 3]) : b->mark[i];
-    uint64_t found = vm_load_sized(b->host[i], size);
+    const struct columns c = *columns; /* what is stored in the guest does not change it */
 
-    if (VM_UNLIKELY(found != b->value[i] || (anew && mark != b->mark[i]))) {
-        judge(v, b, i, size, wide, mark, found);
-    }
-}
+#pragma GCC unroll 4
+    for (; i < c.count; i++) {
+        uint64_t where = place(c.where, i, wide);
+        uint64_t page = c.host[where >> VM_PAGE_SHIFT], host = page | where % VM_PAGE_SIZE;
+        unsigned kind = c.what[i] ^ load;
 
-/* Accesses from i on; unless marks are looked at anew, up to the first write of what was not marked
- * before. The first one that was not made. */
-static VM_ALWAYS_INLINE uint32_t make_checked(struct vm_vcpu *v, const struct batch *b, uint32_t i,
-                                              unsigned size, bool wide, bool anew)
-{
-    const struct vm_guest g = *v->guest;
-    const uint8_t *what = b->what;
-    uint32_t count = b->count;
-    bool marked = false;
+        if (far && i + AHEAD < c.count) {
+            uint64_t next = place(c.where, i + AHEAD, wide);
 
-    for (; i < count && !marked; i++) {
-        unsigned kind = what[i] & 3;
-
-        if (kind != VM_STORE) {
-            read_checked(v, b, i, size, wide, anew);
+            __builtin_prefetch(
+                (const void *)(uintptr_t)(c.host[next >> VM_PAGE_SHIFT] + next % VM_PAGE_SIZE));
+            if (mode == CHECKED) {
+                __builtin_prefetch(&c.expected[next]);
+            }
         }
-        if (writes(kind)) {
-            struct vm_piece p = piece_of(b, i, size, wide);
-            uint8_t bits = vm_piece_marks(&p);
-
-            vm_write_piece(&g, &p, kind == VM_STORE ? b->value[i] : vm_written_value(&p));
-            marked = !anew && (b->mark[i] & bits) != bits;
+        if (VM_UNLIKELY(is_special(host, page, size))) {
+            break;
+        }
+        if (kind == VM_LOAD) {
+            read_plain(v, &c, where, host, size, mode);
+        } else if (kind == VM_STORE) {
+            write_plain(&c, where, host, size, mode);
+        } else if (simple || kind > VM_FETCH) {
+            break;
+        } else {
+            read_plain(v, &c, where, host, size, mode);
+            if (kind == VM_MODIFY) {
+                write_plain(&c, where, host, size, mode);
+            }
         }
     }
-    return i;
+    return (uint32_t)i;
 }
 
-/* ---- a batch ---- */
-
-static VM_ALWAYS_INLINE uint32_t replay_unchecked(const struct vm_guest *g, struct batch *b,
-                                                  unsigned size, bool wide, bool far)
-{
-    b->count = look_up(b, wide, far);
-    make_unchecked(g, b, size, wide, far);
-    return b->count;
-}
-
-static VM_ALWAYS_INLINE uint32_t replay_checked(struct vm_vcpu *v, struct batch *b, unsigned size,
-                                                bool wide)
-{
-    uint32_t done;
-
-    b->count = look_up_checked(b, wide);
-    if (size == 8 && !wide) {
-        compute_words(b);
-    } else {
-        compute_any(b, size, wide);
-    }
-    done = make_checked(v, b, 0, size, wide, false);
-    return make_checked(v, b, done, size, wide, true);
-}
-
-static VM_ALWAYS_INLINE uint32_t replay_alike(struct vm_vcpu *v, struct batch *b, unsigned size,
-                                              bool wide)
+static VM_ALWAYS_INLINE uint32_t make_in(struct vm_vcpu *v, const struct columns *c, unsigned load,
+                                         unsigned size, bool wide, enum mode mode)
 {
     bool far = v->guest->pages > NEAR;
+    uint32_t done = far ? make(v, c, 0, load, size, wide, mode, true, true)
+                        : make(v, c, 0, load, size, wide, mode, true, false);
 
-    if (!all_alike(b->where, b->what, b->count, size, wide)) {
-        return 0;
+    if (done < c->count && (c->what[done] & 3) > VM_STORE) {
+        done = far ? make(v, c, done, load, size, wide, mode, false, true)
+                   : make(v, c, done, load, size, wide, mode, false, false);
     }
-    if (v->guest->check_reads) {
-        return replay_checked(v, b, size, wide);
-    }
-    return far ? replay_unchecked(v->guest, b, size, wide, true)
-               : replay_unchecked(v->guest, b, size, wide, false);
+    return done;
 }
 
-static VM_ALWAYS_INLINE uint32_t replay_sized(struct vm_vcpu *v, struct batch *b, unsigned size,
-                                              bool wide)
+/*
+ * Those of a slice that lie evenly apart, page by page. The same place of the next page is asked
+ * for meanwhile: a CPU that fetches what comes next by itself does so within a page.
+ */
+static VM_ALWAYS_INLINE uint32_t make_evenly(struct vm_vcpu *v, const struct columns *columns,
+                                             const struct vm_slice *s, unsigned size,
+                                             enum mode mode, bool store)
 {
-    switch (size) {
-    case 8:
-        return replay_alike(v, b, 8, wide);
-    case 4:
-        return replay_alike(v, b, 4, wide);
-    case 2:
-        return replay_alike(v, b, 2, wide);
-    case 1:
-        return replay_alike(v, b, 1, wide);
-    default:
-        return 0;
+    const struct columns c = *columns;
+    uint64_t where = s->first, stride = s->stride, end = where + s->count * stride;
+
+    while (where < end) {
+        uint64_t begin = where & ~(uint64_t)(VM_PAGE_SIZE - 1), page_end = begin + VM_PAGE_SIZE;
+        const uint64_t *page = &c.host[where >> VM_PAGE_SHIFT];
+        uint64_t to_host = *page - begin, to_next = page_end <= end - stride ? page[1] : *page;
+
+        if (VM_UNLIKELY(*page & VM_REF_SPECIAL)) {
+            return s->count - (uint32_t)((end - where) / stride);
+        }
+        to_next = (to_next & ~(uint64_t)VM_REF_TAGS) - begin;
+        page_end = page_end < end ? page_end : end;
+#pragma GCC unroll 4
+        for (; where < page_end; where += stride) {
+            __builtin_prefetch((const void *)(uintptr_t)(where + to_next), 0, 2);
+            if (store) {
+                write_plain(&c, where, where + to_host, size, mode);
+            } else {
+                read_plain(v, &c, where, where + to_host, size, mode);
+            }
+        }
     }
+    return s->count;
 }
 
-uint32_t vm_replay_plain(struct vm_vcpu *v, const struct vm_page_ref *refs,
-                         const struct vm_slice *s)
+static enum mode mode_of(const struct vm_guest *g)
 {
-    const struct vm_guest *g = v->guest;
-    struct batch b;
+    return g->check_reads ? CHECKED : g->marks || g->written ? NOTED : BARE;
+}
 
-    /* Marks that miss the caches too would be waited for one by one. */
-    if (g->check_reads && g->pages > NEAR) {
-        return 0;
+/* The loops for one size and mode; functions of their own, so that each has all registers. */
+struct loops {
+    uint32_t (*any)(struct vm_vcpu *v, const struct columns *c, unsigned load, bool wide);
+    uint32_t (*evenly)(struct vm_vcpu *v, const struct columns *c, const struct vm_slice *s);
+};
+
+#define LOOPS(size, mode)                                                                          \
+    static __attribute__((noinline)) uint32_t any_##size##_##mode(                                 \
+        struct vm_vcpu *v, const struct columns *c, unsigned load, bool wide)                      \
+    {                                                                                              \
+        return wide ? make_in(v, c, load, size, true, mode)                                        \
+                    : make_in(v, c, load, size, false, mode);                                      \
+    }                                                                                              \
+    static __attribute__((noinline)) uint32_t evenly_##size##_##mode(                              \
+        struct vm_vcpu *v, const struct columns *c, const struct vm_slice *s)                      \
+    {                                                                                              \
+        return (s->what[0] & 3) == VM_STORE ? make_evenly(v, c, s, size, mode, true)               \
+                                            : make_evenly(v, c, s, size, mode, false);             \
     }
-    b.where = s->where;
-    b.what = s->what;
-    b.refs = refs + (s->base >> VM_PAGE_SHIFT);
-    b.marks = g->marks ? g->marks + (s->base >> 3) : NULL;
-    b.base = s->base;
-    b.count = s->count < VM_BATCH ? s->count : VM_BATCH;
-    return s->wide ? replay_sized(v, &b, s->sizes[s->what[0] >> 2], true)
-                   : replay_sized(v, &b, s->sizes[s->what[0] >> 2], false);
+#define LOOPS_OF_SIZE(size) LOOPS(size, BARE) LOOPS(size, NOTED) LOOPS(size, CHECKED)
+
+LOOPS_OF_SIZE(1)
+LOOPS_OF_SIZE(2)
+LOOPS_OF_SIZE(4)
+LOOPS_OF_SIZE(8)
+
+#define ENTRY(size, mode) {any_##size##_##mode, evenly_##size##_##mode}
+#define ENTRIES(size)     {ENTRY(size, BARE), ENTRY(size, NOTED), ENTRY(size, CHECKED)}
+
+/* NULL: there are none. */
+static const struct loops *loops_of(const struct vm_guest *g, unsigned size)
+{
+    static const struct loops table[][3] = {ENTRIES(1), ENTRIES(2), ENTRIES(4), ENTRIES(8)};
+
+    if (!size || size > 8 || size & (size - 1) || (g->check_reads && !g->expected)) {
+        return NULL;
+    }
+    return &table[__builtin_ctz(size)][mode_of(g)];
+}
+
+static struct columns columns_of(const struct vm_guest *g, const uint64_t *host,
+                                 const struct vm_slice *s)
+{
+    return (struct columns){
+        .guest = g,
+        .where = s->where,
+        .what = s->what,
+        .host = host + (s->base >> VM_PAGE_SHIFT),
+        .key = g->key + (s->base >> VM_PAGE_SHIFT),
+        .marks = g->marks ? g->marks + (s->base >> 3) : NULL,
+        .expected = g->expected ? g->expected + s->base : NULL,
+        .written = g->written,
+        .base = s->base,
+        .count = s->count,
+    };
+}
+
+uint32_t vm_replay_plain(struct vm_vcpu *v, const uint64_t *host, const struct vm_slice *s,
+                         uint64_t kinds[4])
+{
+    struct columns c = columns_of(v->guest, host, s);
+    const struct loops *loops = loops_of(v->guest, s->sizes[s->what[0] >> 2]);
+    uint32_t done = loops ? loops->any(v, &c, s->what[0] & ~3u, s->wide) : 0;
+
+    vm_count_kinds(s->what, done, kinds);
+    return done;
+}
+
+uint32_t vm_replay_evenly(struct vm_vcpu *v, const uint64_t *host, const struct vm_slice *s,
+                          uint64_t kinds[4])
+{
+    struct columns c = columns_of(v->guest, host, s);
+    const struct loops *loops = loops_of(v->guest, s->sizes[s->what[0] >> 2]);
+    uint32_t done = loops ? loops->evenly(v, &c, s) : 0;
+
+    kinds[s->what[0] & 3] += done;
+    return done;
 }

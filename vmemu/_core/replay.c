@@ -13,39 +13,50 @@
 #include "plain.h"
 #include "util.h"
 
-enum { AHEAD = 48 }; /* accesses between asking for a line and its use */
+enum {
+    AHEAD = 48,    /* accesses between asking for a line and its use */
+    TOGETHER = 16, /* accesses from one that is not plain on, */
+    MANY = 128,    /* and where there are several such */
+};
 
 struct replay {
     struct vm_vcpu *v;
     const struct vm_guest *guest;
-    struct vm_page_ref *refs; /* this vCPU's own: the tag of the first touch goes away */
-    uint64_t dropped[4];      /* accesses of each kind in this slice that lie outside, or in part */
-    bool waited;              /* the last access that was made has waited for its page */
+    uint64_t *host;      /* this vCPU's own: the tag of the first touch goes away */
+    uint64_t kinds[4];   /* accesses of each kind that were made and are not counted yet */
+    uint64_t dropped[4]; /* accesses of each kind in this slice that lie outside, or in part */
+    bool waited;         /* the last access that was made has waited for its page */
     struct vm_pacer pacer;
 };
 
 /* ---- accesses ---- */
 
-static VM_ALWAYS_INLINE void read_piece(struct vm_vcpu *v, const struct vm_piece *p, bool check)
+static VM_ALWAYS_INLINE void read_expected(struct vm_vcpu *v, const struct vm_piece *p)
+{
+    uint64_t at = (uint64_t)(uintptr_t)&v->guest->expected[p->where];
+    uint64_t expected = vm_load_sized(at, p->size), found;
+
+    __atomic_thread_fence(__ATOMIC_ACQUIRE); /* see vm_mark_written */
+    found = vm_load_sized(p->host, p->size);
+    if (VM_UNLIKELY(found != expected)) {
+        vm_judge_unexpected(v, p, expected, found);
+    }
+}
+
+static VM_ALWAYS_INLINE void read_marked(struct vm_vcpu *v, const struct vm_piece *p, unsigned tags)
 {
     const struct vm_guest *g = v->guest;
     uint64_t found, expected;
     uint8_t mark, bits = vm_piece_marks(p);
 
-    if (!check) {
-        vm_load_sized(p->host, p->size);
-        return;
-    }
     /* The mark is read before the value, and set after it is written: a marked byte must have its
      * new value. */
     mark = vm_get_acquire(&g->marks[p->where >> 3]) & bits;
     found = vm_load_sized(p->host, p->size) << (p->where % 8 * 8);
-    if (VM_LIKELY((mark == 0 || mark == bits) && !(p->tags & VM_REF_FILE))) {
+    if (VM_LIKELY((mark == 0 || mark == bits) && !(tags & VM_REF_FILE))) {
         /* Without a branch: whether a word was written before is as good as random. */
-        uint64_t base = p->base + (mark ? VM_CONTENT_WRITTEN : 0);
-
-        expected = vm_mix(base + (p->where % VM_PAGE_SIZE / 8) * VM_CONTENT_STEP);
-        expected = p->tags & VM_REF_ZERO && !mark ? 0 : expected;
+        expected = tags & VM_REF_ZERO ? 0 : vm_seeded_word(g, p);
+        expected = mark ? vm_written_word(g, p) : expected;
     } else {
         expected = vm_mixed_word(g, p, mark);
     }
@@ -54,33 +65,49 @@ static VM_ALWAYS_INLINE void read_piece(struct vm_vcpu *v, const struct vm_piece
     }
 }
 
+/* How a read is checked. */
+enum check { NOT, BY_MARKS, BY_IMAGE };
+
+static enum check check_of(const struct vm_guest *g)
+{
+    return !g->check_reads ? NOT : g->expected ? BY_IMAGE : BY_MARKS;
+}
+
 static VM_ALWAYS_INLINE void access_piece(struct vm_vcpu *v, const struct vm_piece *p,
-                                          unsigned kind, bool check)
+                                          unsigned tags, unsigned kind, enum check check)
 {
     if (kind != VM_STORE) {
-        read_piece(v, p, check);
+        switch (check) {
+        case BY_IMAGE:
+            read_expected(v, p);
+            break;
+        case BY_MARKS:
+            read_marked(v, p, tags);
+            break;
+        default:
+            vm_load_sized(p->host, p->size);
+        }
     }
     if (kind == VM_STORE || kind == VM_MODIFY) {
-        vm_write_piece(v->guest, p, vm_written_value(p));
+        vm_write_piece(v->guest, p, vm_written_value(v->guest, p));
     }
 }
 
 /* An access that lies in one page of the dictionary. */
-static void access_page(struct vm_vcpu *v, const struct vm_page_ref *ref, uint64_t where,
-                        unsigned size, unsigned kind)
+static void access_page(struct vm_vcpu *v, uint64_t host, uint64_t where, unsigned size,
+                        unsigned kind)
 {
+    enum check check = check_of(v->guest);
     struct vm_piece p = {
-        .host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
-        .base = ref->base,
+        .host = (host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
         .where = where,
-        .tags = ref->host & VM_REF_TAGS,
     };
 
     while (size > 0) {
         unsigned room = 8 - (unsigned)(p.where % 8);
 
         p.size = size < room ? size : room;
-        access_piece(v, &p, kind, v->guest->check_reads);
+        access_piece(v, &p, host & VM_REF_TAGS, kind, check);
         p.host += p.size;
         p.where += p.size;
         size -= p.size;
@@ -121,19 +148,18 @@ static void record_fault(struct vm_vcpu *v, struct vm_fault_record fault)
  * fault if the fault thread has read one of this thread meanwhile, else the page came between the
  * look and the touch.
  */
-static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t where, unsigned size,
-                        unsigned kind)
+static void touch_first(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
     struct vm_vcpu *v = r->v;
-    uint64_t host = (ref->host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
-             seen = vm_get(v->seen);
+    uint64_t *page = &r->host[where >> VM_PAGE_SHIFT],
+             host = (*page & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE, seen = vm_get(v->seen);
     struct vm_fault_record fault = {.write = kind == VM_STORE || kind == VM_MODIFY};
     const struct vm_block *block;
 
     fault.block = vm_block_of(v->guest, host, &fault.offset);
     block = &v->guest->ram->block[fault.block];
     if (vm_bit_test(block->received, fault.offset >> block->page_shift)) {
-        access_page(v, ref, where, size, kind);
+        access_page(v, *page, where, size, kind);
     } else {
         fault.start_ns = vm_now_ns();
         /* A release store orders only what is before it: the last wait is cleared first. */
@@ -141,7 +167,7 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
         vm_set(&v->waiting->block, fault.block);
         vm_set(&v->waiting->offset, fault.offset);
         vm_set_release(&v->waiting->since_ns, fault.start_ns);
-        access_page(v, ref, where, size, kind);
+        access_page(v, *page, where, size, kind);
         fault.end_ns = vm_now_ns();
         vm_set_release(&v->waiting->since_ns, 0);
         r->waited = true; /* time has passed: what is due is to be looked at anew */
@@ -149,26 +175,26 @@ static void touch_first(struct replay *r, struct vm_page_ref *ref, uint64_t wher
             record_fault(v, fault);
         }
     }
-    ref->host &= ~(uint64_t)VM_REF_FIRST;
+    *page &= ~(uint64_t)(VM_REF_FIRST | VM_REF_SPECIAL);
 }
 
 /* A part of an access that lies in one page of the dictionary, whatever the page; false: outside.
  */
 static bool access_tagged(struct replay *r, uint64_t where, unsigned size, unsigned kind)
 {
-    struct vm_page_ref *ref = &r->refs[where >> VM_PAGE_SHIFT];
+    uint64_t host = r->host[where >> VM_PAGE_SHIFT];
 
-    if (ref->host & VM_REF_OUTSIDE) {
+    if (host & VM_REF_OUTSIDE) {
         return false;
     }
-    if (ref->host & VM_REF_ALIAS) {
-        where = vm_alias_of(ref, where);
-        ref = &r->refs[where >> VM_PAGE_SHIFT];
+    if (host & VM_REF_ALIAS) {
+        where = vm_alias_of(host, where);
+        host = r->host[where >> VM_PAGE_SHIFT];
     }
-    if (ref->host & VM_REF_FIRST) {
-        touch_first(r, ref, where, size, kind);
+    if (host & VM_REF_FIRST) {
+        touch_first(r, where, size, kind);
     } else {
-        access_page(r->v, ref, where, size, kind);
+        access_page(r->v, host, where, size, kind);
     }
     return true;
 }
@@ -198,41 +224,21 @@ static void access_any(struct replay *r, uint64_t where, unsigned size, unsigned
     }
 }
 
-/* Counted a slice at a time, and away from the accesses: the inner loop has no counters to carry.
- * A byte counts what a vector register holds many of. */
-static void count_kinds(const uint8_t *what, uint32_t count, uint64_t kinds[4])
+static void count_made(struct replay *r)
 {
-    for (uint32_t i = 0; i < count;) {
-        uint32_t end = count - i > UINT8_MAX ? i + UINT8_MAX : count, all = end - i;
-        uint8_t stores = 0, modifies = 0, fetches = 0;
+    uint64_t *kinds = r->kinds, reads;
 
-        for (; i < end; i++) {
-            stores += (what[i] & 3) == VM_STORE;
-            modifies += (what[i] & 3) == VM_MODIFY;
-            fetches += (what[i] & 3) == VM_FETCH;
-        }
-        kinds[VM_LOAD] += all - stores - modifies - fetches;
-        kinds[VM_STORE] += stores;
-        kinds[VM_MODIFY] += modifies;
-        kinds[VM_FETCH] += fetches;
-    }
-}
-
-static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
-{
-    uint64_t kinds[4] = {0}, reads;
-
-    count_kinds(what, done, kinds);
     for (unsigned kind = 0; kind < 4; kind++) {
         kinds[kind] -= r->dropped[kind];
         vm_count(&r->v->dropped, r->dropped[kind]);
-        r->dropped[kind] = 0;
         vm_count(&r->v->accesses, kinds[kind]);
     }
     reads = kinds[VM_LOAD] + kinds[VM_MODIFY] + kinds[VM_FETCH];
     vm_count(&r->v->writes, kinds[VM_STORE] + kinds[VM_MODIFY]);
     vm_count(&r->v->reads, reads);
     vm_count(&r->v->reads_checked, r->guest->check_reads ? reads : 0);
+    memset(r->kinds, 0, sizeof(r->kinds));
+    memset(r->dropped, 0, sizeof(r->dropped));
 }
 
 /*
@@ -241,14 +247,17 @@ static void count_slice(struct replay *r, const uint8_t *what, uint32_t done)
  * asked for some accesses before. Nothing is touched by that: a page that is missing stays so, and
  * what is no address, of a page that lies nowhere, is passed over.
  */
-static VM_ALWAYS_INLINE void look_ahead(const struct vm_page_ref *refs, const uint8_t *marks,
+static VM_ALWAYS_INLINE void look_ahead(const uint64_t *hosts, const struct vm_guest *g,
                                         uint64_t where)
 {
-    uint64_t host = refs[where >> VM_PAGE_SHIFT].host & ~(uint64_t)VM_REF_TAGS;
+    uint64_t host = hosts[where >> VM_PAGE_SHIFT] & ~(uint64_t)VM_REF_TAGS;
 
     __builtin_prefetch((const void *)(uintptr_t)(host + where % VM_PAGE_SIZE));
-    if (marks) {
-        __builtin_prefetch(&marks[where >> 3]);
+    __builtin_prefetch(&g->key[where >> VM_PAGE_SHIFT]);
+    if (g->expected) {
+        __builtin_prefetch(&g->expected[where]);
+    } else if (g->marks) {
+        __builtin_prefetch(&g->marks[where >> 3]);
     }
 }
 
@@ -258,24 +267,22 @@ static VM_ALWAYS_INLINE void look_ahead(const struct vm_page_ref *refs, const ui
  * waited and at v->stop: the others of a slice take some microseconds together.
  */
 static VM_ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_slice *s, uint32_t i,
-                                           uint32_t end, bool wide, bool check)
+                                           uint32_t end, bool wide, enum check check)
 {
     const uint16_t *sizes = s->sizes;
     const uint8_t *what = s->what;
-    const struct vm_page_ref *refs = r->refs;
-    const uint8_t *marks = r->guest->marks;
+    const uint64_t *hosts = r->host;
+    const struct vm_guest g = *r->guest;
 
     for (; i < end; i++) {
         uint64_t where = vm_where_of(s, i, wide);
-        const struct vm_page_ref *ref = &refs[where >> VM_PAGE_SHIFT];
-        uint64_t host = ref->host;
+        uint64_t host = hosts[where >> VM_PAGE_SHIFT];
         unsigned size = sizes[what[i] >> 2], kind = what[i] & 3;
 
         if (VM_LIKELY(i + AHEAD < s->count)) {
-            look_ahead(refs, marks, vm_where_of(s, i + AHEAD, wide));
+            look_ahead(hosts, &g, vm_where_of(s, i + AHEAD, wide));
         }
-        if (VM_UNLIKELY((host & (VM_REF_FIRST | VM_REF_OUTSIDE | VM_REF_ALIAS)) ||
-                        where % 8 + size > 8)) {
+        if (VM_UNLIKELY((host & VM_REF_SPECIAL) || where % 8 + size > 8)) {
             access_any(r, where, size, kind);
             if (r->waited || vm_get(&r->v->stop)) {
                 return i + 1;
@@ -283,13 +290,11 @@ static VM_ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_sli
         } else {
             struct vm_piece p = {
                 .host = (host & ~(uint64_t)VM_REF_TAGS) + where % VM_PAGE_SIZE,
-                .base = ref->base,
                 .where = where,
                 .size = size,
-                .tags = host & VM_REF_TAGS,
             };
 
-            access_piece(r->v, &p, kind, check);
+            access_piece(r->v, &p, host & VM_REF_TAGS, kind, check);
         }
     }
     return end;
@@ -297,29 +302,60 @@ static VM_ALWAYS_INLINE uint32_t replay_as(struct replay *r, const struct vm_sli
 
 static uint32_t replay_any(struct replay *r, const struct vm_slice *s, uint32_t i, uint32_t end)
 {
-    if (r->guest->check_reads) {
-        return s->wide ? replay_as(r, s, i, end, true, true) : replay_as(r, s, i, end, false, true);
+    switch (check_of(r->guest)) {
+    case BY_IMAGE:
+        return s->wide ? replay_as(r, s, i, end, true, BY_IMAGE)
+                       : replay_as(r, s, i, end, false, BY_IMAGE);
+    case BY_MARKS:
+        return s->wide ? replay_as(r, s, i, end, true, BY_MARKS)
+                       : replay_as(r, s, i, end, false, BY_MARKS);
+    default:
+        return s->wide ? replay_as(r, s, i, end, true, NOT) : replay_as(r, s, i, end, false, NOT);
     }
-    return s->wide ? replay_as(r, s, i, end, true, false) : replay_as(r, s, i, end, false, false);
+}
+
+/* What lies evenly apart, to the same end: page by page, but for those that are not plain. */
+static uint32_t replay_evenly(struct replay *r, const struct vm_slice *s)
+{
+    unsigned kind = s->what[0] & 3, size = s->sizes[s->what[0] >> 2];
+    uint32_t done = 0;
+
+    while (done < s->count && !r->waited && (done == 0 || !vm_get(&r->v->stop))) {
+        struct vm_slice rest = vm_slice_from(*s, done);
+
+        done += vm_replay_evenly(r->v, r->host, &rest, r->kinds);
+        if (done < s->count) {
+            access_any(r, s->first + done * s->stride + s->base, size, kind);
+            r->kinds[kind]++;
+            done++;
+        }
+    }
+    count_made(r);
+    return done;
 }
 
 /*
  * Up to the end of the slice, or an access that waited for its page, or a stop: how many were done.
- * What is not plain is seldom alone, so the rest of its batch is not looked at again.
+ * What is not plain is seldom alone, so it is not looked at again for some accesses.
  */
 static uint32_t replay_part(struct replay *r, const struct vm_slice *s)
 {
-    uint32_t done = 0, end;
+    uint32_t done = 0, plain, end;
 
     r->waited = false;
+    if (!s->where) {
+        return replay_evenly(r, s);
+    }
     do {
         struct vm_slice rest = vm_slice_from(*s, done);
 
-        end = done + (rest.count < VM_BATCH ? rest.count : VM_BATCH);
-        done += vm_replay_plain(r->v, r->refs, &rest);
-        done = replay_any(r, s, done, end);
+        plain = done + vm_replay_plain(r->v, r->host, &rest, r->kinds);
+        end = plain + (plain - done < TOGETHER ? MANY : TOGETHER);
+        end = end < s->count ? end : s->count;
+        done = replay_any(r, s, plain, end);
+        vm_count_kinds(s->what + plain, done - plain, r->kinds);
     } while (done < s->count && done == end && !r->waited);
-    count_slice(r, s->what, done);
+    count_made(r);
     return done;
 }
 
@@ -362,31 +398,43 @@ static uint32_t replay_paced(void *context, const struct vm_slice *s)
     return done;
 }
 
+/* Of what a page is made matters only to who checks reads without an image. */
+static uint64_t *own_table(const struct vm_guest *g)
+{
+    uint64_t unused = check_of(g) == BY_MARKS ? 0 : VM_REF_ZERO | VM_REF_FILE;
+    uint64_t *host = malloc(g->pages * sizeof(*host));
+
+    for (uint64_t i = 0; host && i < g->pages; i++) {
+        host[i] = (g->host[i] & ~unused) | VM_REF_SPECIAL; /* none is touched yet */
+    }
+    return host;
+}
+
 int vm_vcpu_run(struct vm_vcpu *v, struct vm_error *err)
 {
     const struct vm_guest *g = v->guest;
     struct replay r = {.v = v, .guest = g};
     int rc;
 
-    r.refs = malloc(g->pages * sizeof(*r.refs));
-    if (!r.refs) {
+    r.host = own_table(g);
+    if (!r.host) {
         errno = ENOMEM;
         return vm_fail_errno(err, "memory for the page table of a vCPU", 0);
     }
-    memcpy(r.refs, g->refs, g->pages * sizeof(*r.refs));
     v->thread = (uint32_t)syscall(SYS_gettid);
     vm_set(&v->waiting->tid, v->thread);
     vm_set_release(v->tid, v->thread);
     if (v->delivery) {
         vm_delivery_enter(v->delivery);
     }
-    rc = vm_for_each_slice(v, v->begin, v->end, g->pace ? replay_paced : replay_slice, &r, err);
+    rc = vm_for_each_slice(v, v->begin, v->end, check_of(g) != BY_MARKS,
+                           g->pace ? replay_paced : replay_slice, &r, err);
     if (v->delivery) {
         vm_delivery_leave();
     }
     vm_set_release(v->tid, 0);
     vm_set(&v->waiting->tid, 0); /* the kernel may give it to another thread */
-    free(r.refs);
+    free(r.host);
     return rc;
 }
 

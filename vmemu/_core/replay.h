@@ -19,30 +19,41 @@
 #include "status.h"
 
 /*
- * Where a page of the dictionary lies: those of the guest's traces, one behind the other. The
- * address is that of a 4 KiB page, so its low bits carry what makes an access leave the fast path.
+ * Where a page of the dictionary lies, which has those of the guest's traces, one behind the other:
+ * address | enum vm_ref_tag. The address is that of a 4 KiB page, so its low bits carry what makes
+ * an access leave the fast path.
  */
-struct vm_page_ref {
-    uint64_t host; /* address | enum vm_ref_tag */
-    uint64_t base; /* vm_content_base of the page */
+enum vm_ref_tag {
+    VM_REF_SPECIAL = 1, /* one of the next three, of a vCPU's own table: the lowest bit, so that one
+                         * look at an address tells of it and of what is not aligned */
+    VM_REF_FIRST = 2,   /* this vCPU has not touched it: it may fault */
+    VM_REF_OUTSIDE = 4, /* not mapped on any block: accesses are dropped */
+    VM_REF_ALIAS = 8,   /* on the memory of another page: instead of the address, its index */
+    VM_REF_ZERO = 16,   /* zeros before the guest wrote */
+    VM_REF_FILE = 32,   /* from a file */
+    VM_REF_TAGS = 63,
 };
 
-enum vm_ref_tag {
-    VM_REF_FIRST = 1,   /* this vCPU has not touched it: it may fault */
-    VM_REF_OUTSIDE = 2, /* not mapped on any block: accesses are dropped */
-    VM_REF_ZERO = 4,    /* zeros before the guest wrote */
-    VM_REF_FILE = 8,    /* from a file */
-    VM_REF_ALIAS = 16,  /* on the memory of another page: instead of the address, its index */
-    VM_REF_TAGS = 31,
+/* What the content of a page of the dictionary is made from. */
+struct vm_page_key {
+    uint64_t initial; /* vm_content_base of the page */
+    uint64_t written; /* vm_content_written_base */
 };
+
+/*
+ * A guest of so many pages at most has an image of what must be found when its reads are checked.
+ * With more, what is compared would be waited for as much as what is read, and the image would take
+ * as much memory as the guest.
+ */
+enum { VM_EXPECTED_PAGES = 4096 };
 
 /*
  * Where an access on an alias goes on: the same place of the page that it stands for. All accesses
  * to the same memory so meet in one page of the dictionary, with its marks and its first touch.
  */
-static inline uint64_t vm_alias_of(const struct vm_page_ref *ref, uint64_t where)
+static inline uint64_t vm_alias_of(uint64_t host, uint64_t where)
 {
-    return (ref->host & ~(uint64_t)VM_REF_TAGS) | where % VM_PAGE_SIZE;
+    return (host & ~(uint64_t)VM_REF_TAGS) | where % VM_PAGE_SIZE;
 }
 
 /* One fault as the vCPU saw it: from before the access until it was done. */
@@ -57,12 +68,16 @@ struct vm_fault_record {
 struct vm_guest {
     const struct vm_ram *ram;
     const struct vm_content *content; /* a block each */
-    const struct vm_page_ref *refs;   /* a dictionary page each, all tagged VM_REF_FIRST */
+    const uint64_t *host; /* of a dictionary page each: see above; all tagged VM_REF_FIRST */
+    const struct vm_page_key *key; /* of a dictionary page each */
     uint64_t pages;
-    uint8_t
-        *marks; /* a byte for each word of each dictionary page: what was written; NULL: not kept */
-    uint64_t *
-        written; /* a bit a dictionary page, set by writes: dirty tracking at the source; or NULL */
+    /* A byte for each word of each dictionary page: what was written; NULL: not kept. */
+    uint8_t *marks;
+    /* The dictionary's pages as they are when each write was made that is known of: what a read
+     * must find at least. NULL: reads are not checked, or go by the marks. */
+    uint8_t *expected;
+    /* A bit a dictionary page, set by writes: dirty tracking at the source; or NULL. */
+    uint64_t *written;
     struct vm_pace *pace; /* NULL: as fast as possible */
     bool check_reads;
 };
@@ -97,9 +112,13 @@ struct vm_vcpu {
 
 /* Lay the dictionary on the blocks. block: index or -1 (outside), offset: in the block, same: the
  * first page on the same memory, or NULL when no two share any; `pages` entries each. */
-void vm_refs_fill(struct vm_page_ref *refs, uint64_t pages, const int32_t *block,
-                  const uint64_t *offset, const uint64_t *same, const struct vm_ram *ram,
-                  const struct vm_content *content);
+void vm_places_fill(uint64_t *host, struct vm_page_key *key, uint64_t pages, const int32_t *block,
+                    const uint64_t *offset, const uint64_t *same, const struct vm_ram *ram,
+                    const struct vm_content *content);
+
+/* Begin the image of what must be found, of a guest that has all else: what is marked as written
+ * is. */
+void vm_expected_fill(const struct vm_guest *g, uint8_t *expected);
 
 /* Gather what was written, from the dictionary's marks into those of one block (a byte a word of
  * the block). */

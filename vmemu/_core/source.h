@@ -99,7 +99,7 @@ uint64_t vm_source_canonicalise(struct vm_source *s, uint32_t block);
 uint64_t vm_source_dirty_run(const struct vm_source *s, uint32_t block, uint64_t *first);
 /*
  * Take the marks of pages that the guest wrote and set the dirty bits of where they lie. written: a
- * bit a page of the guest's dictionary, cleared; block and offset as in vm_refs_fill.
+ * bit a page of the guest's dictionary, cleared; block and offset as in vm_places_fill.
  */
 void vm_source_harvest(struct vm_source *s, uint64_t pages, const int32_t *block,
                        const uint64_t *offset, uint64_t *written);

@@ -133,22 +133,6 @@ void vm_shuffle_remember(struct vm_shuffle *s, uint32_t *table, uint64_t count)
 
 /* ---- where the next access of a pattern goes, in bytes of RAM ---- */
 
-static VM_ALWAYS_INLINE uint64_t place_sequential(struct vm_pattern *p, uint64_t *random)
-{
-    uint64_t last = p->end - p->begin - p->size, at = p->at;
-
-    (void)random;
-    p->at += p->stride;
-    if (p->at > last) {
-        p->round += p->shift;
-        if (p->round >= p->stride || p->round > last) {
-            p->round = 0;
-        }
-        p->at = p->round;
-    }
-    return p->begin + at;
-}
-
 /* An aligned access anywhere in some bytes, which are multiples of its size; number: a random one.
  */
 static VM_ALWAYS_INLINE uint64_t place_within(uint64_t begin, uint64_t length, uint64_t number,
@@ -257,12 +241,60 @@ static VM_ALWAYS_INLINE void make(struct vm_pattern *pattern, uint64_t *random, 
     *random = state;
 }
 
+/* Go on by so many accesses, or up to the end of the pass: how many. first: of them. */
+static uint32_t walk(struct vm_pattern *p, uint32_t count, uint64_t *first)
+{
+    uint64_t last = p->end - p->begin - p->size, left = (last - p->at) / p->stride + 1;
+    uint32_t part = left < count ? (uint32_t)left : count;
+
+    *first = p->begin + p->at;
+    p->at += part * p->stride;
+    if (p->at > last) {
+        p->round += p->shift;
+        if (p->round >= p->stride || p->round > last) {
+            p->round = 0;
+        }
+        p->at = p->round;
+    }
+    return part;
+}
+
+static uint32_t place_sequential(struct vm_pattern *p, uint64_t *where, uint32_t count)
+{
+    uint64_t first, stride = p->stride;
+    uint32_t part = walk(p, count, &first);
+
+    for (uint32_t i = 0; i < part; i++) {
+        where[i] = first + i * stride;
+    }
+    return part;
+}
+
+/* They are stores or loads by chance alone, which needs no place: both take vectors. */
+static void make_sequential(struct vm_pattern *p, uint64_t *random, uint64_t *where, uint8_t *what,
+                            uint32_t count)
+{
+    uint8_t load = (uint8_t)(p->size_index << 2 | VM_LOAD);
+
+    for (uint32_t made = 0; made < count;) {
+        made += place_sequential(p, where + made, count - made);
+    }
+    if (p->write_below == 0) {
+        memset(what, load, count);
+        *random += count * VM_CONTENT_STEP; /* see chance */
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        what[i] = load | (chance(random, p->write_below) ? VM_STORE : VM_LOAD);
+    }
+}
+
 static void make_any(struct vm_pattern *p, uint64_t *random, uint64_t *where, uint8_t *what,
                      uint32_t count)
 {
     switch (p->kind) {
     case VM_SEQUENTIAL:
-        make(p, random, where, what, count, place_sequential);
+        make_sequential(p, random, where, what, count);
         break;
     case VM_UNIFORM:
         make(p, random, where, what, count, place_uniform);
@@ -326,6 +358,27 @@ uint32_t vm_synthetic_fill(struct vm_synthetic *s, uint64_t *where, uint8_t *wha
         s->left -= part;
     }
     return made;
+}
+
+uint32_t vm_synthetic_even(struct vm_synthetic *s, uint32_t count, uint64_t *first,
+                           uint64_t *stride, uint8_t *what)
+{
+    const struct vm_phase *phase = s->done < s->accesses ? current_phase(s) : NULL;
+    struct vm_pattern *p = phase ? &s->pattern[phase->first] : NULL;
+    uint64_t left = s->accesses - s->done < s->left ? s->accesses - s->done : s->left;
+    bool stores = p && p->write_below == UINT64_MAX;
+
+    if (!p || phase->patterns > 1 || p->kind != VM_SEQUENTIAL || (p->write_below && !stores) ||
+        p->size > 8 || (p->begin | p->at | p->stride) & (p->size - 1)) {
+        return 0;
+    }
+    *stride = p->stride;
+    *what = (uint8_t)(p->size_index << 2 | (stores ? VM_STORE : VM_LOAD));
+    count = walk(p, left < count ? (uint32_t)left : count, first);
+    s->random += stores ? 0 : count * VM_CONTENT_STEP; /* see chance */
+    s->done += count;
+    s->left -= count;
+    return count;
 }
 
 bool vm_synthetic_copy(struct vm_synthetic *to, const struct vm_synthetic *from)

@@ -99,6 +99,14 @@ struct vm_synthetic {
 /* Make up to count accesses; returns how many, 0 at the end. where and what: see access.h. */
 uint32_t vm_synthetic_fill(struct vm_synthetic *s, uint64_t *where, uint8_t *what, uint32_t count);
 
+/*
+ * The next accesses, up to count of them, if they are all of one kind, in aligned words of 8 bytes
+ * or less, and each is a stride behind the one before it: how many. 0: they aren't, or none is
+ * left.
+ */
+uint32_t vm_synthetic_even(struct vm_synthetic *s, uint32_t count, uint64_t *first,
+                           uint64_t *stride, uint8_t *what);
+
 /* A generator at the same place that goes on by itself; false without memory. Released when zero,
  * too.
  */

@@ -272,8 +272,9 @@ class ClientProcess(ChildProcess):
         while True:
             try:
                 packet, fds, _, _ = socket.recv_fds(self._end, PACKET, 1)
-            except ConnectionError:
-                packet, fds = b"", []
+            except ConnectionResetError:
+                # It ended with something unread. That is told once, before what it sent last.
+                continue
             if not packet:
                 if self._told_to_stop:
                     return
@@ -443,9 +444,7 @@ def _serve(spec: ClientSpec, end: socket.socket) -> None:
         guest.stop()
         _send(end, "done", **guest.figures())
         if goes:
-            # stop: nothing else is left to be told. Were it not read, the owner would be told of a
-            # broken connection, and not what was sent last.
-            _receive(end)
+            _receive(end)  # stop: nothing else is left to be told
         if not guest.ended:
             # A vCPU that waits for a page ends with this process. Were it let go, it would fill the
             # hole with zeros: for the guest, too.

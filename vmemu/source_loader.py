@@ -263,14 +263,16 @@ def _send_pages(source: Any, ends: ChannelEnds, bell: Bell, places: Places) -> N
         return
     run = partial(core.call, core.lib.vm_source_push, source)
     push = CThread("push", run, bell, places.of("push"))
-    # The push last: it is there to be joined only if somebody will end it.
-    threads = [*_vcpu_servers(source, ends, bell, places), push]
+    threads = [push, *_vcpu_servers(source, ends, bell, places)]
     try:
         for thread in threads:
             thread.start()
         settle(places.of("urgent"))  # not before: a thread begins where its starter is
         core.call(core.lib.vm_source_serve, source)
     finally:
+        # Who served has rung already. Without it, a push that has not begun would wait for ever.
+        source.stop = 1
+        os.eventfd_write(source.push_fd, 1)
         # It writes to the main channel, on which a failure is told next. Those that serve a vCPU go
         # on until the destination, which has to hear of it first, lets the vCPUs go.
         push.join()

@@ -197,12 +197,14 @@ static bool is_there(const struct placing *run)
     return ioctl(run->fd, UFFDIO_CONTINUE, &there) == 0 || errno == EEXIST;
 }
 
-/* That memory may also be what another page lacks, for as long as the other thread has it. */
+/* That memory may also be what another page lacks, for as long as the other thread has it: it is
+ * waited for, a tenth of a second, before it counts as missing. */
 static bool memory_may_come(unsigned tries)
 {
     struct timespec moment = {0, 500 * 1000};
 
-    return tries < 200 && nanosleep(&moment, NULL) == 0;
+    nanosleep(&moment, NULL);
+    return tries < 200;
 }
 
 static int place(struct placing run, const char *name, struct vm_error *err)

@@ -1,12 +1,6 @@
 /*
- * What can race:
+ * What can race, besides what waiting.c says:
  *
- *  - A page may be asked for by one vCPU and be touched by another, be on its way with the push, or
- * be fetched for a client. Each page is asked for once (the requested bit) and sent once (the
- * source's sent bit); so who finds it asked for, or is told by the source that it went another way,
- * waits until it is placed. Who places looks for such waiters after it has set the received bit,
- * and a waiter looks at that bit after it has said what it waits for, each with a full fence
- * between the two: one of them sees the other.
  *  - The kernel sends SIGBUS without looking at the page a second time, so it may be there when the
  * handler looks. Then the touch is made again, once: what is refused with the page in its place is
  * no missing page.
@@ -20,94 +14,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "shared_in.h"
 #include "sigbus.h"
 #include "util.h"
-
-enum { KEY_SHIFT = 40 }; /* 2^40 pages a block, 2^24 blocks */
-
-static void futex_wait(uint32_t *word, uint32_t seen)
-{
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
-}
-
-static void wake(struct vm_delivery *d)
-{
-    __atomic_fetch_add(&d->woken, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &d->woken, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-}
-
-static uint64_t key_of(uint32_t block, uint64_t page)
-{
-    return (uint64_t)block << KEY_SHIFT | page;
-}
-
-static bool is_here(const struct vm_delivery *d, struct vm_request q)
-{
-    return vm_bit_test(d->in->ram->block[q.block].received, q.page);
-}
-
-static bool is_over(const struct vm_delivery *d)
-{
-    return vm_get_acquire(&d->in->over);
-}
-
-/* ---- waiting for what somebody else brings ---- */
-
-void vm_deliveries_wake(struct vm_incoming *in, uint32_t block, uint64_t first, uint64_t pages)
-{
-    if (in->deliveries == 0) {
-        return;
-    }
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (VM_LIKELY(vm_get(&in->delivery_waiters) == 0)) {
-        return;
-    }
-    for (uint32_t i = 0; i < in->deliveries; i++) {
-        if (vm_get_acquire(&in->delivery[i].waits_for) - key_of(block, first) < pages) {
-            wake(&in->delivery[i]);
-        }
-    }
-}
-
-static void wait_until_here(struct vm_delivery *d, struct vm_request q)
-{
-    vm_set(&d->waits_for, key_of(q.block, q.page));
-    vm_add(&d->in->delivery_waiters, 1);
-    for (;;) {
-        uint32_t seen = vm_get_acquire(&d->woken);
-
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (is_here(d, q) || is_over(d)) {
-            break;
-        }
-        futex_wait(&d->woken, seen);
-    }
-    vm_add(&d->in->delivery_waiters, -1);
-    vm_set(&d->waits_for, VM_NO_PAGE);
-}
+#include "waiting.h"
 
 /* The owner finds the error, and lets go of everybody. */
 static void fail_and_wait(struct vm_delivery *d)
 {
     vm_set_release(&d->failed, 1);
     eventfd_write(d->in->bell_fd, 1);
-    for (;;) {
-        uint32_t seen = vm_get_acquire(&d->woken);
-
-        if (is_over(d)) {
-            return;
-        }
-        futex_wait(&d->woken, seen);
-    }
+    vm_delivery_wait_for_end(d);
 }
 
 /* ---- fetching ---- */
@@ -116,7 +39,7 @@ static void fail_and_wait(struct vm_delivery *d)
  * would be taken for the next one. */
 static int receive(struct vm_delivery *d)
 {
-    while (d->receiver.awaits && !is_over(d)) {
+    while (d->receiver.awaits && !vm_delivery_is_over(d)) {
         int rc = vm_receiver_step(&d->receiver, &d->error);
 
         if (rc < 0 || rc == VM_RECEIVED_COMPLETE) {
@@ -148,11 +71,11 @@ static void bring(struct vm_delivery *d, struct vm_request q)
 {
     if (vm_bit_test_and_set(d->in->ram->block[q.block].requested, q.page)) {
         vm_add(&d->in->stats.shared, 1);
-    } else if (fetch(d, q) < 0 && !is_over(d)) {
+    } else if (fetch(d, q) < 0 && !vm_delivery_is_over(d)) {
         fail_and_wait(d);
     }
-    if (!is_here(d, q)) {
-        wait_until_here(d, q);
+    if (!vm_delivery_has(d, q)) {
+        vm_delivery_wait(d, q);
     }
 }
 
@@ -177,7 +100,7 @@ static bool touch_again(struct vm_delivery *d, struct vm_request q, uint64_t add
         return retry(d, address);
     }
     if (vm_image_map_again(d->in, block, q.page << block->page_shift, &d->error) < 0 &&
-        !is_over(d)) {
+        !vm_delivery_is_over(d)) {
         fail_and_wait(d);
     }
     return true;
@@ -196,11 +119,11 @@ static bool serve(void *context, uint64_t address)
     block = &d->in->ram->block[found];
     q.block = (uint32_t)found;
     q.page = (address - block->host) >> block->page_shift;
-    if (is_over(d)) {
+    if (vm_delivery_is_over(d)) {
         return retry(d, address);
     }
     note_fault(d, q);
-    if (is_here(d, q)) {
+    if (vm_delivery_has(d, q)) {
         return touch_again(d, q, address);
     }
     bring(d, q);
@@ -266,7 +189,7 @@ void vm_deliveries_let_go(struct vm_incoming *in)
 {
     vm_set_release(&in->over, 1);
     for (uint32_t i = 0; i < in->deliveries; i++) {
-        wake(&in->delivery[i]);
+        vm_delivery_wake(&in->delivery[i]);
         stir_reader(in->delivery[i].page_fd);
     }
 }

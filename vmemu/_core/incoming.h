@@ -137,8 +137,6 @@ int vm_listen_beside(struct vm_incoming *in, struct vm_error *err);
 
 /* Pages of a block were placed: wake who waits for them in client processes. */
 void vm_clients_wake(struct vm_incoming *in, uint32_t block, uint64_t offset, uint64_t length);
-/* Pages were placed and their bits are set: wake vCPUs that serve themselves and wait for one. */
-void vm_deliveries_wake(struct vm_incoming *in, uint32_t block, uint64_t first, uint64_t pages);
 void vm_stages_release(struct vm_stages *stages);
 
 /*

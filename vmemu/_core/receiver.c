@@ -11,6 +11,7 @@
 
 #include "shared_in.h"
 #include "util.h"
+#include "waiting.h"
 
 enum { HEADER = sizeof(struct vm_header), BASE_PAGE = 4096 };
 

@@ -30,6 +30,15 @@ class Places:
         sets = self.by_role.get(role)
         return sets[number % len(sets)] if sets else None
 
+    def beginning_at(self, role: str, number: int) -> Places:
+        """The same for a process that has the threads of a role from ``number`` on, and counts
+        them from 0."""
+        sets = self.by_role.get(role)
+        if not sets:
+            return self
+        first = number % len(sets)
+        return Places({**self.by_role, role: sets[first:] + sets[:first]})
+
 
 def allowed() -> CpuSet:
     """The CPUs that this thread may use: what cgroups, ``taskset`` and containers leave of the

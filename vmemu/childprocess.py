@@ -8,6 +8,7 @@ ended, however that came about.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -33,6 +34,14 @@ _ANOTHER = Advice(
     "run vmemu with an interpreter that can be executed, or name one with"
     " multiprocessing.set_executable"
 )
+_OF_PROGRAMS = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP)
+"""What execve(2) says of the program; all else is about this process or the machine."""
+_NO_ROOM = {
+    errno.EAGAIN: Advice(
+        "raise what limits this user's processes (ulimit -u, pids.max), or end some"
+    ),
+    errno.ENOMEM: Advice("free memory, or raise what limits that of this process (ulimit -v)"),
+}
 _TERMINALS = (signal.SIGINT, signal.SIGHUP)
 
 
@@ -54,7 +63,8 @@ class ChildProcess:
     def start(self) -> None:
         """Start it. The caller closes its own copies of the child's descriptors afterwards.
 
-        Raises HostError in a process that may have no children, and without an interpreter.
+        Raises HostError in a process that may have no children, without an interpreter, and where
+        there is no room for one more process; OSError where there is none for its descriptors.
         """
         from multiprocessing import current_process
 
@@ -66,10 +76,16 @@ class ChildProcess:
         program = interpreter()
         # access(2) knows nothing of capabilities, so its no is a reason to try and no more.
         doubtful = not os.access(program, os.X_OK) or os.path.isdir(program)
-        if doubtful and (why := why_not_executed(program)):
-            raise HostError(f"{self.what} can't be started: {why}", _ANOTHER)
-        with _without_main(), _without_interrupts():
-            self.process.start()
+        try:
+            if doubtful and (why := why_not_executed(program)):
+                raise HostError(f"{self.what} can't be started: {why}", _ANOTHER)
+            with _without_main(), _without_interrupts():
+                self.process.start()
+        except OSError as error:
+            advice = _NO_ROOM.get(error.errno or 0)
+            if advice is None:
+                raise
+            raise HostError(f"{self.what} can't be started: {error.strerror}", advice) from None
 
     @property
     def pid(self) -> int | None:
@@ -85,7 +101,7 @@ class ChildProcess:
             return ""
         if code < 0:
             return f"{self.what} was killed by {signal_name(-code)}"
-        why = why_not_executed(interpreter()) if code == _NOT_EXECUTED else ""
+        why = _why_perhaps_not(interpreter()) if code == _NOT_EXECUTED else ""
         return f"{self.what} ended with exit code {code}{why and f' ({why})'}"
 
     def stop(self, patience_s: float) -> None:
@@ -109,7 +125,8 @@ def interpreter() -> str:
 
 
 def why_not_executed(program: str) -> str:
-    """Why it can't be executed, found out by doing it; empty when it can."""
+    """Why it can't be executed, found out by doing it; empty when it can. Raises OSError where that
+    could not be found out, as nothing could be executed."""
     if not program:
         return "this process does not know its interpreter, as sys.executable is empty"
     import subprocess
@@ -123,8 +140,18 @@ def why_not_executed(program: str) -> str:
         ) as tried:
             tried.kill()
     except OSError as error:
+        if error.errno not in _OF_PROGRAMS:
+            raise
         return f"{printable(program, 300)} can't be executed: {error.strerror}"
     return ""
+
+
+def _why_perhaps_not(program: str) -> str:
+    try:
+        return why_not_executed(program)
+    except OSError as error:
+        asked = f"whether {printable(program, 300)} can be executed could not be tried"
+        return f"{asked}: {error.strerror}"
 
 
 def signal_name(number: int) -> str:

@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,15 @@ class ClientProcess(ChildProcess):
         )
 
 
+def placed(specs: Sequence[ClientSpec], places: Places) -> list[ClientSpec]:
+    """Each with its part of ``places``, which has CPUs for the threads of all clients in turn."""
+    before = accumulate((spec.vcpus for spec in specs), initial=0)
+    return [
+        replace(spec, places=places.beginning_at("clients", first))
+        for first, spec in zip(before, specs, strict=False)
+    ]
+
+
 class Clients(Sequence[ClientProcess]):
     """All clients of a VM."""
 
@@ -339,8 +349,13 @@ class Clients(Sequence[ClientProcess]):
         cls, plans: Sequence[tuple[ClientSpec, Workload]], places: Places, bell: Bell
     ) -> Clients:
         """Those of ``plans``, which are not started yet, on the CPUs of ``places``."""
-        placed = [(replace(spec, places=places), workload) for spec, workload in plans]
-        return cls([ClientProcess(spec, workload, bell) for spec, workload in placed])
+        specs = placed([spec for spec, _ in plans], places)
+        return cls(
+            [
+                ClientProcess(spec, workload, bell)
+                for spec, (_, workload) in zip(specs, plans, strict=True)
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self._clients)

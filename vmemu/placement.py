@@ -48,12 +48,13 @@ there is nothing that one CPU for all would gain."""
 class Load:
     """What is known of a guest before it runs.
 
-    ``threads`` may fault, those of clients too; each computes for ``compute_ns`` between two faults
-    on pages of ``page_bytes``. ``mixed``: urgent pages come on the channel of the push.
+    ``threads`` may fault, ``of_clients`` among them; each computes for ``compute_ns`` between two
+    faults on pages of ``page_bytes``. ``mixed``: urgent pages come on the channel of the push.
     ``paired``: each vCPU fetches its pages itself, from a server of its own.
     """
 
     threads: int = 1
+    of_clients: int = 0
     fault_threads: int = 1
     compute_ns: int = 0
     page_bytes: int = 4096
@@ -133,11 +134,14 @@ def refusal(who: str, missing: CpuSet, allowed: CpuSet) -> tuple[str, Advice]:
 
 
 def roles_of(scenario: Scenario) -> frozenset[str]:
-    """The roles that have threads: who serves itself needs a fault thread for clients alone."""
+    """The roles that have threads: who serves itself needs a fault thread for clients alone, and
+    what answers requests on the channel of the push does the pushing too."""
     clients = bool(scenario.clients)
     none = set() if clients else {"clients"}
     if scenario.migration.postcopy.delivery == "sigbus" and not clients:
         none.add("fault")
+    if not scenario.migration.postcopy.preempt:
+        none.add("push")
     return frozenset(ROLES) - none
 
 
@@ -146,18 +150,26 @@ def crowded(scenario: Scenario, cpus: int) -> str:
     where it can, or another placement is asked for."""
     if scenario.placement != "spread":
         return ""
-    vcpus = scenario.guest.vcpus + sum(client.vcpus for client in scenario.clients)
+    clients = _threads_of_clients(scenario)
+    vcpus = scenario.guest.vcpus + clients
     postcopy = scenario.migration.postcopy
-    # Who serves itself has its server on the next CPU, so it takes two of them and no more.
     paired = postcopy.delivery == "sigbus"
-    needed = max(vcpus, 2) if paired else vcpus + postcopy.fault_threads
+    if paired and not clients:
+        # Who serves itself has its server on the next CPU, so it takes two of them and no more.
+        needed, served = max(vcpus, 2), ""
+    else:
+        needed = vcpus + postcopy.fault_threads
+        served = f" and the threads that serve {'clients' if paired else 'their faults'}"
     if needed <= cpus:
         return ""
-    served = "" if paired else " and the threads that serve their faults"
     return (
         f"spread has {counted(cpus, 'CPU')} for {counted(vcpus, 'vCPU')}{served}: some share one,"
         f" and {needed} would keep them apart"
     )
+
+
+def _threads_of_clients(scenario: Scenario) -> int:
+    return sum(client.vcpus for client in scenario.clients)
 
 
 def load_of(scenario: Scenario, workload: Workload) -> Load:
@@ -171,9 +183,10 @@ def load_of(scenario: Scenario, workload: Workload) -> Load:
         min(int(count), block.pages) for count, block in zip(pages, scenario.blocks, strict=True)
     ]
     total = max(sum(faults), 1)
-    postcopy = scenario.migration.postcopy
+    postcopy, clients = scenario.migration.postcopy, _threads_of_clients(scenario)
     return Load(
-        threads=scenario.guest.vcpus + sum(client.vcpus for client in scenario.clients),
+        threads=scenario.guest.vcpus + clients,
+        of_clients=clients,
         fault_threads=postcopy.fault_threads,
         compute_ns=workload.accesses * ACCESS_NS // total,
         page_bytes=sum(n * size for n, size in zip(faults, sizes, strict=True)) // total,
@@ -201,7 +214,7 @@ def choose(
     would best be on."""
     if isinstance(asked, CpuLists):
         lists = {role: cpus for role in ROLES if (cpus := getattr(asked, role)) is not None}
-        places = _explicit(lists, allowed)
+        places = _explicit(lists, allowed, load.mixed)
         return Placement("explicit", "explicit", "the scenario names the CPUs", allowed, places)
     chosen, why = (asked, "as the scenario says") if asked != "auto" else _auto(allowed, load, cost)
     places = Places()
@@ -230,14 +243,13 @@ def _auto(allowed: CpuSet, load: Load, cost: Wakeup | None) -> tuple[str, str]:
 
 def _compared(load: Load, together: str, apart: str, at_once: int) -> str:
     one = "each vCPU beside its server" if load.paired else "all on one CPU"
-    fault = "a fault"
+    fault = "a fault costs"
     if load.compute_ns >= SEEN_NS:
-        fault = "a fault and what is computed until the next"
-    verb = "costs" if fault == "a fault" else "cost"
+        fault = "a fault and what is computed until the next cost"
     if together == apart:
-        return f"{fault} {verb} about {together}, with {one} as well as apart, so nothing is gained"
+        return f"{fault} about {together}, with {one} as well as apart, so nothing is gained"
     beside = f", {at_once} at a time" if at_once > 1 else ""
-    return f"with {one} {fault} {verb} about {together}, and apart {apart}{beside}"
+    return f"with {one} {fault} about {together}, and apart {apart}{beside}"
 
 
 def _costs(load: Load, same_ns: int, other_ns: int, at_once: int) -> tuple[float, float]:
@@ -263,8 +275,10 @@ def _short(ns: float) -> str:
 # ---- CPUs by role ----
 
 
-def _explicit(lists: dict[str, CpuSet], allowed: CpuSet) -> Places:
-    """Every role has its CPUs: a thread begins on those of the one that has started it."""
+def _explicit(lists: dict[str, CpuSet], allowed: CpuSet, mixed: bool) -> Places:
+    """Every role has its CPUs: a thread begins on those of the one that has started it. Without a
+    push of its own the source has one thread for all, pre-copy as well."""
+    lists = {**lists, "push": lists.get("urgent", allowed)} if mixed else lists
     sets = {role: (lists.get(role, allowed),) for role in ROLES}
     return Places(sets | {before: sets[role] for role, before in _AT_SOURCE.items()})
 
@@ -301,14 +315,15 @@ def _apart(allowed: CpuSet, load: Load) -> Places:
     other share a CPU."""
     ring = [frozenset({cpu}) for cpu in sorted(allowed)]
     turn = cycle(ring)
-    vcpus = tuple(islice(turn, min(load.threads, len(ring))))
+    vcpus = tuple(islice(turn, load.threads - load.of_clients))
+    clients = tuple(islice(turn, load.of_clients))
     fault = tuple(islice(turn, min(load.fault_threads, len(ring))))
     urgent, listen, push = islice(turn, 3)
     servers = tuple(ring[(number + 1) % len(ring)] for number in range(len(vcpus)))
     return Places(
         {
             "vcpus": vcpus,
-            "clients": vcpus,
+            "clients": clients or vcpus,
             "fault": fault,
             "urgent": servers if load.paired else (urgent,),
             "listen": (listen,),

@@ -19,6 +19,7 @@ from vmemu.errors import InputError
 from vmemu.model import jsonschema
 from vmemu.model.base import Model
 from vmemu.model.fields import UNDEFINED, FieldInfo
+from vmemu.spelling import written_alike
 from vmemu.units import printable
 
 
@@ -83,7 +84,7 @@ def _meant(wanted: str) -> str:
     found = (
         keys.ending_in(wanted, fields)
         or [name for name, field in fields.items() if wanted in _words(field.annotation)]
-        or ([] if wording.close(wanted, fields) else keys.ending_alike(wanted, fields))
+        or ([] if written_alike(wanted, fields) else keys.ending_alike(wanted, fields))
     )
     return keys.asked(found) if found else wording.nearest(wanted, fields)
 

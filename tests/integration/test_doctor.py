@@ -380,6 +380,17 @@ def test_what_can_not_be_read_is_said_and_stops_nothing(top: str, kind: str) -> 
     assert notes[f"all that {top} tells"].remedy == f"mount -t {kind} {kind} {top}"
 
 
+@pytest.mark.usefixtures("root", "userfault")
+def test_what_can_not_be_tried_is_answered_with_the_reason() -> None:
+    hide = 'mount -t tmpfs none /proc && exec "$@"'
+    done = vmemu(
+        "doctor", "--feature", "collapse", before=["unshare", "-m", "sh", "-c", hide, "sh"]
+    )
+    assert done.returncode == 1
+    assert "could not be tried: /proc/" in done.stderr
+    assert done.stderr.endswith("No such file or directory\n")
+
+
 # ---- hugepages ----
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from support import scenario, synthetic
 
 from vmemu import affinity, placement, topology
+from vmemu.client_worker import placed
 from vmemu.config import CpuLists, Scenario
 from vmemu.errors import HostError
 from vmemu.host.wakeup import Wakeup
 from vmemu.placement import ROLES, Load, Placement, beside, choose
-from vmemu.plan import blocks_of, make_workload
+from vmemu.plan import blocks_of, client_plans, make_workload
 
 NS = st.integers(200, 1_000_000)
 CPU_SETS = st.frozensets(st.integers(0, 300), min_size=1, max_size=20)
@@ -28,7 +29,7 @@ LOADS = st.builds(
     page_bytes=st.sampled_from((4096, 65536, 2 << 20)),
     mixed=st.booleans(),
     paired=st.booleans(),
-)
+).map(lambda load: replace(load, of_clients=load.threads // 3))
 COSTS = st.builds(Wakeup, NS, NS)
 QUICK, SLOW = Wakeup(3_000, 4_000), Wakeup(3_000, 60_000)
 
@@ -71,7 +72,8 @@ def test_apart_means_that_nobody_hands_a_page_to_its_own_cpu(allowed, load):
     assert places.of("fault", last) != places.of("urgent")
     if load.threads == 1:
         assert places.of("vcpus") != places.of("fault")
-    vcpus = [places.of("vcpus", number) for number in range(load.threads)]
+    vcpus = [places.of("vcpus", number) for number in range(load.threads - load.of_clients)]
+    vcpus += [places.of("clients", number) for number in range(load.of_clients)]
     uses = [vcpus.count(frozenset({cpu})) for cpu in allowed]
     assert max(uses) - min(uses) <= 1
 
@@ -174,6 +176,12 @@ def test_named_cpus_are_kept_before_the_flip_too_and_others_may_go_anywhere():
     assert found.places.of("urgent") == found.places.of("precopy_in") == allowed
 
 
+def test_who_answers_requests_alone_is_named_for_all_that_it_does():
+    lists = CpuLists.model_validate({"urgent": 2})
+    places = choose(lists, frozenset(range(4)), 0, Load(mixed=True), None).places
+    assert places.of("urgent") == places.of("precopy_out") == {2}
+
+
 def test_bulk_keeps_off_the_core_and_stays_on_the_node(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(topology, "SYSFS", tmp_path)
     for cpu in range(8):  # two nodes of two cores of two hyperthreads, one behind the other
@@ -204,7 +212,7 @@ def test_what_a_guest_does_is_seen_in_its_scenario():
     client = {"name": "c", "block": "vram", "vcpus": 2, "trace": synthetic("permutation")}
     postcopy = {"preempt": False, "fault_threads": 2}
     load = loaded(blocks=blocks, guest=guest, clients=[client], migration={"postcopy": postcopy})
-    assert load == Load(5, 2, 100 * placement.ACCESS_NS, 4096, mixed=True)
+    assert load == Load(5, 2, 2, 100 * placement.ACCESS_NS, 4096, mixed=True)
 
 
 def test_a_hugepage_faults_once():
@@ -214,22 +222,23 @@ def test_a_hugepage_faults_once():
 
 
 @pytest.mark.parametrize(
-    ("delivery", "client", "absent"),
+    ("postcopy", "client", "absent"),
     [
-        ("thread", False, ["clients"]),
-        ("thread", True, []),
-        ("sigbus", False, ["clients", "fault"]),
-        ("sigbus", True, []),  # whose faults the vCPUs don't serve
+        ({}, False, ["clients"]),
+        ({}, True, []),
+        ({"delivery": "sigbus"}, False, ["clients", "fault"]),
+        ({"delivery": "sigbus"}, True, []),  # whose faults the vCPUs don't serve
+        ({"preempt": False}, True, ["push"]),
     ],
 )
-def test_only_threads_that_there_are_have_cpus(delivery, client, absent):
+def test_only_threads_that_there_are_have_cpus(postcopy, client, absent):
     blocks = [{"name": "ram", "backing": "shared", "size": "1MiB"}]
     clients = [{"name": "c", "block": "ram", "trace": synthetic("permutation")}]
     made = scenario(
         blocks,
         placement="none",
         clients=clients if client else [],
-        migration={"postcopy": {"delivery": delivery}},
+        migration={"postcopy": postcopy},
     )
     found = placement.decide(made, make_workload(made, blocks_of(made))[0])
     cpus = found.described()["cpus"]
@@ -254,6 +263,38 @@ def test_spread_says_when_it_has_too_few_cpus(word, vcpus, delivery, cpus, words
     said = placement.crowded(made, cpus)
     assert words in said
     assert bool(words) == bool(said)
+
+
+def client(name: str, vcpus: int = 1) -> dict[str, object]:
+    return {"name": name, "block": "ram", "vcpus": vcpus, "trace": synthetic("permutation")}
+
+
+@given(
+    vcpus=st.integers(1, 4),
+    clients=st.lists(st.integers(1, 3), max_size=3),
+    delivery=st.sampled_from(("thread", "sigbus")),
+    fault_threads=st.integers(1, 3),
+)
+def test_as_many_cpus_as_spread_asks_for_keep_all_apart(vcpus, clients, delivery, fault_threads):
+    threads = fault_threads if delivery == "thread" else 1
+    made = scenario(
+        [{"name": "ram", "backing": "shared", "size": "1MiB"}],
+        guest={"vcpus": vcpus, "trace": synthetic("permutation")},
+        clients=[client(f"c{number}", count) for number, count in enumerate(clients)],
+        placement="spread",
+        migration={"postcopy": {"delivery": delivery, "fault_threads": threads}},
+    )
+    needed = next(cpus for cpus in range(1, 100) if not placement.crowded(made, cpus))
+    assert f"and {needed} would keep them apart" in placement.crowded(made, needed - 1)
+    load = placement.load_of(made, make_workload(made, blocks_of(made))[0])
+    places = choose("spread", frozenset(range(needed)), 0, load, None).places
+    at = [places.of("vcpus", number) for number in range(vcpus)]
+    specs = [spec for spec, _ in client_plans(made, blocks_of(made))]
+    for spec in placed(specs, places):
+        at += [spec.places.of("clients", number) for number in range(spec.vcpus)]
+    if "fault" in placement.roles_of(made):
+        at += [places.of("fault", number) for number in range(threads)]
+    assert len(set(at)) == len(at)
 
 
 def named(**lists: object) -> Scenario:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from support import scenario
 
 from vmemu import core
+from vmemu._config.models import Channel, Postcopy
 from vmemu.blocktime import STAGE_DTYPE
 from vmemu.collapse import Collapse
 from vmemu.core import PeerGone
@@ -492,6 +493,14 @@ def test_settings_that_are_not_the_usual_ones_are_told(example: dict[str, Any]) 
     )
     assert lines["came"] == "came along   none"
     assert lines["throughput"].endswith("/s; 1,023 pages mapped in place, 4,096 copied")
+
+
+def test_usual_is_what_a_scenario_has_by_default(
+    example: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Postcopy.model_fields["prefetch"], "default", "adaptive")
+    monkeypatch.setattr(Channel.model_fields["kind"], "default", "shm")
+    assert "settings     channel pipe, prefetch none" in terminal.plain(example).splitlines()
 
 
 def test_the_placement_has_the_threads_that_there_are(example: dict[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args, get_origin
 
 from vmemu._config.annotations import bare, is_model, members
+from vmemu.spelling import written_alike
 
 _MOST = 4
 
@@ -35,8 +35,8 @@ def ending_alike(name: str, known: Iterable[str]) -> list[str]:
     """Those of ``known`` paths whose last key is written much like that of ``name``."""
     known = list(known)
     keys = {path.rpartition(".")[2] for path in known}
-    close = difflib.get_close_matches(name.rpartition(".")[2], sorted(keys), n=1, cutoff=0.75)
-    return ending_in(close[0], known) if close else []
+    near = written_alike(name.rpartition(".")[2], sorted(keys), likeness=0.75)
+    return ending_in(near[0], known) if near else []
 
 
 def asked(found: list[str]) -> str:

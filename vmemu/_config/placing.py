@@ -46,7 +46,8 @@ class CpuLists(Section):
     )
     urgent: CpuList | None = Field(
         default=None,
-        description="What answers requests at the source; without preempt it pushes too.",
+        description="What answers requests at the source; without preempt it pushes too,"
+        " and sends pre-copy.",
         examples=["0"],
     )
     listen: CpuList | None = Field(
@@ -55,25 +56,30 @@ class CpuLists(Section):
         examples=["1"],
     )
     push: CpuList | None = Field(
-        default=None, description="The background push, and pre-copy.", examples=["1"]
+        default=None, description="The background push, and pre-copy; with preempt.", examples=["1"]
     )
 
 
-_EMPTY = "names no CPUs", "name some, such as {vcpus: 0-1, fault: 0}, or use none"
-
-
 def across_placement(data: Any) -> list[Found]:
-    """CPUs for nobody: a mapping without any, and for clients where there are none."""
+    """CPUs for nobody: a mapping without any, for clients where there are none, and for the push
+    where what answers requests does it."""
     lists = yamlfile.value_at(data, ("placement",))
     if not isinstance(lists, dict):
         return []
     named = [role for role, cpus in lists.items() if cpus is not None]
     if not named:
-        return [(("placement",), *_EMPTY)]
-    if "clients" not in named or yamlfile.value_at(data, ("clients",)):
-        return []
-    remedy = "leave out clients, or add 'clients:' to the scenario"
-    return [(("placement", "clients"), "the scenario has no clients", remedy)]
+        remedy = "name some, such as {vcpus: 0-1, fault: 0}, or use none"
+        return [(("placement",), "names no CPUs", remedy)]
+    found: list[Found] = []
+    if "clients" in named and not yamlfile.value_at(data, ("clients",)):
+        remedy = "leave out clients, or add 'clients:' to the scenario"
+        found.append((("placement", "clients"), "the scenario has no clients", remedy))
+    preempt = yamlfile.value_at(data, ("migration", "postcopy", "preempt"))
+    if "push" in named and preempt is False:
+        what = "with 'preempt: false' what answers requests pushes too, and sends pre-copy"
+        remedy = "name its CPUs for urgent, or leave out 'preempt: false'"
+        found.append((("placement", "push"), what, remedy))
+    return found
 
 
 Words = Literal["auto", "colocate", "spread", "none"]

@@ -50,13 +50,13 @@ that is at rest costs many times what a switch does. The words:
 | --- | --- |
 | `auto` | measures at the start what waking a thread costs on its own CPU and on another one, and chooses `colocate` or `none` by that, by how many threads may fault, how much they compute between two faults, and how large their pages are |
 | `colocate` | vCPUs, clients, fault threads and the source's server share the CPU on which the run began, and what only moves bulk is kept off it; without `preempt` pages that are asked for come with the bulk, so the listen thread is there as well. With `delivery: sigbus` each vCPU and the thread of the source that serves it share a CPU, and each such pair has one of its own as long as there are any |
-| `spread` | those that hand a page to each other have different CPUs, and so do vCPUs, as far as there are enough; where there are not, check and run warn |
+| `spread` | those that hand a page to each other have different CPUs, and so do vCPUs and threads of clients, as far as there are enough; where there are not, check and run warn |
 | `none` | the scheduler decides |
 
 With a word, all threads may run anywhere again once the last page is there or the guest is done, and the guest
 at the source runs anywhere. CPUs that are named are kept from beginning to end. No placement ever goes
 beyond the CPUs that the process was given (`taskset`, the cpuset of a control group): to name others is an error, and so is to name
-some for threads that there are not: `clients` without clients, `fault` with `delivery: sigbus` and without clients.
+some for threads that there are not: `clients` without clients, `fault` with `delivery: sigbus` and without clients, `push` with `preempt: false`.
 """,
     "blocks[]": """\
 A block is what QEMU calls a RAMBlock. Its host pages are what is requested, sent and placed as one:

@@ -8,6 +8,7 @@ in the YAML, which is the fault's ``loc`` without the tags that unions add to it
 from __future__ import annotations
 
 import copy
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from vmemu.errors import Problem
 from vmemu.model.base import Model
 from vmemu.model.faults import Fault, Refusal, ValidationError
 from vmemu.model.fields import Discriminator, FieldInfo
+from vmemu.spelling import written_alike
 from vmemu.units import printable
 
 _REFUSED = "refused"
@@ -59,19 +61,12 @@ def show(value: Any) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The remedy for a ``word`` that is none of ``known``: the nearest of them, or all."""
     known = list(known)
-    near = close(word, known)
+    near = written_alike(word, known)
     if near:
         return f"did you mean '{printable(near[0])}'?"
     if not known:
         return "remove it"
     return f"use {'one of ' if len(known) > 1 else ''}{', '.join(printable(k) for k in known[:16])}"
-
-
-def close(word: str, known: Iterable[str]) -> list[str]:
-    """The one of ``known`` that is nearest to ``word``, if any is near."""
-    import difflib
-
-    return difflib.get_close_matches(word, list(known), n=1)
 
 
 def problems(error: ValidationError, model: type[Model], document: Document) -> list[Problem]:
@@ -92,6 +87,10 @@ def problems(error: ValidationError, model: type[Model], document: Document) -> 
     return list(found)
 
 
+_NO_WORD_OF_VALUES = ("bool_type", "string_type", "missing", "extra_forbidden")
+"""Faults that say nothing more of what stands there than that it is no truth value."""
+
+
 def meant_as_truth(error: ValidationError, model: type[Model], document: Document) -> list[Problem]:
     """The problems of the document: of a word such as 'on' they say what its field takes, where
     that is something else than true or false."""
@@ -100,7 +99,7 @@ def meant_as_truth(error: ValidationError, model: type[Model], document: Documen
         spot = _spot(fault.loc, model)
         value = value_at(document.data, spot.path)
         on = truth(value.text) if isinstance(value, Unreadable) else None
-        if on is not None and fault.type not in ("bool_type", "string_type", "missing"):
+        if on is not None and fault.type not in _NO_WORD_OF_VALUES:
             takes[field_name(spot.path)] = _words(fault._replace(value=on), spot, document)[2]
     return [
         replace(problem, remedy=takes.get(problem.field, problem.remedy))
@@ -117,7 +116,7 @@ def with_kinds_guessed(error: ValidationError, model: type[Model], data: Any) ->
             continue
         spot = _spot(fault.loc, model)
         kind, kinds = str(fault.value.get("kind"))[:100], members(spot.annotation)
-        near = close(kind, kinds)
+        near = written_alike(kind, kinds)
         if near:
             guessed = copy.deepcopy(data) if guessed is None else guessed
             value_at(guessed, spot.path)["kind"] = near[0]
@@ -127,7 +126,7 @@ def with_kinds_guessed(error: ValidationError, model: type[Model], data: Any) ->
 def _meant(spot: _Spot) -> Path:
     """The path of the field that an unknown key probably means; empty if there is none."""
     fields = spot.parent.model_fields if spot.parent else {}
-    near = close(str(spot.path[-1]), fields)
+    near = written_alike(str(spot.path[-1]), fields)
     return (*spot.path[:-1], near[0]) if near else ()
 
 
@@ -212,7 +211,7 @@ _FEW = 2
 def _nearest_field(spot: _Spot) -> str:
     """The remedy for an unknown key: one that is written much like it, or its place."""
     key, beside = str(spot.path[-1]), spot.parent.model_fields if spot.parent else {}
-    elsewhere = [] if close(key, beside) else keys.ending_in(key, keys.paths(spot.root))
+    elsewhere = [] if written_alike(key, beside) else keys.ending_in(key, keys.paths(spot.root))
     # A key that many sections have says nothing of where this one was meant to be.
     return keys.asked(elsewhere) if 0 < len(elsewhere) <= _FEW else nearest(key, beside)
 
@@ -256,7 +255,8 @@ def _give(kind: str, spot: _Spot, value: Any) -> str:
     """The remedy for a value of the wrong type."""
     if kind.startswith("int") or kind in ("float_type", "finite_number"):
         quoted = isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value)
-        return f"write {int(value)} without quotes" if quoted else _range(spot)
+        fits = quoted and _within(int(value), _limits(spot))
+        return f"write {int(value)} without quotes" if fits else _range(spot)
     if kind == "bool_type":
         return "write true or false"
     if kind == "string_type":
@@ -267,7 +267,7 @@ def _give(kind: str, spot: _Spot, value: Any) -> str:
     kinds = _kinds_of(spot.annotation)
     fields = ", ".join(spot.annotation.model_fields) if is_model(spot.annotation) else "key"
     lines = f"write 'key: value' lines with the keys of it: {fields}"
-    return _of_kind(value, kinds) if kinds else lines
+    return _of_kind(spot, value, kinds) if kinds else lines
 
 
 def _kinds_of(annotation: Any) -> list[str]:
@@ -276,19 +276,21 @@ def _kinds_of(annotation: Any) -> list[str]:
     return [str(kind) for kind in get_args(bare(field.annotation))] if field else []
 
 
-def _of_kind(value: Any, kinds: list[str]) -> str:
+def _of_kind(spot: _Spot, value: Any, kinds: list[str]) -> str:
     """The remedy for a word in the place of a mapping with that ``kind``."""
-    meant = [str(value)] if str(value) in kinds else close(str(value)[:100], kinds)
-    if meant or len(kinds) == 1:
-        return f"write {{kind: {(meant or kinds)[0]}}}"
-    return f"write {{kind: {kinds[0]}}}, or in its place {', '.join(kinds[1:])}"
+    likely = [str(value)] if str(value) in kinds else written_alike(str(value)[:100], kinds)
+    key = f"{spot.path[-1]}: " if spot.path and isinstance(spot.path[-1], str) else ""
+    told = [f"'{key}{{kind: {kind}}}'" for kind in likely or kinds]
+    if len(told) <= _FEW:
+        return f"write {' or '.join(told)}"
+    return f"write '{key}{{kind: KIND}}', where KIND is one of {', '.join(kinds)}"
 
 
 def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
     """No member of a union of models could be chosen by its ``kind``."""
     kinds = list(members(spot.annotation))
     if not isinstance(value, dict):
-        return spot.path, f"{show(value)} is not a mapping", _of_kind(value, kinds)
+        return spot.path, f"{show(value)} is not a mapping", _of_kind(spot, value, kinds)
     path = (*spot.path, "kind")
     if "kind" not in value:
         return path, MISSING, f"add 'kind:' with one of {', '.join(kinds)}"
@@ -298,7 +300,7 @@ def _union(spot: _Spot, value: Any) -> tuple[Path, str, str]:
 def _one_of(value: Any, choices: list[str]) -> str:
     if isinstance(value, bool) and (word := _switched(value, choices)):
         return f"write {word}"
-    near = close(str(value)[:100], choices)
+    near = written_alike(str(value)[:100], choices)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}{'use one of ' if len(choices) > 1 else 'use '}{', '.join(choices)}"
 
@@ -328,10 +330,20 @@ def _add(spot: _Spot) -> str:
     return f"add it, such as '{name}: {examples[0]}'" if examples else f"add '{name}:'"
 
 
-def _range(spot: _Spot) -> str:
+def _limits(spot: _Spot) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     for limit in spot.field.metadata if spot.field else ():
         limits |= {n: getattr(limit, n) for n in ("ge", "gt", "le") if hasattr(limit, n)}
+    return limits
+
+
+def _within(value: int, limits: dict[str, Any]) -> bool:
+    compare = {"ge": operator.ge, "gt": operator.gt, "le": operator.le}
+    return all(compare[name](value, limit) for name, limit in limits.items())
+
+
+def _range(spot: _Spot) -> str:
+    limits = _limits(spot)
     if "gt" in limits:
         return f"give more than {limits['gt']}"
     if "ge" in limits and "le" in limits:

@@ -80,13 +80,11 @@ def _answer(names: tuple[str, ...]) -> int:
     """Answer each; all names are understood before anything is tried."""
     from vmemu.errors import mending
     from vmemu.host import support
-    from vmemu.host.survey import Survey, survey
+    from vmemu.host.survey import survey
 
     asked = {name.strip(): support.parse(name) for name in names}
     strike()
-    host = survey()
-    if support.SettingAsked("collapse") in asked.values():
-        host = host.model_copy(update={"collapse": Survey().collapse()})
+    host = survey(collapse=support.SettingAsked("collapse") in asked.values())
     answers = {name: support.answer(host, one, _prove) for name, one in asked.items()}
     for name, answer in answers.items():
         if answer.works:

@@ -124,5 +124,7 @@ def owner(status: os.stat_result) -> str:
 
 ALL_OF_SYS = "all that /sys tells"
 """What is unknown where no sysfs is mounted."""
+COLLAPSE = "whether small pages can be made hugepages"
+"""What is unknown where that could not be tried."""
 _KERNEL_OWN = {"proc": ("proc", "self"), "sys": ("sysfs", "kernel")}
 """The file systems in which the kernel tells of itself, each with a name that it always has."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vmemu.errors import InputError
 from vmemu.host.document import Backing, FaultKind, HostDocument, Proof, Way
 from vmemu.host.features import USES
+from vmemu.host.files import COLLAPSE
 from vmemu.host.opening import HowName
+from vmemu.spelling import written_alike
 from vmemu.units import UnitError, format_size, parse_size, printable
 from vmemu.userfault import Feature, How
+
+SettingName = Literal["shm", "collapse", "sigbus"]
 
 _PREFIX = "UFFD_FEATURE_"
 _WAYS: dict[str, HowName] = {name: name for name in get_args(HowName)}
@@ -64,28 +67,40 @@ class KindAsked:
 class SettingAsked:
     """What a scenario may ask for, and not every host has."""
 
-    name: Literal["shm", "collapse", "sigbus"]
+    name: SettingName
 
 
 Asked = FeatureAsked | WayAsked | KindAsked | SettingAsked
 
-_SETTINGS = {
-    "shm": SettingAsked("shm"),
-    "channel:shm": SettingAsked("shm"),
-    "collapse": SettingAsked("collapse"),
-    "on_complete": SettingAsked("collapse"),
-    "collapse:on_complete": SettingAsked("collapse"),
-    "sigbus": SettingAsked("sigbus"),
-    "delivery:sigbus": SettingAsked("sigbus"),
+_KEYS: dict[SettingName, str] = {
+    "shm": "channel: {kind: shm}",
+    "collapse": "blocks[].collapse: on_complete",
+    "sigbus": "migration.postcopy.delivery: sigbus",
 }
+"""Settings by what --feature calls them, as a scenario has them."""
+
+
+def _path(setting: str) -> tuple[str, ...]:
+    """The keys on the way to a value, and that, in whatever form they are written. A block counts
+    by none of its names, and ``kind`` by what it says."""
+    keys = re.split(r"[\s.:={}]+", re.sub(r"\[[^]]*\]", "", _word(setting)))
+    return tuple(key for key in keys if key not in ("", "kind"))
+
+
+def _by_path() -> Iterator[tuple[tuple[str, ...], SettingAsked]]:
+    """Each by its name, by its whole path and by every end of that."""
+    for name, said in _KEYS.items():
+        path = _path(said)
+        for written in ((name,), *(path[first:] for first in range(len(path)))):
+            yield written, SettingAsked(name)
 
 
 def parse(name: str) -> Asked:
     """What ``name`` asks for. Raises InputError with the nearest names for what is none."""
     word = _word(name)
-    setting = word.replace(" ", "").replace("=", ":").replace(".kind", "")
-    if setting in _SETTINGS:
-        return _SETTINGS[setting]
+    setting = _SETTINGS.get(_path(name))
+    if setting is not None:
+        return setting
     feature = word.upper().removeprefix(_PREFIX)
     if feature in Feature.__members__:
         return FeatureAsked(feature)
@@ -130,7 +145,7 @@ def _no_part(part: str, error: UnitError) -> str:
     if part[:1].isdigit():
         return f"'{printable(part)}' is no page size: {error.remedy}"
     may = ["a page size such as 2MiB", "thp", *get_args(FaultKind)]
-    near = _nearest(part, {word: word for word in may[1:]})
+    near = _perhaps(part, {word: word for word in may[1:]})
     what = f"'{printable(part)}' is none of what may follow a backing"
     return f"{what}{_meant(near)} it may be {', '.join(may[:-1])} or {may[-1]}"
 
@@ -144,10 +159,13 @@ def _word(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
+_SETTINGS = dict(_by_path())
+
+
 def _unknown(name: str) -> str:
     kinds = [f"{backing}:{fault}" for backing in _BACKINGS for fault in get_args(FaultKind)]
     names = [*Feature.__members__, *_WAYS, *_BACKINGS, *kinds, *_KEYS]
-    near = _nearest(name, {known.lower(): known for known in names} | _OTHER_NAMES)
+    near = _perhaps(name, {known.lower(): known for known in names} | _OTHER_NAMES)
     return (
         f"--feature {printable(name)}: nothing is called that{_meant(near)} known are the features "
         f"{', '.join(Feature.__members__)}; the settings of a scenario {', '.join(_KEYS)}; "
@@ -156,13 +174,6 @@ def _unknown(name: str) -> str:
         ":minor or :write_protect"
     )
 
-
-_KEYS = {
-    "shm": "channel: {kind: shm}",
-    "collapse": "collapse: on_complete",
-    "sigbus": "delivery: sigbus",
-}
-"""Settings by what --feature calls them, as a person reads them."""
 
 _OTHER_NAMES = {
     "anon": "anonymous",
@@ -176,11 +187,11 @@ _OTHER_NAMES = {
 """What others call kinds of memory."""
 
 
-def _nearest(name: str, table: dict[str, str]) -> list[str]:
+def _perhaps(name: str, table: dict[str, str]) -> list[str]:
     """Of ``table``, whose keys are in lower case: those that are written much like ``name``, then
     those of which it is a part."""
     word = _word(name).removeprefix(_PREFIX.lower())
-    alike = difflib.get_close_matches(word, table, 3, 0.6)
+    alike = written_alike(word, table, most=3)
     around = [known for known in table if len(word) > 2 and word in known]
     return list(dict.fromkeys(table[known] for known in (*alike, *around)))[:4]
 
@@ -262,7 +273,7 @@ def settings(host: HostDocument) -> list[tuple[str, Answer]]:
     return [(said, _setting(host, name)) for name, said in _KEYS.items()]
 
 
-def _setting(host: HostDocument, name: str) -> Answer:
+def _setting(host: HostDocument, name: SettingName) -> Answer:
     if name == "sigbus":
         return _feature(host, "SIGBUS")
     if name == "shm":
@@ -270,12 +281,18 @@ def _setting(host: HostDocument, name: str) -> Answer:
         # Without it the pages of shared blocks are copied, as those of others are.
         return Answer(True, "" if mapped.works else f"every page is copied: {mapped.why}")
     if not host.collapse:
-        return Answer(False, "whether small pages can be made hugepages could not be tried")
+        return _untried(host)
     not_so = [one for one in host.collapse if not one.works]
     reasons = {one.why: "" for one in not_so}
     if len(not_so) < len(host.collapse):
         return Answer(True, "; ".join(f"not for {one.backing} memory: {one.why}" for one in not_so))
     return Answer(False, "; ".join(reasons))
+
+
+def _untried(host: HostDocument) -> Answer:
+    said = f"{COLLAPSE} could not be tried"
+    noted = next((one for one in host.unknown if one.what == COLLAPSE), None)
+    return Answer(False, said) if noted is None else Answer(False, f"{said}: {noted.why}")
 
 
 _FORK = str(Feature.EVENT_FORK.name)

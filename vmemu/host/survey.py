@@ -11,22 +11,25 @@ from typing import Literal
 from vmemu.errors import CoreError
 from vmemu.host import features, memory, opening, places, pools, settings
 from vmemu.host.document import Collapsing, Cpus, HostDocument, Kernel, Proof, Userfault
-from vmemu.host.files import HostFiles
+from vmemu.host.files import COLLAPSE, HostFiles
 from vmemu.host.identity import Identity, identify
 from vmemu.host.problems import problems
 from vmemu.userfault import How
 from vmemu.version import installed
 
 
-def survey(*, proofs: bool = False, wakeups: bool = False, version: bool = True) -> HostDocument:
+def survey(
+    *, proofs: bool = False, collapse: bool = False, wakeups: bool = False, version: bool = True
+) -> HostDocument:
     """This host as post-copy sees it.
 
-    ``proofs`` tries the kinds of memory and fault, ``wakeups`` measures what waking a thread costs,
-    ``version`` finds out which vmemu this is; without them that part stays empty, and the rest
+    ``proofs`` tries the kinds of memory and fault, and which small pages can be made hugepages;
+    ``collapse`` tries the latter alone. ``wakeups`` measures what waking a thread costs,
+    ``version`` finds out which vmemu this is. Without them that part stays empty, and the rest
     takes a few milliseconds and maps nothing. Raises HostError where the C core does not load;
     whatever else can't be found out stands in ``unknown``.
     """
-    return Survey().document(proofs=proofs, wakeups=wakeups, version=version)
+    return Survey().document(proofs=proofs, collapse=collapse, wakeups=wakeups, version=version)
 
 
 @dataclass
@@ -39,7 +42,12 @@ class Survey:
         self.identity: Identity = identify(self.files)
 
     def document(
-        self, *, proofs: bool = False, wakeups: bool = False, version: bool = True
+        self,
+        *,
+        proofs: bool = False,
+        collapse: bool = False,
+        wakeups: bool = False,
+        version: bool = True,
     ) -> HostDocument:
         """All of them, as ``survey`` gives them."""
         found = HostDocument(
@@ -49,7 +57,7 @@ class Survey:
             kernel=kernel(),
             userfault=self.userfault(),
             proofs=self.proofs() if proofs else (),
-            collapse=self.collapse() if proofs else (),
+            collapse=self.collapse() if proofs or collapse else (),
             pools=pools.pools(self.files),
             default_hugepage_size=pools.default_page_size(self.files),
             mounts=places.mounts(self.files),
@@ -100,7 +108,7 @@ class Survey:
             return collapsing()
         except OSError as error:  # /proc again
             why = f"{error.filename}: {error.strerror}"
-            self.files.note("whether small pages can be made hugepages", why)
+            self.files.note(COLLAPSE, why)
             return ()
 
     def cpus(self, *, wakeups: bool = False) -> Cpus:

@@ -185,7 +185,7 @@ class CpusByRole(Model):
     fault: str | None
     urgent: str
     listen: str
-    push: str
+    push: str | None
 
 
 class Placement(Model):

@@ -228,20 +228,18 @@ def _figures(document: Document) -> Table:
     return Table(("", ""), rows, left=2)
 
 
-_BROUGHT = {
-    "delivery": "thread",
-    "fault_around": 0,
-    "prefetch": "none",
-    "push_order": "around_faults",
-}
-"""Settings of post-copy that are told where they are not these."""
+_BROUGHT = ("delivery", "fault_around", "prefetch", "push_order")
+"""Settings of post-copy that are told where they are not as usual."""
 
 
 def _asked(scenario: Document) -> str:
     """How pages were brought, as far as it was not in the usual way; empty when it was."""
-    postcopy = scenario["migration"]["postcopy"]
+    from vmemu._config.models import Channel, Postcopy
+
+    postcopy, of_postcopy = scenario["migration"]["postcopy"], Postcopy.model_fields
     given = {"channel": scenario["channel"]["kind"]} | {name: postcopy[name] for name in _BROUGHT}
-    usual = {"channel": "pipe"} | _BROUGHT
+    usual = {"channel": Channel.model_fields["kind"].default}
+    usual |= {name: of_postcopy[name].default for name in _BROUGHT}
     return ", ".join(f"{name} {value}" for name, value in given.items() if value != usual[name])
 
 

@@ -277,6 +277,12 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
      "from 1 to 256"),
     (TRACE_LINE, TRACE_LINE + "  vcpus: '4'\n", 7, 10, "guest.vcpus", "'4' is not a whole number",
      "write 4 without quotes"),
+    (TRACE_LINE, TRACE_LINE + "  vcpus: '256'\n", 7, 10, "guest.vcpus", "'256' is not a whole",
+     "write 256 without quotes"),
+    (TRACE_LINE, TRACE_LINE + "  vcpus: '257'\n", 7, 10, "guest.vcpus", "'257' is not a whole",
+     "give a whole number from 1 to 256"),
+    (TRACE_LINE, TRACE_LINE + "  vcpus: '0'\n", 7, 10, "guest.vcpus", "'0' is not a whole",
+     "give a whole number from 1 to 256"),
     (TRACE_LINE, TRACE_LINE + "  vcpus: four\n", 7, 10, "guest.vcpus", "'four' is not a whole",
      "from 1 to 256"),
     (BLOCK_LINE, BLOCK_LINE + "    collapse: yes\n", 5, 15, "blocks[0].collapse", "truth value",
@@ -284,13 +290,15 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (BLOCK_LINE, BLOCK_LINE + "    collapse: true\n", 5, 15, "blocks[0].collapse", "true is not",
      "write on_complete"),
     (TRACE_LINE, TRACE_LINE + "channel: shm\n", 7, 10, "channel", "'shm' is not a mapping",
-     "write {kind: shm}"),
+     "write 'channel: {kind: shm}'"),
     (TRACE_LINE, TRACE_LINE + "channel: memory\n", 7, 10, "channel", "'memory' is not a mapping",
-     "write {kind: pipe}, or in its place shm"),
+     "write 'channel: {kind: pipe}' or 'channel: {kind: shm}'"),
     (TRACE_LINE, TRACE_LINE + "channel: {type: shm}\n", 7, 11, "channel.type", "unknown key",
      "use kind"),
     (TRACE_LINE, TRACE_LINE + "  pace: rate\n", 7, 9, "guest.pace", "'rate' is not a mapping",
-     "write {kind: rate}"),
+     "write 'pace: {kind: rate}'"),
+    (TRACE_LINE, TRACE_LINE + "  pace: often\n", 7, 9, "guest.pace", "'often' is not a mapping",
+     "write 'pace: {kind: KIND}', where KIND is one of asap, recorded, rate"),
     (TRACE_LINE, TRACE_LINE + "placement: off\n", 7, 12, "placement", "truth value",
      "use auto, colocate, spread, none or"),
     (TRACE_LINE, TRACE_LINE + "fault_around: 16\n", 7, 1, "fault_around", "unknown key",
@@ -613,3 +621,20 @@ def test_cpus_are_for_threads_that_there_are(tmp_path, placement, field, what, r
     assert problem.field == field
     assert what in problem.what
     assert remedy in problem.remedy
+
+
+def test_an_unknown_key_is_asked_about_once(tmp_path):
+    key, value = problems(write(tmp_path, SMALL + "collapse: on\n"))
+    assert key.remedy == "did you mean 'blocks[].collapse'?"
+    assert "truth value" in value.what
+    assert value.remedy == "write true, or 'on' in quotes if text is meant"
+
+
+def test_the_push_has_cpus_where_it_has_a_thread(tmp_path):
+    text = SMALL + "placement: {push: 0}\nmigration: {postcopy: {preempt: false}}\n"
+    (problem,) = problems(write(tmp_path, text))
+    assert problem.field == "placement.push"
+    assert "what answers requests pushes too" in problem.what
+    assert problem.remedy.startswith("name its CPUs for urgent")
+    assert not found(write(tmp_path, text.replace("push: 0", "urgent: 0")))
+    assert not found(write(tmp_path, text.replace("false", "true")))

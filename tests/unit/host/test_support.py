@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import get_args
 
 import pytest
 from hosts import EVERY_FEATURE, FULL, GIB, MIB, WAYS, good_host
@@ -10,18 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmemu.errors import InputError
-from vmemu.host.document import Collapsing, HostDocument, Proof, Userfault, Way
+from vmemu.host.document import Collapsing, HostDocument, Proof, Unknown, Userfault, Way
+from vmemu.host.files import COLLAPSE
 from vmemu.host.support import (
     Answer,
     Asked,
     FeatureAsked,
     KindAsked,
     SettingAsked,
+    SettingName,
     WayAsked,
     answer,
     find,
     ordinary,
     parse,
+    settings,
 )
 
 CLOSED = Userfault(
@@ -48,6 +52,11 @@ CLOSED = Userfault(
         ("collapse: on_complete", SettingAsked("collapse")),
         ("sigbus", SettingAsked("sigbus")),
         ("delivery=sigbus", SettingAsked("sigbus")),
+        ("channel: {kind: shm}", SettingAsked("shm")),
+        ("{channel: {kind: shm}}", SettingAsked("shm")),
+        ("blocks[pc.ram].collapse=on_complete", SettingAsked("collapse")),
+        ("migration.postcopy.delivery: sigbus", SettingAsked("sigbus")),
+        ("migration: {postcopy: {delivery: sigbus}}", SettingAsked("sigbus")),
         ("UFFD_FEATURE_SIGBUS", FeatureAsked("SIGBUS")),
         ("shared", KindAsked("shared")),
         ("anonymous:thp", KindAsked("anonymous", thp=True)),
@@ -60,6 +69,18 @@ CLOSED = Userfault(
 )
 def test_what_a_name_means(name: str, asked: Asked) -> None:
     assert parse(name) == asked
+
+
+def test_a_setting_can_be_asked_for_as_it_is_shown() -> None:
+    collapse = Collapsing(backing="shared", works=True, why="")
+    shown = [said for said, _ in settings(good_host(collapse=(collapse,)))]
+    assert [parse(said) for said in shown] == [SettingAsked(name) for name in get_args(SettingName)]
+
+
+@pytest.mark.parametrize("name", ["kind", "channel", "migration.sigbus", "channel: pipe", "{}"])
+def test_a_part_of_a_setting_is_none(name: str) -> None:
+    with pytest.raises(InputError, match="nothing is called that"):
+        parse(name)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +181,10 @@ def test_collapse_is_what_was_tried(whys: tuple[str, str], found: Answer) -> Non
 
 
 def test_what_was_not_tried_is_not_claimed() -> None:
-    assert "could not be tried" in of(good_host(), "collapse").why
+    assert of(good_host(), "collapse").why.endswith("could not be tried")
+    note = Unknown(what=COLLAPSE, why="/proc/self/smaps: No such file or directory")
+    why = of(good_host(unknown=(note,)), "collapse").why
+    assert why.endswith("could not be tried: /proc/self/smaps: No such file or directory")
 
 
 @pytest.mark.parametrize("name", ["MOVE", "anonymous", "shm", "collapse", "sigbus"])

@@ -120,8 +120,10 @@ def test_features_and_settings_stand_beside_each_other() -> None:
     assert ["MINOR_SHMEM", "yes", "5.14", "channel: {kind: shm}"] in [line[:4] for line in lines]
     assert ["SIGBUS", "no", "4.14", "delivery: sigbus"] in [line[:4] for line in lines]
     assert ["channel: {kind: shm}", "yes"] in lines
-    assert ["collapse: on_complete", "yes", "not for shared memory: refused"] in lines
-    sigbus = next(line for line in lines if line[:2] == ["delivery: sigbus", "no"])
+    assert ["blocks[].collapse: on_complete", "yes", "not for shared memory: refused"] in lines
+    sigbus = next(
+        line for line in lines if line[:2] == ["migration.postcopy.delivery: sigbus", "no"]
+    )
     assert sigbus[2].startswith("this kernel has no UFFD_FEATURE_SIGBUS")
 
 

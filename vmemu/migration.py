@@ -4,7 +4,8 @@
 
     prepare   open the trace, lay it on the blocks; nothing is taken from the machine yet
     map       memory of the destination
-    source    the source process comes up and announces its blocks; the clients map theirs
+    source    the source process comes up and announces its blocks; the guest is laid on memory,
+              the clients map theirs
     precopy   rounds of pages while the guest runs at the source; until the flip
     listen    what was written since is forgotten, memory is registered, the fault thread runs
     guest     vCPUs replay, and clients; pages come on demand and, with push, in the background
@@ -240,7 +241,7 @@ class Migration:
         )
         self.run_state.incoming = incoming
         self._launch_clients(memory)
-        incoming.advise(unpack_summary(self._receive(Message.HELLO)), self._await_clients)
+        incoming.advise(unpack_summary(self._receive(Message.HELLO)), self._await_guest)
 
     def _launch_clients(self, memory: MemoryManager) -> None:
         """They come up beside the source, and register before anybody runs."""
@@ -249,6 +250,23 @@ class Migration:
         run = self.run_state
         run.clients = Clients.planned(self._client_plans, run.places, bell)
         run.clients.launch(memory.blocks, status, self.scenario.guest.vcpus)
+
+    def _await_guest(self) -> None:
+        """All that is to be there before the source may flip; clients come up meanwhile."""
+        self._lay_guest()
+        self._await_clients()
+
+    def _lay_guest(self) -> None:
+        run, verify = self.run_state, self.scenario.verify
+        assert run.workload is not None and run.expected is not None
+        self._guest = Guest(
+            run.workload,
+            self._incoming.blocks,
+            self._incoming.ram,
+            run.expected,
+            check_reads=verify.reads,
+            keep_marks=verify.final,
+        )
 
     def _await_clients(self) -> None:
         assert self._resources.status is not None
@@ -306,21 +324,12 @@ class Migration:
         incoming.run()
 
     def _run_guest(self) -> None:
-        run, verify = self.run_state, self.scenario.verify
-        assert run.workload is not None and run.expected is not None
+        run, guest = self.run_state, self._guest
         bell, status = self._resources.bell, self._resources.status
-        assert bell is not None and status is not None
-        self._guest = Guest(
-            run.workload,
-            self._incoming.blocks,
-            self._incoming.ram,
-            run.expected,
-            check_reads=verify.reads,
-            keep_marks=verify.final,
-        )
+        assert guest is not None and bell is not None and status is not None
         run.workers = [
             GuestWorker(
-                self._guest,
+                guest,
                 index,
                 bell,
                 slots=self._incoming.vcpu_slots(index),

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from support import HUGE, scenario, synthetic
 
+from vmemu import migration as migration_module
+from vmemu import postcopy
 from vmemu.config import Scenario
 from vmemu.migration import Migration, Run
+from vmemu.protocol import Message
 from vmemu.results.document import build
 from vmemu.userfault import Feature, Userfaultfd
 
@@ -309,3 +312,36 @@ def test_at_a_mebibyte_a_second_only_the_push_is_counted(preempt):
     seconds = (run.postcopy_ended_ns - run.postcopy_started_ns) / 1e9
     assert arrived.pushed * PAGE <= (1 << 20) * (seconds + 0.01) + RUN_BYTES
     assert arrived.requested == 1024 - arrived.pushed
+
+
+# ---- downtime ----
+
+
+@pytest.mark.parametrize("flip_at", ["0%", "50%"])
+def test_the_guest_is_laid_on_its_memory_before_the_source_may_flip(
+    flip_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make the image of what its reads must find takes a while, in which it would stand still.
+    ADVISE is what lets the source go on."""
+    events: list[str] = []
+
+    class Guest(migration_module.Guest):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            assert self.shared.expected
+            events.append("guest")
+
+    def send(end: Any, message: Message, *rest: Any, **options: Any) -> None:
+        events.append(message.name)
+        sends(end, message, *rest, **options)
+
+    def unpack_flip(*args: Any) -> Any:
+        events.append("flip")
+        return unpacks(*args)
+
+    sends, unpacks = postcopy.send, migration_module.unpack_flip
+    monkeypatch.setattr(migration_module, "Guest", Guest)
+    monkeypatch.setattr(postcopy, "send", send)
+    monkeypatch.setattr(migration_module, "unpack_flip", unpack_flip)
+    completed(scenario([ANONYMOUS], guest=guest(), migration=migration(flip_at)))
+    assert [e for e in events if e in ("guest", "ADVISE", "flip")] == ["guest", "ADVISE", "flip"]

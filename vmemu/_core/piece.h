@@ -139,30 +139,37 @@ static inline uint64_t vm_written_value(const struct vm_guest *g, const struct v
 }
 
 /*
- * After the store, so that whoever reads what is promised here, and then the memory, finds it
- * there.
+ * After the store to memory, so that whoever reads what is promised here, and then the memory,
+ * finds it there. Of the two promises the image comes first: who finds the mark leaves both as they
+ * are, since it takes the write for expected.
+ *
+ *   a read        loads the image, fence (acquire), loads memory: pairs with the release fence
+ *   another write stores to memory, loads the mark (acquire), stores no more: pairs with the
+ * release of the mark; what it has found, and so its own reads afterwards, find the image
+ *
+ * A store of all bits takes the place of others' marks, and so of their releases; the image that it
+ * releases has their bytes too.
  */
 static inline void vm_mark_written(const struct vm_guest *g, const struct vm_piece *p,
                                    uint64_t value)
 {
     uint8_t bits = vm_piece_marks(p);
 
+    if (g->expected) {
+        __atomic_thread_fence(__ATOMIC_RELEASE);
+        vm_store_sized((uint64_t)(uintptr_t)&g->expected[p->where], p->size, value);
+    }
     if (bits == 0xFF) {
         vm_set_release(&g->marks[p->where >> 3], bits); /* who else sets some of them loses none */
     } else {
         __atomic_fetch_or(&g->marks[p->where >> 3], bits, __ATOMIC_RELEASE);
     }
-    if (g->expected) {
-        __atomic_thread_fence(__ATOMIC_RELEASE);
-        vm_store_sized((uint64_t)(uintptr_t)&g->expected[p->where], p->size, value);
-    }
 }
 
-static inline bool vm_is_marked(const struct vm_guest *g, const struct vm_piece *p)
+/* Acquire: see vm_mark_written. */
+static VM_ALWAYS_INLINE bool vm_is_marked(const uint8_t *marks, uint64_t where, uint8_t bits)
 {
-    uint8_t bits = vm_piece_marks(p);
-
-    return (vm_get(&g->marks[p->where >> 3]) & bits) == bits;
+    return (vm_get_acquire(&marks[where >> 3]) & bits) == bits;
 }
 
 static VM_ALWAYS_INLINE void vm_write_piece(const struct vm_guest *g, const struct vm_piece *p,
@@ -170,7 +177,7 @@ static VM_ALWAYS_INLINE void vm_write_piece(const struct vm_guest *g, const stru
 {
     vm_store_sized(p->host, p->size, value);
     /* Most writes are to where one was before: look before paying for a locked operation. */
-    if (g->marks && !vm_is_marked(g, p)) {
+    if (g->marks && !vm_is_marked(g->marks, p->where, vm_piece_marks(p))) {
         vm_mark_written(g, p, value);
     }
     /* After the store: whoever takes the bit and sends the page then sends what was stored. */

@@ -114,7 +114,7 @@ static VM_ALWAYS_INLINE bool is_noted(const struct columns *c, uint64_t where, u
     /* In aligned words: the compiler knows no more of them. */
     uint8_t bits = (uint8_t)(size == 8 ? 0xFF : ((1u << size) - 1) << where % 8);
 
-    return (mode == NOTED && !c->marks) || (vm_get(&c->marks[where >> 3]) & bits) == bits;
+    return (mode == NOTED && !c->marks) || vm_is_marked(c->marks, where, bits);
 }
 
 static VM_ALWAYS_INLINE void write_plain(const struct columns *c, uint64_t where, uint64_t host,

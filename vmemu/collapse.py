@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vmemu import core
+from vmemu import core, thp_memory
 from vmemu.cthread import Bell, CThread
 from vmemu.errors import CoreError, VmemuError
-from vmemu.host import thp_memory
 from vmemu.ramblock import BASE_PAGE, THP_SIZE, Backing, RAMBlock
 from vmemu.units import counted
 from vmemu.userfault import Userfaultfd

@@ -14,10 +14,9 @@ import pytest
 from support import HUGE, Footprint
 from test_ordinary_user import as_ordinary_user
 
-from vmemu import hugepages
-from vmemu.host import thp_memory
+from vmemu import hugepages, thp_memory
+from vmemu.doctor.proofs import Kind, every_kind, prove
 from vmemu.host.document import Proof
-from vmemu.host.proofs import Kind, every_kind, prove
 from vmemu.ramblock import BASE_PAGE
 from vmemu.reservation import Resizer
 from vmemu.userfault import Feature, Userfaultfd
@@ -198,7 +197,7 @@ def test_all_proofs_at_once_are_those_of_every_kind(pool_lock: None):
 LOCKED = """
 import json
 from vmemu import core
-from vmemu.host.proofs import prove
+from vmemu.doctor.proofs import prove
 core.call(core.lib.vm_mlockall)
 print(json.dumps([[p.works, p.why] for p in prove() if p.works is not False]))
 """
@@ -224,7 +223,7 @@ def test_a_process_that_locks_all_its_memory_proves_nothing():
 
 ORDINARY = """
 import json, os
-from vmemu.host.proofs import every_kind, prove
+from vmemu.doctor.proofs import every_kind, prove
 kinds = [kind for kind in every_kind() if kind.backing != "hugetlbfs"]
 print(json.dumps([os.geteuid(), [[p.works, p.why] for p in prove(kinds)]]))
 """

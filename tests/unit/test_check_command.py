@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vmemu.cli.check import check
+from vmemu.doctor.survey import survey
 from vmemu.errors import InputError
-from vmemu.host.survey import survey
 
 SMALL = """\
 blocks: [{name: pc.ram, backing: anonymous, size: 64KiB}]

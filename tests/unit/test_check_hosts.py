@@ -16,9 +16,9 @@ from recorded_hosts import GIB, MIB, host, pool
 
 from vmemu.check.judge import judge
 from vmemu.check.terminal import lines
+from vmemu.doctor.reading import parse
 from vmemu.errors import InputError
 from vmemu.host.document import Mount
-from vmemu.host.reading import parse
 
 HUGE = Mount(path="/mnt/huge", type="hugetlbfs", page_size=2 * MIB, size=8 * MIB, free=8 * MIB)
 WHOLE = json.loads(

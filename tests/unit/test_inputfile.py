@@ -18,9 +18,9 @@ import pytest
 
 from vmemu import inputfile
 from vmemu.config import load
+from vmemu.doctor.reading import read
 from vmemu.errors import ConfigError, InputError, TraceError
 from vmemu.eventfile import open_events
-from vmemu.host.reading import read
 from vmemu.inputfile import denied, open_input
 from vmemu.traces.opening import open_stream
 

@@ -11,10 +11,10 @@ from typing import Any, Self
 import pytest
 from support import HUGE, Footprint, anonymous, shared
 
-from vmemu import core, hugepages, reservation
+from vmemu import core, hugepages, reservation, thp_memory
+from vmemu.doctor import proofs
+from vmemu.doctor.proofs import Kind, every_kind, prove
 from vmemu.errors import Advice, CoreError, HostError, HugepageShortage
-from vmemu.host import proofs, thp_memory
-from vmemu.host.proofs import Kind, every_kind, prove
 from vmemu.ramblock import BASE_PAGE, RAMBlock
 from vmemu.userfault import Feature
 

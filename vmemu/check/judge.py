@@ -63,7 +63,7 @@ def judge(
     """
     both = source is None and destination is None
     if here is None and (source is None or destination is None):
-        from vmemu.host.survey import survey
+        from vmemu.doctor.survey import survey
 
         here = survey(version=False)  # to find it out takes longer than all the rest
     arriving = destination or here

@@ -133,7 +133,7 @@ def _judge(
 def _host(file: str | None) -> HostDocument | None:
     if file is None:
         return None
-    from vmemu.host.reading import read
+    from vmemu.doctor.reading import read
 
     return read(file)
 

@@ -11,8 +11,8 @@ import click
 from vmemu.cli.signals import strike
 
 if TYPE_CHECKING:
+    from vmemu.doctor.support import KindAsked
     from vmemu.host.document import HostDocument, Proof
-    from vmemu.host.support import KindAsked
 
 EXIT_OK, EXIT_NO, EXIT_HOST = 0, 1, 3
 
@@ -53,8 +53,8 @@ def doctor(*, json_file: str | None, features: tuple[str, ...]) -> int:
 
 
 def _survey(json_file: str | None) -> int:
-    from vmemu.host import support
-    from vmemu.host.survey import survey
+    from vmemu.doctor import support
+    from vmemu.doctor.survey import survey
 
     # A page of 1 GiB takes a second, and has to be given back.
     strike()
@@ -68,7 +68,7 @@ def _survey(json_file: str | None) -> int:
 
 
 def _show(host: HostDocument, stream: TextIO) -> None:
-    from vmemu.host import terminal
+    from vmemu.doctor import terminal
     from vmemu.results.terminal import columns, write_text
 
     width = columns(stream, terminal.WIDTH)
@@ -78,9 +78,9 @@ def _show(host: HostDocument, stream: TextIO) -> None:
 
 def _answer(names: tuple[str, ...]) -> int:
     """Answer each; all names are understood before anything is tried."""
+    from vmemu.doctor import support
+    from vmemu.doctor.survey import survey
     from vmemu.errors import mending
-    from vmemu.host import support
-    from vmemu.host.survey import survey
 
     asked = {name.strip(): support.parse(name) for name in names}
     strike()
@@ -97,8 +97,8 @@ def _answer(names: tuple[str, ...]) -> int:
 
 def _prove(asked: KindAsked) -> Proof | None:
     """The proof of one kind; None when this host has none of it."""
-    from vmemu.host import support
-    from vmemu.host.proofs import every_kind, prove
+    from vmemu.doctor import support
+    from vmemu.doctor.proofs import every_kind, prove
 
     kinds = [kind for kind in every_kind() if kind.page_size == (asked.page_size or kind.page_size)]
     wanted = (asked.backing, asked.fault, asked.thp)

@@ -1,1 +1,1 @@
-"""A host as post-copy sees it: what ``vmemu doctor`` finds and ``vmemu check`` judges by."""
+"""Facts of this host that post-copy depends on, as the kernel tells them."""

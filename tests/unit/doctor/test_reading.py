@@ -12,10 +12,10 @@ from hosts import FULL, good_host
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmemu.doctor.reading import parse, read
+from vmemu.doctor.survey import survey
 from vmemu.errors import InputError
 from vmemu.host.document import SCHEMA, HostDocument
-from vmemu.host.reading import parse, read
-from vmemu.host.survey import survey
 
 
 def written(host: HostDocument) -> bytes:

@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from vmemu import core, hugepages, reservation
+from vmemu import core, hugepages, reservation, thp_memory
 from vmemu.errors import Advice, CoreError, HostError, HugepageShortage, mending
-from vmemu.host import thp_memory
 from vmemu.host.document import Backing, FaultKind, Proof
 from vmemu.memlock import locks_new_memory
 from vmemu.needed import OF_FAULT, features_of

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from vmemu import hugepages
+from vmemu.doctor.features import USES
 from vmemu.host.document import HostDocument, Mount, Pool, Problem
-from vmemu.host.features import USES
 from vmemu.host.raising import raised
 from vmemu.privilege import as_root, on_the_host
 from vmemu.units import GIB, MIB, counted, format_duration, format_size

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
+from vmemu.doctor.features import use_of
+from vmemu.doctor.support import Answer, ordinary, settings
 from vmemu.host.document import FaultKind, HostDocument, Memory, Mount, Pool, Proof
-from vmemu.host.features import use_of
 from vmemu.host.places import MEMORY
-from vmemu.host.support import Answer, ordinary, settings
 from vmemu.results.terminal import Table, align
 from vmemu.units import counted, format_duration, format_size, printable
 from vmemu.userfault import Feature

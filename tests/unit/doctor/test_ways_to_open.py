@@ -10,9 +10,9 @@ import signal
 
 import pytest
 
+from vmemu.doctor.opening import NAMES, Attempt, Circumstances, explained
 from vmemu.host.document import Way
 from vmemu.host.identity import Identity
-from vmemu.host.opening import NAMES, Attempt, Circumstances, explained
 from vmemu.userfault import How
 
 OPENS = Attempt()

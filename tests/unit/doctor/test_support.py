@@ -10,10 +10,7 @@ from hosts import EVERY_FEATURE, FULL, GIB, MIB, WAYS, good_host
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmemu.errors import InputError
-from vmemu.host.document import Collapsing, HostDocument, Proof, Unknown, Userfault, Way
-from vmemu.host.files import COLLAPSE
-from vmemu.host.support import (
+from vmemu.doctor.support import (
     Answer,
     Asked,
     FeatureAsked,
@@ -27,6 +24,9 @@ from vmemu.host.support import (
     parse,
     settings,
 )
+from vmemu.errors import InputError
+from vmemu.host.document import Collapsing, HostDocument, Proof, Unknown, Userfault, Way
+from vmemu.host.files import COLLAPSE
 
 CLOSED = Userfault(
     how=None,

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vmemu.doctor.features import USES
+from vmemu.doctor.opening import HowName
 from vmemu.errors import InputError
 from vmemu.host.document import Backing, FaultKind, HostDocument, Proof, Way
-from vmemu.host.features import USES
 from vmemu.host.files import COLLAPSE
-from vmemu.host.opening import HowName
 from vmemu.spelling import written_alike
 from vmemu.units import UnitError, format_size, parse_size, printable
 from vmemu.userfault import Feature, How

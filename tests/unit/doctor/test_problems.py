@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hosts import EVERY_FEATURE, FULL, GIB, MIB, WAYS, good_host
 
+from vmemu.doctor.problems import problems
 from vmemu.host.document import Cpus, Limits, Memory, Mount, Pool, Problem, Proof, Userfault, Way
-from vmemu.host.problems import problems
 
 HUGETLBFS = Mount(path="/dev/hugepages", type="hugetlbfs", page_size=2 * MIB, mode="1777")
 NO_SYSCALL = Way(how="syscall", works=False, why="it is 0", remedy="sysctl it=1")

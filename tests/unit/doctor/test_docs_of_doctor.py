@@ -9,9 +9,9 @@ from typing import get_args
 
 import pytest
 
-from vmemu.host import problems
+from vmemu.doctor import problems
+from vmemu.doctor.opening import HowName
 from vmemu.host.document import HostDocument
-from vmemu.host.opening import HowName
 from vmemu.model.base import Model
 
 PAGE = (Path(__file__).parents[3] / "docs/doctor.md").read_text()

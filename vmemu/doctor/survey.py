@@ -8,12 +8,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vmemu.doctor import features, opening
+from vmemu.doctor.problems import problems
 from vmemu.errors import CoreError
-from vmemu.host import features, memory, opening, places, pools, settings
+from vmemu.host import memory, places, pools, settings
 from vmemu.host.document import Collapsing, Cpus, HostDocument, Kernel, Proof, Userfault
 from vmemu.host.files import COLLAPSE, HostFiles
 from vmemu.host.identity import Identity, identify
-from vmemu.host.problems import problems
 from vmemu.userfault import How
 from vmemu.version import installed
 
@@ -94,7 +95,7 @@ class Survey:
 
     def proofs(self) -> tuple[Proof, ...]:
         """Every kind of memory and fault, tried."""
-        from vmemu.host.proofs import prove
+        from vmemu.doctor.proofs import prove
 
         try:
             return tuple(prove())

@@ -28,7 +28,7 @@ def test_a_line_and_the_code(
     def interrupted(**_: bool) -> None:
         raise error
 
-    monkeypatch.setattr("vmemu.host.survey.survey", interrupted)
+    monkeypatch.setattr("vmemu.doctor.survey.survey", interrupted)
     for words in ((), ("--feature", "MOVE")):
         monkeypatch.setattr(sys, "argv", ["vmemu", "doctor", *words])
         with pytest.raises(SystemExit) as ended:

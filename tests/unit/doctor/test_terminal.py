@@ -7,9 +7,9 @@ import re
 import pytest
 from hosts import FULL, GIB, MIB, WAYS, good_host
 
-from vmemu.host import terminal
+from vmemu.doctor import terminal
+from vmemu.doctor.problems import problems
 from vmemu.host.document import Collapsing, Cpus, Mount, NodePool, Proof, Unknown, Userfault
-from vmemu.host.problems import problems
 
 
 def shown(**changes: object) -> list[str]:

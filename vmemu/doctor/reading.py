@@ -6,9 +6,9 @@ import json
 import sys
 from typing import Any
 
+from vmemu.doctor.figures import contradictions
 from vmemu.errors import InputError
 from vmemu.host.document import SCHEMA, HostDocument
-from vmemu.host.figures import contradictions
 from vmemu.inputfile import open_input
 from vmemu.model.faults import Fault, ValidationError
 from vmemu.units import printable

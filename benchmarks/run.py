@@ -4,7 +4,7 @@
 
 Both sides of a row run in turn (A B A B ...). NAME is a row, or a pattern such as 'fault-*'. Ends
 with 0 when every row was measured or skipped with its reason, also where a target was missed, and
-with 1 when a side failed. Ctrl-C shows the rows that are done, and ends with 130.
+with 1 when a side failed. Ctrl-C, or SIGTERM, shows the rows that are done, and ends with 130.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib
+import importlib.util
 import json
 import pkgutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,7 +54,11 @@ def main() -> int:
         said = report.document(
             done, quick=arguments.quick, version=version("vmemu"), interrupted=interrupted
         )
-        _write(json.dumps(said, indent=1) + "\n", arguments.json)
+        try:
+            _write(json.dumps(said, indent=1) + "\n", arguments.json)
+        except OSError as error:
+            print(f"--json {arguments.json}: {error.strerror}", file=sys.stderr)
+            return 1
     if interrupted:
         return 130
     return 1 if any(one.verdict is Verdict.FAILED for one in done) else 0
@@ -112,17 +118,33 @@ def _repeats(context: Context) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows, or patterns of them")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, under 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, under 2 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures; - for stdout")
-    parser.add_argument("--repeats", type=int, help="repetitions of each side")
+    repeats = f"repetitions of each side; {_REPEATS}, or at most {_QUICK_REPEATS} with --quick"
+    parser.add_argument("--repeats", type=int, metavar="N", help=repeats)
     parser.add_argument("--list", action="store_true", help="say what each row measures, no more")
     arguments = parser.parse_args()
     if arguments.repeats is not None and arguments.repeats < 1:
         parser.error("--repeats: a number from 1 on")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json {arguments.json}: there is no such directory")
+    if arguments.json is not None and arguments.json.is_dir():
+        parser.error(f"--json {arguments.json}: this is a directory; name a file in it")
     return arguments
 
 
+def _program() -> int:
+    if importlib.util.find_spec("vmemu") is None:
+        print(f"vmemu is not installed for {sys.executable}: see README.md", file=sys.stderr)
+        return 2
+    # What was begun is cleaned up in either case.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print(" interrupted", file=sys.stderr)
+        return 130
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_program())

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmemu.check.codes import Code
 from vmemu.check.judge import judge
 from vmemu.check.verdict import ScenarioReport
 from vmemu.config import load
@@ -18,6 +19,8 @@ from vmemu.migration import Migration
 
 TESTS = Path(__file__).parent
 Document = dict[str, Any]
+Judging = Callable[..., ScenarioReport]
+"""Judges blocks between two hosts, or within one."""
 
 
 def ram(size: str = "256KiB", **keys: Any) -> Document:
@@ -45,6 +48,12 @@ def scenario(directory: Path, *blocks: Document, **sections: Any) -> Path:
 def guest(**keys: Any) -> Document:
     """The section of a small guest."""
     return {"trace": {"synthetic": {"kind": "uniform", "accesses": 2000}}} | keys
+
+
+def only(code: Code, report: ScenarioReport) -> Document:
+    """The reason that is there, and no other."""
+    assert codes(report) == {code}, reasons(report)
+    return the(code, report)
 
 
 def ran(path: Path) -> str:

@@ -33,6 +33,7 @@ from vmemu.events import DESTINATION, SOURCE, pointer
 from vmemu.flip import unpack_flip
 from vmemu.guest_worker import Guest, GuestWorker
 from vmemu.hostcheck import require_postcopy
+from vmemu.idle import idle_settings
 from vmemu.interrupts import Interrupts
 from vmemu.manager import MemoryManager
 from vmemu.memlock import MemoryLock
@@ -167,6 +168,7 @@ class Migration:
             self._require_host(blocks)  # no dictionary of pages for blocks that can't be
         self._client_plans = client_plans(self.scenario, blocks)
         self.run_state.workload, self._recipe = make_workload(self.scenario, blocks)
+        self.run_state.warnings += [idle.message for idle in idle_settings(self.scenario)]
         self.run_state.placement = placement.decide(self.scenario, self.run_state.workload)
         wait = self.scenario.on_unavailable
         wait_s = wait.wait / 1e9 if isinstance(wait, Wait) else 0.0

@@ -204,6 +204,25 @@ def test_ctrl_c_in_the_first_row(
     assert said.err == "first ... interrupted\n"
 
 
+def test_a_document_that_has_no_place_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py", "--json", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2
+    assert "this is a directory; name a file in it" in capsys.readouterr().err
+
+
+def test_a_document_that_finds_no_room_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "all_rows", lambda _: [])
+    monkeypatch.setattr("sys.argv", ["run.py", "--json", "/dev/full"])
+    assert run.main() == 1
+    assert capsys.readouterr().err == "--json /dev/full: No space left on device\n"
+
+
 def test_the_list_tells_rows_apart(tmp_path: Path) -> None:
     lines = report.listing(run.all_rows(Context(tmp_path))).splitlines()
     said = [line.partition(": ")[2] for line in lines]

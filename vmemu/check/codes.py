@@ -48,6 +48,9 @@ class Code(enum.StrEnum):
     TIME_LIMIT = "time_limit"
     CPUS = "cpus"
 
+    # The scenario itself.
+    NO_EFFECT = "no_effect"
+
     # Features of the kernel.
     USERFAULTFD = "userfaultfd"
     USER_MODE_ONLY = "user_mode_only"

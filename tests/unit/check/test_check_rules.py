@@ -6,24 +6,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checking import codes, guest, huge, ram, reasons, scenario, shared, the
+from checking import Judging, codes, guest, huge, only, ram, reasons, scenario, shared, the
 from recorded_hosts import DISK, FEATURES, GIB, KIB, MIB, SHM, host, limits, memory, pool
 
 from vmemu import privilege
-from vmemu._config import judging
 from vmemu.check.codes import Code
 from vmemu.check.judge import judge
-from vmemu.check.verdict import ScenarioReport
 from vmemu.errors import ConfigError
 from vmemu.host.document import (
     Collapsing,
-    Cpus,
-    HostDocument,
     Kernel,
     Mount,
     Proof,
@@ -35,42 +30,7 @@ from vmemu.needed import OF_BACKING, OF_EVERY_BLOCK
 from vmemu.ramblock import Backing
 from vmemu.userfault import Feature
 
-
-@pytest.fixture(autouse=True)
-def _somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host that checks is asked for nothing."""
-
-    def asked() -> int:
-        raise AssertionError("the page size of the host that checks was asked for")
-
-    monkeypatch.setattr(judging, "base_page_size", asked)
-    monkeypatch.setattr(judging, "smallest_hugepage_size", asked)
-
-
-Judging = Callable[..., ScenarioReport]
-
-
-@pytest.fixture
-def judged(tmp_path: Path) -> Judging:
-    """Judges blocks between two hosts, or within one."""
-
-    def judging(
-        *blocks: Any,
-        on: HostDocument | None = None,
-        source: HostDocument | None = None,
-        **sections: Any,
-    ) -> ScenarioReport:
-        destination = on or host()
-        path = scenario(tmp_path, *blocks, **sections)
-        return judge(path, source=source or destination, destination=destination)
-
-    return judging
-
-
-def only(code: Code, report: ScenarioReport) -> dict[str, Any]:
-    """The reason that is there, and no other."""
-    assert codes(report) == {code}, reasons(report)
-    return the(code, report)
+pytestmark = pytest.mark.usefixtures("somewhere_else")
 
 
 def test_a_host_that_has_everything(judged: Judging) -> None:
@@ -555,69 +515,6 @@ def test_the_rest_is_judged_beside_what_does_not_fit(judged: Judging) -> None:
     assert {Code.MISALIGNED, Code.POOL_SMALL} <= codes(report)
 
 
-@pytest.mark.parametrize(
-    ("size", "sections", "remedy"),
-    [
-        ("1MiB", {"limits": {"stall": "1s"}}, "limits: {stall: 2s}"),
-        ("1MiB", {"source": {"startup_timeout": "1ms"}}, "source: {startup_timeout: 2s}"),
-        ("8176MiB", {}, "source: {startup_timeout: 34s}"),
-    ],
-)
-def test_short_limits_in_time_are_unknown(
-    tmp_path: Path, size: str, sections: dict[str, Any], remedy: str
-) -> None:
-    there = host(memory=memory(64 * GIB))
-
-    def judged(sections: dict[str, Any]) -> ScenarioReport:
-        path = scenario(tmp_path, ram(size), **sections)
-        return judge(path, source=there, destination=there)
-
-    found = only(Code.TIME_LIMIT, judged(sections))
-    assert (found["verdict"], found["remedy"]) == ("unknown", remedy)
-    longer = {"limits": {"stall": "2s"}, "source": {"startup_timeout": "34s"}}
-    assert judged(longer).verdict == "ok"
-
-
-NAMED = {"vcpus": "0-1", "urgent": "2-3", "push": 9}
-
-
-@pytest.mark.parametrize(
-    ("leaving", "arriving", "migration", "fields"),
-    [
-        ((0, 1, 2, 3, 9), (0, 1), {}, []),
-        ((0, 1), (0, 1), {}, ["urgent", "push"]),
-        ((2, 3, 9), (0, 1), {}, []),
-        ((2, 3, 9), (0, 1), {"flip_at": "50%"}, ["vcpus"]),
-        ((0, 1, 2, 3), (2, 3), {}, ["push", "vcpus"]),
-    ],
-)
-def test_named_cpus_are_those_of_the_end_that_uses_them(
-    judged: Judging,
-    leaving: tuple[int, ...],
-    arriving: tuple[int, ...],
-    migration: dict[str, Any],
-    fields: list[str],
-) -> None:
-    source, destination = (host(cpus=Cpus(online=10, allowed=a)) for a in (leaving, arriving))
-    report = judged(ram(), source=source, on=destination, placement=NAMED, migration=migration)
-    found = [reason for reason in reasons(report) if reason["code"] == Code.CPUS]
-    assert {reason["place"].rpartition(".")[2] for reason in found} == set(fields)
-    assert report.verdict == ("incompatible" if fields else "ok")
-
-
-def test_named_cpus_within_one_host_are_all_its_own(judged: Judging) -> None:
-    found = only(Code.CPUS, judged(ram(), placement={"listen": 1, "push": "1-2"}))
-    assert "CPU 2 is not among those that vmemu on" in found["message"]
-    assert found["message"].endswith("may use (0-1)")
-
-
-def test_spread_over_too_few_cpus_is_degraded(judged: Judging) -> None:
-    found = only(Code.CPUS, judged(ram(), placement="spread", guest=guest(vcpus=3)))
-    assert (found["verdict"], found["remedy"]) == ("degraded", "placement: auto")
-    assert "spread has 2 CPUs for 3 vCPUs" in found["message"]
-    assert judged(ram(), placement="colocate", guest=guest(vcpus=3)).verdict == "ok"
-
-
 def test_traces_are_not_laid_on_what_no_memory_holds(judged: Judging) -> None:
     only(Code.MEMORY_NEVER, judged(ram("40TiB"), migration={"flip_at": 40}))
 
@@ -649,6 +546,6 @@ def test_the_worst_reason_comes_first(judged: Judging) -> None:
 
 
 def test_every_code_has_its_row_and_no_other_has_one() -> None:
-    page = (Path(__file__).parents[2] / "docs/check.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/check.md").read_text()
     rows = re.findall(r"^\| `([a-z_]+)` \|.*\|.*\|.*\|$", page, re.MULTILINE)
     assert sorted(rows) == sorted(Code)

@@ -211,7 +211,8 @@ _FEW = 2
 def _nearest_field(spot: _Spot) -> str:
     """The remedy for an unknown key: one that is written much like it, or its place."""
     key, beside = str(spot.path[-1]), spot.parent.model_fields if spot.parent else {}
-    elsewhere = [] if written_alike(key, beside) else keys.ending_in(key, keys.paths(spot.root))
+    alike = written_alike(key, beside, likeness=0.75)  # 'placement' and 'pace' are not
+    elsewhere = [] if alike else keys.ending_in(key, keys.paths(spot.root))
     # A key that many sections have says nothing of where this one was meant to be.
     return keys.asked(elsewhere) if 0 < len(elsewhere) <= _FEW else nearest(key, beside)
 

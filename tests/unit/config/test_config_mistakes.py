@@ -306,6 +306,8 @@ WRONG: list[tuple[str, str, int, int, str, str, str]] = [
     (TRACE_LINE, TRACE_LINE + "bandwidth: 1GiB/s\n", 7, 1, "bandwidth", "unknown key",
      "'migration.precopy.bandwidth' or 'migration.postcopy.bandwidth'?"),
     (TRACE_LINE, TRACE_LINE + "kind: shm\n", 7, 1, "kind", "unknown key", "use one of name, seed"),
+    (TRACE_LINE, TRACE_LINE + "  placement: auto\n", 7, 3, "guest.placement", "unknown key",
+     "did you mean 'placement'?"),
     (TRACE_LINE, TRACE_LINE + "  peace: {kind: asap}\n", 7, 3, "guest.peace", "unknown key",
      "'pace'?"),
     (TRACE_LINE, TRACE_LINE + "  pace: {}\n", 7, 9, "guest.pace.kind", "is missing",

@@ -48,48 +48,49 @@ class Context:
 
         Raises ``NotHere`` when it ends with 3 (this host can't), ``Failed`` for any other end.
         """
-        return self._run(command, cpus)[0]
-
-    def _run(self, command: Iterable[str | Path], cpus: Collection[int]) -> tuple[str, int]:
-        """The same, with the peak of its resident memory in bytes."""
         words = [str(word) for word in command]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
             with _on(cpus):
                 process = subprocess.Popen(words, stdout=out, stderr=said)
-            # Only wait4 tells the peak of this process alone, and it has no time limit.
+            # Popen.wait with a limit looks at it in intervals, on the CPU that it may run on.
             timer = threading.Timer(_LIMIT_S, process.kill)
             timer.start()
             try:
-                _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
+                process.wait()
             finally:
                 timer.cancel()
-                if process.returncode is None:
-                    process.kill()
-                    process.wait()
+                process.kill()
+                process.wait()
             if process.returncode:
                 raise _refusal(words, process.returncode, said)
             out.seek(0)
-            return out.read(), usage.ru_maxrss * 1024
+            return out.read()
 
     # ---- vmemu ----
 
     def vmemu(
         self, scenario: Mapping[str, Any], cpus: Collection[int], *settings: str
     ) -> dict[str, Any]:
-        """The result document of one ``vmemu run``; ``settings`` as those of --set.
-
-        ``peak_bytes`` in it is the peak of the process's resident memory.
-        """
+        """The result document of one ``vmemu run``; ``settings`` as those of --set."""
         return self.vmemu_file(self.scenario(scenario), cpus, *settings)
 
     def vmemu_file(self, file: Path, cpus: Collection[int], *settings: str) -> dict[str, Any]:
+        return self._result(["-m", "vmemu"], file, cpus, *settings)
+
+    def vmemu_with_peak(self, scenario: Mapping[str, Any], cpus: Collection[int]) -> dict[str, Any]:
+        """The same with ``peak_bytes``, the peak of the process's resident memory."""
+        peak = self.directory / "peak"
+        document = self._result([HERE / "peak.py", peak], self.scenario(scenario), cpus)
+        return {**document, "peak_bytes": int(peak.read_text())}
+
+    def _result(
+        self, program: list[str | Path], file: Path, cpus: Collection[int], *settings: str
+    ) -> dict[str, Any]:
         result = self.directory / "result.json"
         sets = [word for setting in settings for word in ("--set", setting)]
-        command = [sys.executable, "-P", "-m", "vmemu", "run", file, *sets, "--json", result]
-        _, peak = self._run(command, cpus)
+        self.run([sys.executable, "-P", *program, "run", file, *sets, "--json", result], cpus)
         document: dict[str, Any] = json.loads(result.read_text())
-        return {**document, "peak_bytes": peak}
+        return document
 
     def scenario(self, scenario: Mapping[str, Any]) -> Path:
         """A file of it; JSON is YAML."""

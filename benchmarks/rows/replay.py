@@ -94,8 +94,8 @@ def _long(context: Context) -> Iterable[Row]:
         return write_trace(context.directory / "long.vmtrace", _LONG)
 
     rounds = Rounds(
-        long=lambda: context.vmemu(resident(str(trace()), PAGES, reads=False), cpus),
-        small=lambda: context.vmemu(demand(block(PAGES * 4096)), cpus),
+        long=lambda: context.vmemu_with_peak(resident(str(trace()), PAGES, reads=False), cpus),
+        small=lambda: context.vmemu_with_peak(demand(block(PAGES * 4096)), cpus),
         floor=lambda: context.floor(cpus, "resident", trace()),
     )
     yield Row(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -221,6 +223,13 @@ def test_a_document_that_finds_no_room_is_told_in_a_line(
     monkeypatch.setattr("sys.argv", ["run.py", "--json", "/dev/full"])
     assert run.main() == 1
     assert capsys.readouterr().err == "--json /dev/full: No space left on device\n"
+
+
+def test_the_peak_of_a_run_is_not_that_of_who_started_it(tmp_path: Path) -> None:
+    ballast = b"x" * (256 << 20)
+    program = Path(run.__file__).with_name("peak.py")
+    subprocess.run([sys.executable, program, tmp_path / "peak", "--version"], check=True)
+    assert 0 < int((tmp_path / "peak").read_text()) < len(ballast)
 
 
 def test_the_list_tells_rows_apart(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from vmemu.traces.opening import open_stream
@@ -37,10 +35,7 @@ def main() -> None:
     # What is measured inherits this.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(prefix="vmemu-bench-") as directory:
-        # In a process of its own: the peak of a child is never less than its parent's memory.
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            prepared = pool.submit(prepare, arguments.recording, arguments.times, Path(directory))
-            text, packed, lines = prepared.result()
+        text, packed, lines = prepare(arguments.recording, arguments.times, Path(directory))
         print(f"{lines:,} lines, {text.stat().st_size:,} bytes")
         for what, source, name, *options in (
             ("plain text", text, "a.vmtrace"),
@@ -49,7 +44,8 @@ def main() -> None:
             ("collapsed", text, "d.vmtrace", "--collapse"),
             ("to a packed trace", text, "e.vmtrace.zst"),
         ):
-            measure(what, [str(source), str(Path(directory) / name), *options], lines)
+            paths = [str(source), str(Path(directory) / name)]
+            measure(what, [*paths, *options], lines, Path(directory) / "peak")
 
 
 def prepare(recording: Path, times: int, directory: Path) -> tuple[Path, Path, int]:
@@ -68,18 +64,18 @@ def prepare(recording: Path, times: int, directory: Path) -> tuple[Path, Path, i
     return text, packed, lines
 
 
-def measure(what: str, arguments: list[str], lines: int) -> None:
+def measure(what: str, arguments: list[str], lines: int, peak: Path) -> None:
+    """``peak`` is a file for the peak of its memory, see peak.py."""
+    program = [sys.executable, "-P", str(Path(__file__).with_name("peak.py")), str(peak)]
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "vmemu", "trace", "convert", "--quiet", *arguments]
-    )
+    process = subprocess.Popen([*program, "trace", "convert", "--quiet", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     elapsed = time.perf_counter() - start
     busy = usage.ru_utime + usage.ru_stime
     verdict = "" if status == 0 else f"  failed: {os.waitstatus_to_exitcode(status)}"
     print(
         f"{what:<18} {lines / elapsed / 1e6:6.1f} M lines/s ({lines / busy / 1e6:6.1f} of CPU time)"
-        f"  {elapsed:6.2f} s  peak {usage.ru_maxrss / 1000:6.1f} MB{verdict}"
+        f"  {elapsed:6.2f} s  peak {int(peak.read_text()) / 1e6:6.1f} MB{verdict}"
     )
 
 

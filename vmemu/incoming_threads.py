@@ -172,6 +172,11 @@ class IncomingThreads:
             if time.monotonic() > deadline:
                 raise MigrationError("the fault threads do not start")
 
+    @property
+    def _listening(self) -> list[CThread]:
+        """The one that hears the source's last word, once it was started."""
+        return [thread for thread in self._threads if thread.name == "listen"]
+
     # ---- while they run ----
 
     @property
@@ -192,10 +197,8 @@ class IncomingThreads:
         heard first, and gets a moment to have its say.
         """
         if self.deliveries.failed or any(thread.error is not None for thread in self._threads):
-            listening = [thread for thread in self._threads if thread.name == "listen"]
-            for thread in listening:
-                thread.join(LAST_WORDS_S)
-            for thread in (*listening, *self._threads):
+            self.hear_out()
+            for thread in (*self._listening, *self._threads):
                 if thread.error is not None:
                     raise thread.error
             self.deliveries.check()
@@ -203,7 +206,7 @@ class IncomingThreads:
 
     def _check_promise(self) -> None:
         """All is sent, says the source; on one channel nothing can be on its way any more."""
-        listened = any(thread.name == "listen" and thread.done for thread in self._threads)
+        listened = any(thread.done for thread in self._listening)
         if listened and not self.complete and self._ends.urgent is None:
             ram = self.shared.ram
             missing = ram.pages_total - ram.pages_received
@@ -219,11 +222,10 @@ class IncomingThreads:
     # ---- their end ----
 
     def hear_out(self) -> None:
-        """As in QEMU the listen thread ends first, with the source's word that all is sent; one
-        that does not come is not needed any more."""
-        for thread in self._threads:
-            if thread.name == "listen":
-                thread.join(LAST_WORDS_S)
+        """Give the listen thread a moment to end with the source's last word: at the end, as in
+        QEMU, that all is sent, and one that does not come is not needed any more."""
+        for thread in self._listening:
+            thread.join(LAST_WORDS_S)
 
     def stop(self) -> None:
         """Raises MigrationError when one does not end: then what it uses stays open."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import HUGE, scenario
 
+from vmemu import idle
 from vmemu.idle import idle_settings
 
 RAM = {"name": "ram", "backing": "anonymous", "size": "64KiB"}
@@ -45,3 +48,18 @@ def test_a_setting_without_effect(
 )
 def test_settings_with_an_effect(blocks: list[dict[str, Any]], postcopy: dict[str, Any]) -> None:
     assert told(blocks, **postcopy) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "bound"),
+    [
+        ("carry.h", "VM_AROUND_BYTES", idle._MOST_AROUND),
+        ("prefetch.c", "LARGEST_PAGE", idle._LARGEST_AHEAD),
+    ],
+)
+def test_the_bounds_are_those_of_the_core(file: str, name: str, bound: int) -> None:
+    """A check says what does nothing without loading the core."""
+    source = Path(idle.__file__).parent / "_core" / file
+    found = re.search(rf"#define {name} \(UINT64_C\((\d+)\) << (\d+)\)", source.read_text())
+    assert found is not None
+    assert int(found[1]) << int(found[2]) == bound
